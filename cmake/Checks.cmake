@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# Checks of what was built, rather than of what it computes: ABI, packaging, dispatch on other CPUs.
+set(checks ${PROJECT_SOURCE_DIR}/tests/checks)
+# Debian's own python3 has pycparser; another one that comes first in PATH need not.
+set(INT8Q_PYTHON /usr/bin/python3 CACHE FILEPATH "a Python 3 with pycparser")
+
+function(int8q_add_check name)
+  add_test(NAME check_${name} COMMAND ${ARGN})
+  set_tests_properties(check_${name} PROPERTIES LABELS check TIMEOUT 600)
+endfunction()
+
+int8q_add_check(library ${INT8Q_PYTHON} ${checks}/library.py $<TARGET_FILE:int8q>
+                ${PROJECT_SOURCE_DIR}/docs/abi/manifest-${INT8Q_ABI_MAJOR}.${INT8Q_ABI_MINOR}.json
+)
+
+if(CMAKE_CROSSCOMPILING)
+  if(TARGET int8q_cli)
+    int8q_add_check(selftest_aarch64 ${INT8Q_PYTHON} ${checks}/selftest.py $<TARGET_FILE:int8q_cli> aarch64
+                    ${CMAKE_CROSSCOMPILING_EMULATOR}
+    )
+  endif()
+  return()
+endif()
+
+int8q_add_check(generated ${INT8Q_PYTHON} ${PROJECT_SOURCE_DIR}/tools/abi/generate.py --check)
+int8q_add_check(generator ${INT8Q_PYTHON} ${checks}/generator.py)
+int8q_add_check(binding ${INT8Q_PYTHON} ${checks}/binding.py $<TARGET_FILE:int8q> ${CMAKE_C_COMPILER})
+int8q_add_check(readme ${INT8Q_PYTHON} ${checks}/readme.py $<TARGET_FILE:int8q> ${CMAKE_C_COMPILER} ${CMAKE_CXX_COMPILER})
+int8q_add_check(headers ${checks}/headers.sh ${PROJECT_SOURCE_DIR}/include ${CMAKE_C_COMPILER} ${CMAKE_CXX_COMPILER})
+int8q_add_check(consumers ${checks}/consumers.sh ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR} ${CMAKE_C_COMPILER}
+                ${CMAKE_CXX_COMPILER}
+)
+
+add_executable(check_reload tests/checks/reload.c)
+target_include_directories(check_reload PRIVATE include)
+target_link_libraries(check_reload PRIVATE int8q_warnings ${CMAKE_DL_LIBS})
+int8q_add_check(reload check_reload $<TARGET_FILE:int8q>)
+
+if(isa_folders)
+  set(object_folders ${PROJECT_BINARY_DIR}/CMakeFiles/int8q_objects.dir ${PROJECT_BINARY_DIR}/CMakeFiles/int8q_dispatch.dir)
+  int8q_add_check(isa_objects ${INT8Q_PYTHON} ${checks}/isa_objects.py ${object_folders})
+  if(CMAKE_BUILD_TYPE STREQUAL Release)
+    int8q_add_check(spills ${INT8Q_PYTHON} ${checks}/spills.py ${object_folders})
+  endif()
+endif()
+if(TARGET int8q_cli)
+  int8q_add_check(selftest_host ${INT8Q_PYTHON} ${checks}/selftest.py $<TARGET_FILE:int8q_cli> host)
+  if(isa_folders)
+    foreach(cpu IN ITEMS Nehalem Haswell)
+      int8q_add_check(selftest_${cpu} ${INT8Q_PYTHON} ${checks}/selftest.py $<TARGET_FILE:int8q_cli> ${cpu} qemu-x86_64
+                      -cpu ${cpu}
+      )
+    endforeach()
+  endif()
+endif()

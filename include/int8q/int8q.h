@@ -1,0 +1,493 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * int8q.h: the whole stable C ABI of int8q, LLM.int8() on the CPU (arXiv 2208.07339).
+ *
+ * Notation. X[M,K] activations, W[N,K] weights, Y[M,N] = X . W^T + bias. row_stats[M] and col_stats[N] are absmax in
+ * input units (bitsandbytes' SCA and SCB), not scales: a code q stands for q * stat / 127.
+ *
+ * Rules that hold for every function below:
+ *  - It returns an int32_t status, INT8Q_OK or one of the numbers pinned below, unless it says otherwise. On any other
+ *    status than INT8Q_OK nothing was written to the caller's outputs, unless it says otherwise, and int8q_last_error()
+ *    names the argument, its value and what was expected.
+ *  - No exception, signal, abort or output leaves the library. A caller's callback must return normally; a C++ exception
+ *    thrown through one is caught and becomes INT8Q_INTERNAL.
+ *  - Sizes, strides and indices are int64_t in elements; byte counts are uint64_t.
+ *  - Pointers are host memory and may be NULL only where it is said. Matrices may start at any byte address; arrays that
+ *    are passed as float* or int64_t* have that type's natural alignment (else INT8Q_MISALIGNED).
+ *  - Outputs must not overlap inputs or each other, unless it is said (else INT8Q_OVERLAP).
+ *  - A handle that is NULL, destroyed or foreign gives INT8Q_INVALID_HANDLE, on best effort.
+ *  - A struct's first member is its size: set it to sizeof(struct). Smaller than in level 1.0, or larger with a non-zero
+ *    unknown tail, gives INT8Q_ABI_MISMATCH. Reserved members must be zero.
+ *  - Thread safety: functions without a context may be called from any thread. See int8q_create_context for the others.
+ */
+#ifndef INT8Q_INT8Q_H_
+#define INT8Q_INT8Q_H_
+
+#include <stdint.h>
+
+/* A level is (major << 16) | minor. Minor levels only add; a new major level would be a new library name. */
+#define INT8Q_LEVEL(major, minor) (((uint32_t)(major) << 16) | (uint32_t)(minor))
+#define INT8Q_ABI_MAJOR 1
+#define INT8Q_ABI_MINOR 0
+#define INT8Q_ABI_LEVEL INT8Q_LEVEL(INT8Q_ABI_MAJOR, INT8Q_ABI_MINOR)
+
+/* Define INT8Q_TARGET_LEVEL before the include to hide every declaration newer than the oldest library you run on. */
+#ifndef INT8Q_TARGET_LEVEL
+#define INT8Q_TARGET_LEVEL INT8Q_ABI_LEVEL
+#endif
+
+#if defined(INT8Q_BUILDING)
+#define INT8Q_API __attribute__((visibility("default")))
+#else
+#define INT8Q_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------------------------------------------- Constants */
+
+/* Status codes. The numbers never change. */
+enum {
+  INT8Q_OK = 0,
+  INT8Q_INVALID_ARGUMENT = 1, /* a NULL, negative, NaN, mismatched or otherwise forbidden argument */
+  INT8Q_INVALID_HANDLE = 2,   /* not a live handle of this kind */
+  INT8Q_INVALID_DTYPE = 3,    /* this operation does not take this dtype here */
+  INT8Q_ABI_MISMATCH = 4,     /* another level is wanted than this library offers; or a struct's size is not known */
+  INT8Q_SIZE_OVERFLOW = 5,    /* a product of sizes passes 2^63, or K passes the exactness limit */
+  INT8Q_OUT_OF_MEMORY = 6,    /* an allocation failed; nothing leaked */
+  INT8Q_BUFFER_TOO_SMALL = 7, /* workspace, blob or text buffer; the needed size is in the message */
+  INT8Q_MISALIGNED = 8,       /* workspace or blob not 64-byte aligned, or an array below its natural alignment */
+  INT8Q_OVERLAP = 9,          /* an output overlaps an input or another output */
+  INT8Q_NOT_FINITE = 10,      /* NaN or Inf in weights or stats; the message names the row */
+  INT8Q_UNSUPPORTED = 11,     /* unknown backend or ISA, or one that this machine or file format version lacks */
+  INT8Q_NO_DEVICE = 12,       /* the CUDA backend was asked for and no usable GPU is there; the message says why */
+  INT8Q_BUSY = 13,            /* the context is inside another call that needs its scratch memory */
+  INT8Q_NOT_FOUND = 14,       /* no such file or tensor */
+  INT8Q_IO = 15,              /* the operating system refused to open, read, write, sync or rename */
+  INT8Q_CORRUPT = 16,         /* a file or blob contradicts itself: truncated, lying header, wrong checksum */
+  INT8Q_CANCELLED = 17,       /* a progress callback asked to stop; nothing is left behind */
+  INT8Q_RUNNER_FAILED = 18,   /* the caller's parallel runner failed; outputs of this call are undefined */
+  INT8Q_INTERNAL = 19         /* a defect of the library, or an exception thrown through a caller's callback */
+};
+
+/* Element types. Computation takes F32, F16, BF16, S8 and S32 as said by each function; the rest name what safetensors
+ * files hold. */
+enum {
+  INT8Q_DTYPE_INVALID = 0,
+  INT8Q_F32 = 1,
+  INT8Q_F16 = 2,
+  INT8Q_BF16 = 3,
+  INT8Q_S8 = 4,
+  INT8Q_S32 = 5,
+  INT8Q_U8 = 6,
+  INT8Q_F64 = 7,
+  INT8Q_S16 = 8,
+  INT8Q_U16 = 9,
+  INT8Q_U32 = 10,
+  INT8Q_S64 = 11,
+  INT8Q_U64 = 12,
+  INT8Q_BOOL = 13,
+  INT8Q_F8_E4M3 = 14,
+  INT8Q_F8_E5M2 = 15
+};
+
+enum { INT8Q_BACKEND_AUTO = 0, INT8Q_BACKEND_CPU = 1, INT8Q_BACKEND_CUDA = 2 };
+
+/* What leaves the int8 product. An element is an outlier where |x| >= threshold; NaN never is. Outlier elements are left
+ * out of absmax in both scopes. */
+enum {
+  INT8Q_OUTLIERS_COLUMN = 0, /* every column with an outlier in any row, for all rows: the paper, bitsandbytes */
+  INT8Q_OUTLIERS_OFF = 1,    /* nothing; threshold is ignored; a row with Inf becomes a NaN row */
+  INT8Q_OUTLIERS_ELEMENT = 2 /* only the elements themselves: row i of Y does not depend on the other rows of X */
+};
+
+enum { INT8Q_FORWARD = 1, INT8Q_BACKWARD = 2 }; /* operations, for int8q_query_workspace */
+
+enum { INT8Q_ACCUMULATE = 1 };     /* flag: add to the output instead of overwriting it */
+enum { INT8Q_TRUST_CHECKSUM = 1 }; /* flag: int8q_open_linear skips the checksum over the packed weights */
+
+/* ---------------------------------------------------------------------------------------------------- Structs */
+
+typedef struct int8q_context int8q_context;
+typedef struct int8q_linear int8q_linear;
+typedef struct int8q_safetensors int8q_safetensors;
+
+/* A row-major matrix in the caller's memory: element (i, j) is at data + (i * row_stride + j) * sizeof(dtype).
+ * rows, cols >= 0; row_stride >= cols where rows > 1. data may be NULL where rows * cols is 0. Any byte alignment. An
+ * input matrix is only read. */
+typedef struct int8q_matrix {
+  uint32_t size;
+  int32_t dtype;
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride;
+  void* data;
+} int8q_matrix;
+
+/* The caller's memory for everything that a context allocates. Thread-safe if contexts are used from several threads.
+ * allocate returns `bytes` bytes aligned to `alignment` (a power of two, at most 4096), or NULL. */
+typedef struct int8q_allocator {
+  uint32_t size;
+  uint32_t reserved;
+  void* opaque;
+  void* (*allocate)(void* opaque, uint64_t bytes, uint64_t alignment);
+  void (*deallocate)(void* opaque, void* memory, uint64_t bytes);
+} int8q_allocator;
+
+/* One task of a parallel phase. index is in [0, count); thread is in [0, max_threads) and unlike that of every task that
+ * runs at the same time. */
+typedef void (*int8q_task)(void* arg, int64_t index, int32_t thread);
+
+/* The caller's threads. run calls task(arg, i, thread) once for each i in [0, count), in any order, on any threads, also
+ * one after another, and returns 0 once all of them have returned, else non-zero. One call a phase; a task never waits
+ * for another. */
+typedef struct int8q_parallel_runner {
+  uint32_t size;
+  int32_t max_threads;
+  void* opaque;
+  int32_t (*run)(void* opaque, int64_t count, int8q_task task, void* arg);
+} int8q_parallel_runner;
+
+typedef struct int8q_context_options {
+  uint32_t size;
+  int32_t backend; /* INT8Q_BACKEND_*; AUTO takes the CPU at this level */
+  int32_t threads; /* of the library's own pool; 0: from affinity mask and cgroup quota; at most 1024 */
+  uint32_t reserved;
+  const char* isa; /* "generic", "avx2", ...; NULL: INT8Q_CPU_ISA of the environment, else the best of this machine */
+  const int8q_parallel_runner* runner; /* NULL: the library's own pool. Copied. */
+  const int8q_allocator* allocator;    /* NULL: aligned_alloc and free. Copied. */
+} int8q_context_options;
+
+typedef struct int8q_linear_options {
+  uint32_t size;
+  int32_t outlier_mode; /* INT8Q_OUTLIERS_*; 0 is COLUMN */
+  float threshold;      /* > 0; 0 selects 6.0 */
+  uint32_t reserved;
+  const int64_t* kept_cols;         /* [kept_count] ascending columns whose weights are also kept in fp16; NULL if none */
+  int64_t kept_count;
+  const int8q_matrix* kept_weights; /* F16 [N, kept_count]; NULL: rounded from a float weight; needed for S8 weights */
+} int8q_linear_options;
+
+typedef struct int8q_linear_info {
+  uint32_t size;
+  int32_t outlier_mode;
+  float threshold;
+  int32_t has_bias; /* 0 or 1 */
+  int64_t out_features; /* N */
+  int64_t in_features;  /* K */
+  int64_t kept_count;
+  uint64_t blob_bytes;
+} int8q_linear_info;
+
+/* One tensor of a safetensors file. Pointers belong to the file handle. */
+typedef struct int8q_tensor {
+  uint32_t size;
+  int32_t dtype;
+  const char* name; /* UTF-8, NUL-terminated */
+  int64_t rank;
+  const int64_t* shape; /* [rank] */
+  const void* data;     /* the mapped file, read-only; any alignment */
+  uint64_t bytes;
+} int8q_tensor;
+
+enum { INT8Q_TENSOR_COPY = 0, INT8Q_TENSOR_QUANTIZE = 1 };                     /* int8q_progress.action */
+enum { INT8Q_PHASE_PLAN = 0, INT8Q_PHASE_WRITE = 1, INT8Q_PHASE_FINISH = 2 }; /* int8q_progress.phase */
+
+/* What int8q_quantize_checkpoint is doing. PLAN comes once for each tensor before anything is written; WRITE repeatedly,
+ * at least once a tensor; FINISH once, after all is in place. */
+typedef struct int8q_progress {
+  uint32_t size;
+  int32_t phase;
+  const char* file;   /* output file's name, relative to the output */
+  const char* tensor; /* NULL in FINISH */
+  int32_t action;
+  int32_t dtype;  /* of the input tensor */
+  int64_t rows;   /* N of a tensor to quantize, else 0 */
+  int64_t cols;   /* K of a tensor to quantize, else 0 */
+  uint64_t bytes_in;     /* PLAN: this tensor's; WRITE, FINISH: input bytes consumed so far */
+  uint64_t bytes_out;    /* PLAN: this tensor's with its stats; WRITE, FINISH: output bytes written so far */
+  uint64_t total_in;     /* of the whole checkpoint; 0 in PLAN */
+  uint64_t total_out;    /* likewise */
+} int8q_progress;
+
+/* Non-zero asks to stop: the call then returns INT8Q_CANCELLED. The struct is valid during the call only. */
+typedef int32_t (*int8q_progress_fn)(void* opaque, const int8q_progress* progress);
+
+typedef struct int8q_checkpoint_options {
+  uint32_t size;
+  int32_t dry_run;   /* 1: only the PLAN calls; nothing is written, `out` may be NULL */
+  int32_t overwrite; /* 1: an existing file or folder `out` is replaced at the end; 0: it is an error */
+  float threshold;   /* written to quantization_config; 0 selects 6.0 */
+  const char* const* include; /* [include_count] ECMAScript regexes searched in tensor names; NULL: "\.weight$" */
+  int64_t include_count;
+  const char* const* exclude; /* [exclude_count] likewise; NULL: embeddings, norms, output heads (transformers' default) */
+  int64_t exclude_count;
+} int8q_checkpoint_options;
+
+/* ---------------------------------------------------------------------------------------------------- Bootstrap
+ * These seven exist for ever, with these signatures, in every later library. */
+
+/* The ABI level of the loaded library, INT8Q_LEVEL(major, minor). Never fails. */
+INT8Q_API uint32_t int8q_abi_version(void);
+
+/* Whether this library serves callers built for level `want`: same major and no newer minor. *got (may be NULL) is set to
+ * int8q_abi_version() in either case. Returns INT8Q_OK or INT8Q_ABI_MISMATCH. */
+INT8Q_API int32_t int8q_negotiate(uint32_t want, uint32_t* got);
+
+/* SHA-256, as 64 hexadecimal digits, over the declarations of one level: a binding that was generated from another
+ * declaration of the same level is refused by comparing it. NULL if the library does not know the level. Static memory. */
+INT8Q_API const char* int8q_abi_hash(uint32_t level);
+
+/* The message of this thread's last failed call, "" if there was none. Success leaves it as it is. Valid until this
+ * thread's next call into the library. Never NULL. */
+INT8Q_API const char* int8q_last_error(void);
+
+/* "INT8Q_OK", ...; "INT8Q_UNKNOWN_STATUS" for a number that this library does not know. Static memory. */
+INT8Q_API const char* int8q_status_name(int32_t status);
+
+/* "int8q 0.1.0 (ABI 1.0)". Static memory. */
+INT8Q_API const char* int8q_version_string(void);
+
+/* Writes a JSON object, NUL-terminated, that describes library, CPU, ISAs (found, runnable, chosen and why), threads and
+ * GPU state. *length (may be NULL) is set to the needed bytes without the NUL, also when the text does not fit in
+ * `capacity` bytes (buffer may be NULL if capacity is 0): then INT8Q_BUFFER_TOO_SMALL. */
+INT8Q_API int32_t int8q_diagnose_json(char* buffer, uint64_t capacity, uint64_t* length);
+
+/* ---------------------------------------------------------------------------------------------------- Context */
+
+/* Makes a context: an ISA, threads and an allocator.
+ *
+ * options  NULL: all defaults. Environment variables are read here, once: INT8Q_CPU_ISA (if options->isa is NULL) and
+ *          INT8Q_NUM_THREADS (if options->threads is 0).
+ * context  receives the handle; INT8Q_OK only.
+ *
+ * Returns INVALID_ARGUMENT, ABI_MISMATCH, OUT_OF_MEMORY; UNSUPPORTED for an ISA that is unknown (the message lists the
+ * names) or that this CPU lacks; NO_DEVICE for the CUDA backend without a usable GPU.
+ *
+ * Thread safety: a context belongs to one call at a time; make one a thread. What happens if it is shared all the same is
+ * still defined: int8q_forward, int8q_forward_many and int8q_backward find the pool busy and run serially on their own
+ * thread; the stateless operations, which use the context's scratch memory, return INT8Q_BUSY; the part-wise calls are
+ * made for it. Destroying a context that is in use is the caller's error. Threads start at the first parallel call. After
+ * fork the child's contexts rebuild their threads at the first call. Since level 1.0. */
+INT8Q_API int32_t int8q_create_context(const int8q_context_options* options, int8q_context** context);
+
+/* Ends the threads and frees the scratch memory. Linears live on. NULL gives INVALID_HANDLE. */
+INT8Q_API int32_t int8q_destroy_context(int8q_context* context);
+
+/* Starts the pool's threads now instead of at the first parallel call. Returns INVALID_HANDLE. Threads that the system
+ * refuses to start are done without. */
+INT8Q_API int32_t int8q_prepare_context(int8q_context* context);
+
+/* Writes a JSON object: {"backend":, "isa":, "threads":, "runner":, "kernels": {operation: kernel name, ...}}. Buffer and
+ * length as in int8q_diagnose_json. */
+INT8Q_API int32_t int8q_describe_context(int8q_context* context, char* buffer, uint64_t capacity, uint64_t* length);
+
+/* ---------------------------------------------------------------------------------------------------- Stateless operations
+ * bitsandbytes' shape: nothing is kept from call to call but the context's scratch memory, which grows on need through
+ * the context's allocator. All of them succeed on empty matrices; K = 0 gives accumulators of 0.
+ * All may return INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, OUT_OF_MEMORY, MISALIGNED,
+ * OVERLAP, BUSY, RUNNER_FAILED. Results do not depend on ISA, threads or runner. Since level 1.0. */
+
+/* Quantizes each row on its own (vector-wise, paper section 3.1; bitsandbytes' int8_vectorwise_quant).
+ *
+ *   row_stats[i] = max |x[i,:]| over the row's elements that are no outliers; NaN for a row with NaN (or Inf, mode OFF)
+ *   q[i,j] = rint(x[i,j] * (127 / row_stats[i])), half to even; rint((x / row_stats) * 127) where row_stats < 2^-120;
+ *            0 for outlier elements, in mode COLUMN for whole outlier columns; 0 where row_stats is 0 or NaN
+ *
+ * x             F32, F16 or BF16 [M,K]
+ * outlier_mode  INT8Q_OUTLIERS_*
+ * threshold     > 0, +Inf allowed; 0 selects 6.0; ignored in mode OFF
+ * q             S8 [M,K]
+ * row_stats     [M]
+ * outlier_mask  [K] bytes 0 or 1: the column holds an outlier; may be NULL
+ * outlier_cols  [K]: receives the ascending indices of those columns; entries past the count stay untouched; may be NULL
+ * outlier_count receives their number; may be NULL if outlier_cols is */
+INT8Q_API int32_t int8q_quantize_rows(int8q_context* context, const int8q_matrix* x, int32_t outlier_mode, float threshold,
+                                      const int8q_matrix* q, float* row_stats, uint8_t* outlier_mask,
+                                      int64_t* outlier_cols, int64_t* outlier_count);
+
+/* C = A . B^T in 32-bit integers, exact (bitsandbytes' int8_linear_matmul).
+ * a S8 [M,K], b S8 [N,K], c S32 [M,N]. K <= 133,144, and <= 131,071 where a or b holds -128 (else SIZE_OVERFLOW). */
+INT8Q_API int32_t int8q_multiply(int8q_context* context, const int8q_matrix* a, const int8q_matrix* b,
+                                 const int8q_matrix* c);
+
+/* y = float(acc) * ((row_stats * col_stats) * (1/16129)) + bias, rounded once to y's type (bitsandbytes' int8_mm_dequant).
+ * acc S32 [M,N]; row_stats [M]; col_stats [N]; bias F32, F16 or BF16 [1,N] or NULL; y F32, F16 or BF16 [M,N]. */
+INT8Q_API int32_t int8q_dequantize_accumulators(int8q_context* context, const int8q_matrix* acc, const float* row_stats,
+                                                const float* col_stats, const int8q_matrix* bias, const int8q_matrix* y);
+
+/* int8q_multiply and int8q_dequantize_accumulators in one (bitsandbytes' int8_scaled_mm). Arguments as there. */
+INT8Q_API int32_t int8q_scaled_multiply(int8q_context* context, const int8q_matrix* a, const float* row_stats,
+                                        const int8q_matrix* b, const float* col_stats, const int8q_matrix* bias,
+                                        const int8q_matrix* y);
+
+/* The scaled product plus the outlier columns in floating point (paper section 3.2; bitsandbytes' int8_mixed_scaled_mm).
+ *
+ *   o = sum over outlier_cols k, ascending, of x[i,k] * w[j,k], one fp32 fmaf chain; w = (b * col_stats) * (1/127)
+ *   y = fmaf(float(a.b), (row_stats * col_stats) * (1/16129), o) + bias
+ *
+ * x             F32, F16 or BF16 [M,K]
+ * a             S8 [M,K], zero where x's part is taken by o, as int8q_quantize_rows makes it
+ * outlier_mode  COLUMN or ELEMENT; in ELEMENT only elements with |x| >= threshold enter o
+ * outlier_cols  [outlier_count] ascending, in [0, K); may be NULL if outlier_count is 0
+ * The others as in int8q_scaled_multiply. */
+INT8Q_API int32_t int8q_mixed_scaled_multiply(int8q_context* context, const int8q_matrix* x, const int8q_matrix* a,
+                                              const float* row_stats, const int8q_matrix* b, const float* col_stats,
+                                              int32_t outlier_mode, float threshold, const int64_t* outlier_cols,
+                                              int64_t outlier_count, const int8q_matrix* bias, const int8q_matrix* y);
+
+/* y = (q * stats) * (1/127), row by row (bitsandbytes' int8_vectorwise_dequant).
+ * q S8 [M,K]; stats [M]; y F32, F16 or BF16 [M,K]. */
+INT8Q_API int32_t int8q_dequantize_rows(int8q_context* context, const int8q_matrix* q, const float* stats,
+                                        const int8q_matrix* y);
+
+/* Calibration, step 1: adds to counts[k] the number of rows of x in which |x[i,k]| >= threshold (0 selects 6.0).
+ * x F32, F16 or BF16 [M,K]; counts [K], zeroed by the caller before the first batch. */
+INT8Q_API int32_t int8q_count_outliers(int8q_context* context, const int8q_matrix* x, float threshold, int64_t* counts);
+
+/* Calibration, step 2: names the columns that were outliers in at least min_fraction of `rows` rows and at least once (the
+ * paper: .06 of the sequence positions), to be given as int8q_linear_options.kept_cols.
+ * counts [cols]; rows > 0: how many rows were counted in all; min_fraction in [0, 1]; outlier_cols [cols] receives the
+ * ascending indices; *outlier_count their number. Returns INVALID_ARGUMENT. */
+INT8Q_API int32_t int8q_select_outlier_cols(const int64_t* counts, int64_t cols, int64_t rows, double min_fraction,
+                                            int64_t* outlier_cols, int64_t* outlier_count);
+
+/* ---------------------------------------------------------------------------------------------------- The linear layer
+ * An int8q_linear is immutable and may be used from any thread and with any context, whatever its ISA: there is one packed
+ * layout. Its blob (magic, layout id, sizes, checksums, panels of 16 rows of W) can lie in the library's memory or in the
+ * caller's, an mmap'ed file's for example. Since level 1.0. */
+
+/* Bytes of the blob of a linear [N,K]; has_bias is 0 or 1. Returns INVALID_ARGUMENT, SIZE_OVERFLOW (K > 133,144). */
+INT8Q_API int32_t int8q_query_blob(int64_t out_features, int64_t in_features, int32_t has_bias, int64_t kept_count,
+                                   uint64_t* bytes);
+
+/* Quantizes (or takes quantized) weights and packs them into memory of the context's allocator.
+ *
+ * weight     F32, F16 or BF16 [N,K] to be quantized row by row; or S8 [N,K] with its col_stats. Not needed afterwards.
+ * col_stats  [N] for S8 weights, finite and >= 0; NULL for float weights
+ * bias       F32, F16 or BF16 [1,N]; may be NULL
+ * options    NULL: mode COLUMN, threshold 6, no kept columns. Kept columns stay in the int8 weights as well; where such a
+ *            column is an outlier column of X, its fp16 weights are used in place of q * col_stats / 127.
+ * linear     receives the handle
+ *
+ * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW (K as in int8q_multiply),
+ * OUT_OF_MEMORY, MISALIGNED, BUSY; NOT_FINITE names the row of a NaN or Inf in weight, col_stats, bias or kept weights
+ * (a float weight beyond 65504 in a kept column counts). */
+INT8Q_API int32_t int8q_create_linear(int8q_context* context, const int8q_matrix* weight, const float* col_stats,
+                                      const int8q_matrix* bias, const int8q_linear_options* options,
+                                      int8q_linear** linear);
+
+/* The same into the caller's blob of blob_bytes >= int8q_query_blob, 64-byte aligned. Use int8q_open_linear on it.
+ * Also returns BUFFER_TOO_SMALL, OVERLAP. When it fails, the blob's contents are undefined and do not open. */
+INT8Q_API int32_t int8q_pack_linear(int8q_context* context, const int8q_matrix* weight, const float* col_stats,
+                                    const int8q_matrix* bias, const int8q_linear_options* options, void* blob,
+                                    uint64_t blob_bytes);
+
+/* Validates a blob and makes a linear over it, without copying. The blob is only read, is 64-byte aligned, and must stay
+ * valid and unchanged while the linear lives. flags: INT8Q_TRUST_CHECKSUM skips reading the packed weights (everything
+ * that memory safety depends on is validated all the same). Returns CORRUPT, MISALIGNED, UNSUPPORTED (a newer layout),
+ * INVALID_ARGUMENT, INVALID_HANDLE, OUT_OF_MEMORY. */
+INT8Q_API int32_t int8q_open_linear(int8q_context* context, const void* blob, uint64_t blob_bytes, uint32_t flags,
+                                    int8q_linear** linear);
+
+/* The linear's blob: *blob points to *bytes bytes that live as long as the linear. */
+INT8Q_API int32_t int8q_get_blob(const int8q_linear* linear, const void** blob, uint64_t* bytes);
+
+/* Fills *info; set info->size before. */
+INT8Q_API int32_t int8q_describe_linear(const int8q_linear* linear, int8q_linear_info* info);
+
+/* Unpacks without loss. Each output may be NULL: codes S8 [N,K]; col_stats [N]; bias F32 [1,N] (INVALID_ARGUMENT if the
+ * linear has none); kept_cols [kept_count]; kept_weights F16 [N, kept_count]. */
+INT8Q_API int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, const int8q_matrix* codes,
+                                      float* col_stats, const int8q_matrix* bias, int64_t* kept_cols,
+                                      const int8q_matrix* kept_weights);
+
+/* Frees the handle, and its blob if the library made it. NULL gives INVALID_HANDLE. */
+INT8Q_API int32_t int8q_destroy_linear(int8q_linear* linear);
+
+/* Bytes of workspace for `operation` (INT8Q_FORWARD, INT8Q_BACKWARD) on `rows` rows with this context; monotone in rows.
+ * parts: 0 for the context's own threads, else the number of parts of the part-wise calls. */
+INT8Q_API int32_t int8q_query_workspace(int8q_context* context, const int8q_linear* linear, int32_t operation,
+                                        int64_t rows, int32_t parts, uint64_t* bytes);
+
+/* Y = X . W^T + bias by LLM.int8(): quantize, int8 product, outlier columns in floating point, dequantize.
+ *
+ *   y = fmaf(float(acc), (row_stats * col_stats) * (1/16129), o) + bias, with o as in int8q_mixed_scaled_multiply
+ *
+ * x          F32, F16 or BF16 [M,K]
+ * flags      0 or INT8Q_ACCUMULATE: y = y_before + (the above), added in fp32, rounded once
+ * y          F32, F16 or BF16 [M,N], not necessarily x's type
+ * workspace  64-byte aligned, >= int8q_query_workspace(context, linear, INT8Q_FORWARD, M, 0); no state in it before or
+ *            after; one a concurrent call
+ *
+ * A row of x with NaN gives a NaN row, alone. Allocates nothing and takes no lock, but for the first call's threads.
+ * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, BUFFER_TOO_SMALL, MISALIGNED,
+ * OVERLAP, RUNNER_FAILED. */
+INT8Q_API int32_t int8q_forward(int8q_context* context, const int8q_linear* linear, const int8q_matrix* x, uint32_t flags,
+                                const int8q_matrix* y, void* workspace, uint64_t workspace_bytes);
+
+/* Several linears (q, k, v; gate, up) from one quantized x. All share K, outlier_mode and threshold. ys[i] is linears[i]'s
+ * output; outputs must not overlap. The workspace is the largest of theirs. Bit for bit what int8q_forward gives. */
+INT8Q_API int32_t int8q_forward_many(int8q_context* context, const int8q_linear* const* linears, int32_t count,
+                                     const int8q_matrix* x, uint32_t flags, const int8q_matrix* const* ys, void* workspace,
+                                     uint64_t workspace_bytes);
+
+/* For engines whose own threads are already inside: each of `parts` threads calls int8q_quantize_part(part), the engine's
+ * barrier follows, then each calls int8q_forward_part(part), for one linear or several of the same K, mode and threshold.
+ * All pass the same x, workspace and parts; the workspace is int8q_query_workspace(..., M, parts)'s, the largest of the
+ * linears'. part is in [0, parts). The context may be shared by these threads. Once all parts have returned, y is bit for
+ * bit what int8q_forward gives. An engine that calls forward_part before the barrier gets undefined values, no more. */
+INT8Q_API int32_t int8q_quantize_part(int8q_context* context, const int8q_linear* linear, const int8q_matrix* x,
+                                      void* workspace, uint64_t workspace_bytes, int32_t part, int32_t parts);
+INT8Q_API int32_t int8q_forward_part(int8q_context* context, const int8q_linear* linear, const int8q_matrix* x,
+                                     uint32_t flags, const int8q_matrix* y, void* workspace, uint64_t workspace_bytes,
+                                     int32_t part, int32_t parts);
+
+/* Gradient to the input (LoRA): dX[M,K] = (dY[M,N] o col_stats/127) . Wq[N,K], fp32 accumulation in ascending n. The int8
+ * weights are frozen; outlier and kept columns are int8 here (bitsandbytes' backward).
+ * dy F32, F16 or BF16 [M,N]; dx F32, F16 or BF16 [M,K]; flags and workspace (INT8Q_BACKWARD) as in int8q_forward. */
+INT8Q_API int32_t int8q_backward(int8q_context* context, const int8q_linear* linear, const int8q_matrix* dy,
+                                 uint32_t flags, const int8q_matrix* dx, void* workspace, uint64_t workspace_bytes);
+
+/* ---------------------------------------------------------------------------------------------------- Checkpoints */
+
+/* Maps a safetensors file read-only and validates its header before anything else: size, JSON, dtypes, shapes, offsets in
+ * range, without overlap, gap or duplicate name. Returns NOT_FOUND, IO, CORRUPT, UNSUPPORTED (an unknown dtype),
+ * OUT_OF_MEMORY, INVALID_ARGUMENT. A file that somebody truncates while it is open is that somebody's error. */
+INT8Q_API int32_t int8q_open_safetensors(const char* path, int8q_safetensors** file);
+
+/* *count receives the number of tensors. */
+INT8Q_API int32_t int8q_count_tensors(const int8q_safetensors* file, int64_t* count);
+
+/* Tensor `index` in [0, count), ordered by name. Set tensor->size before. Returns INVALID_ARGUMENT for another index. */
+INT8Q_API int32_t int8q_get_tensor(const int8q_safetensors* file, int64_t index, int8q_tensor* tensor);
+
+/* Tensor `name`; NOT_FOUND if there is none. */
+INT8Q_API int32_t int8q_find_tensor(const int8q_safetensors* file, const char* name, int8q_tensor* tensor);
+
+/* Unmaps; every pointer that came from it dies. */
+INT8Q_API int32_t int8q_close_safetensors(int8q_safetensors* file);
+
+/* Quantizes a checkpoint to bitsandbytes' int8 layout: each chosen 2-D float tensor `P.weight` becomes `P.weight` S8 [N,K],
+ * `P.SCB` F32 [N] and `P.weight_format` U8 scalar 0; all others are copied byte for byte.
+ *
+ * in        a .safetensors file, or a Hugging Face folder: model.safetensors or a sharded index; config.json receives the
+ *           quantization_config, other files are copied
+ * out       likewise a file or folder; written under a temporary name, synced, renamed: on any failure nothing is left
+ * options   NULL: defaults
+ * progress  may be NULL
+ *
+ * Memory is bounded by a few row blocks, not by the model. Returns NOT_FOUND, IO (full disk), CORRUPT, UNSUPPORTED (already
+ * quantized; no safetensors in the folder), NOT_FINITE (names tensor and row), CANCELLED, INVALID_ARGUMENT (a bad regex),
+ * INVALID_HANDLE, ABI_MISMATCH, OUT_OF_MEMORY, BUSY. */
+INT8Q_API int32_t int8q_quantize_checkpoint(int8q_context* context, const char* in, const char* out,
+                                            const int8q_checkpoint_options* options, int8q_progress_fn progress,
+                                            void* opaque);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* INT8Q_INT8Q_H_ */

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which tensors of a checkpoint become int8.
+#pragma once
+
+#include <regex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace int8q::checkpoint {
+
+inline constexpr const char* kDefaultInclude[] = {R"(\.weight$)"};
+
+// What stays in floating point by default, by tensor name. Broad on purpose: an embedding in int8 does not load at all,
+// a small projection left in float costs only bytes, and quantization_config names whatever was left out.
+inline constexpr const char* kDefaultExclude[] = {
+    // Embeddings: embed_tokens (Llama, OPT, BART, T5), embed_positions, embed_in (NeoX), word_embeddings (BERT, Bloom,
+    // Falcon), position_embeddings, token_type_embeddings, embeddings.*, tok_embeddings (InternLM2).
+    R"([Ee]mbed)",
+    // Embeddings of other names: GPT-2's wte and wpe, T5's and BART's shared, T5's position bias, XLNet, RWKV.
+    R"((^|\.)(wte|wpe|shared|relative_attention_bias|seg_embed|emb|\w+_emb)\.weight$)",
+    // Norms are 1-D as a rule; a 2-D one is no product's weight either.
+    R"(([Nn]orm\w*|(^|\.)ln(_\w+)?)\.weight$)",
+    // Output heads and what hangs below them. cls is BERT's pre-training heads, vocab_* DistilBERT's, score the
+    // sequence classifier of decoders, output_layer ChatGLM's and proj_out Whisper's head.
+    R"((^|\.)(lm_head|embed_out|cls|classifier|pre_classifier|classification_head|score|qa_outputs|generator_lm_head)\.)",
+    R"((^|\.)(generator_predictions|discriminator_predictions|predictions|lm_predictions|vocab_transform)\.)",
+    R"((^|\.)(vocab_projector|lm_loss|pred_layer|sop_classifier|logits_proj|sequence_summary|output_layer)\.)",
+    R"(^(model\.)?(output|proj_out)\.weight$)",
+    // transformers keeps T5's wo in fp32 (_keep_in_fp32_modules): it overflows fp16.
+    R"(DenseReluDense\.wo\.weight$)",
+};
+
+// Heads that are often missing from a file because they are tied to an embedding, or new because the checkpoint is
+// fine-tuned. bitsandbytes' loader must not take them for int8 layers.
+inline constexpr const char* kOutputHeads[] = {
+    "lm_head",    "embed_out",   "cls",     "classifier",  "pre_classifier",  "classification_head",
+    "score",      "qa_outputs",  "lm_loss", "pred_layer",  "vocab_projector", "vocab_transform",
+    "predictions", "proj_out",   "generator_lm_head",      "output_layer",    "lm_predictions"};
+
+// ECMAScript regexes searched in names. INVALID_ARGUMENT names a bad pattern.
+class Patterns {
+ public:
+  // argument is the option's name for messages.
+  Patterns(std::span<const char* const> patterns, const char* argument);
+
+  // UNSUPPORTED for a name of more than 1024 bytes: std::regex recurses once a byte.
+  bool found_in(const std::string& name) const;
+
+ private:
+  struct Pattern {
+    std::string text;
+    std::regex regex;
+  };
+  std::vector<Pattern> patterns_;
+  const char* argument_;
+};
+
+// "P." of "P.weight", "" of "weight"; false if the name is neither.
+bool module_prefix(std::string_view weight_name, std::string_view* prefix);
+
+}  // namespace int8q::checkpoint

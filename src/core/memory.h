@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The caller's or the system's allocator, buffers over it, and the carving of one block into aligned arrays.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+#include "core/error.h"
+#include "core/math.h"
+
+namespace int8q {
+
+inline constexpr int64_t kAlignment = 64;
+
+class Allocator {
+ public:
+  Allocator() = default;  // aligned_alloc and free
+  explicit Allocator(const int8q_allocator& callers) : callers_(callers) {}
+
+  // 64-byte aligned; OUT_OF_MEMORY otherwise.
+  void* allocate(uint64_t bytes, const char* what) const {
+    void* memory = callers_.allocate != nullptr
+                       ? callers_.allocate(callers_.opaque, bytes, kAlignment)
+                       : bytes <= INT64_MAX - kAlignment
+                             ? std::aligned_alloc(kAlignment, static_cast<size_t>(round_up(static_cast<int64_t>(bytes), kAlignment)))
+                             : nullptr;
+    if (memory == nullptr) {
+      fail(INT8Q_OUT_OF_MEMORY, "%s: allocating %llu bytes failed; free memory or pass smaller sizes", what,
+           static_cast<unsigned long long>(bytes));
+    }
+    return memory;
+  }
+
+  void deallocate(void* memory, uint64_t bytes) const {
+    if (memory == nullptr) return;
+    callers_.allocate != nullptr ? callers_.deallocate(callers_.opaque, memory, bytes) : std::free(memory);
+  }
+
+ private:
+  int8q_allocator callers_{};
+};
+
+// A block that grows by replacement and is freed with its owner.
+class Buffer {
+ public:
+  explicit Buffer(const Allocator& allocator) : allocator_(allocator) {}
+  ~Buffer() { allocator_.deallocate(memory_, bytes_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  void* reserve(uint64_t bytes) {
+    if (bytes > bytes_) {
+      allocator_.deallocate(memory_, bytes_);  // first: the old and the new are never held at once
+      memory_ = nullptr;
+      bytes_ = 0;
+      memory_ = allocator_.allocate(bytes, "scratch memory");
+      bytes_ = bytes;
+    }
+    return memory_;
+  }
+
+ private:
+  Allocator allocator_;
+  void* memory_ = nullptr;
+  uint64_t bytes_ = 0;
+};
+
+// Carves consecutive 64-byte aligned arrays out of one block. With a null base it only adds up the bytes, so that one
+// function states a layout for both the query and the use.
+class Carver {
+ public:
+  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(int64_t count, const char* what) {
+    const int64_t bytes = checked_mul(count, static_cast<int64_t>(sizeof(T)), what);
+    T* array = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ = checked_add(used_, round_up(checked_add(bytes, kAlignment, what) - kAlignment, kAlignment), what);
+    return array;
+  }
+
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+}  // namespace int8q

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The threads of one context: a small pool of its own, started at the first parallel phase, or the caller's runner.
+//
+// A phase is run(count, body): body(index) for each index in [0, count), each inside a FloatEnvironment. A pool that is
+// busy (a shared context, a nested call) runs the phase serially on the calling thread: it never waits. After fork the
+// child abandons the threads that it does not have and starts its own at the next phase.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "core/memory.h"
+#include "int8q/int8q.h"
+
+namespace int8q {
+
+// Threads that this process may use: affinity mask, cut by the cgroup's CPU quota (rounded up), at least 1.
+int available_threads();
+
+// How many times this process has been forked off since the library was loaded (0 in the first); counts from the first
+// pool on.
+uint64_t fork_generation();
+
+class Pool {
+ public:
+  // threads >= 1 counts the calling thread. A runner's struct is copied; its max_threads replaces threads.
+  Pool(const Allocator& allocator, int threads, const int8q_parallel_runner* runner);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return threads_; }
+  bool has_runner() const { return runner_.run != nullptr; }
+
+  // Starts the threads now. What the system refuses is done without.
+  void start();
+
+  template <class Body>
+  void run(int64_t count, const Body& body) {
+    run_tasks(count, [](void* arg, int64_t index, int32_t) { (*static_cast<const Body*>(arg))(index); },
+              const_cast<void*>(static_cast<const void*>(&body)));
+  }
+
+ private:
+  struct Workers;
+
+  void run_tasks(int64_t count, int8q_task task, void* arg);
+  void run_on_runner(int64_t count, int8q_task task, void* arg);
+  bool acquire();
+  void release() { busy_.store(false, std::memory_order_release); }
+
+  Allocator allocator_;
+  int threads_;
+  int8q_parallel_runner runner_{};
+  std::atomic<bool> busy_{false};
+  std::atomic<uint64_t> generation_;
+  Workers* workers_ = nullptr;  // started by the first phase that holds busy_
+};
+
+}  // namespace int8q

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The linear layer on the CPU: packing, forward in two phases (quantize rows | barrier | multiply tiles), backward.
+// Arguments are validated by the caller (api/); workspaces are 64-byte aligned and large enough.
+#pragma once
+
+#include "core/linear.h"
+#include "cpu/product.h"
+
+namespace int8q {
+
+// Weights to pack: fp32, fp16, bf16 rows to be quantized, or s8 rows with their stats.
+struct WeightSource {
+  int32_t dtype;
+  const uint8_t* data;
+  int64_t row_bytes;
+  const float* col_stats;  // s8 only
+  const uint8_t* bias;     // [N] of bias_dtype, or NULL
+  int32_t bias_dtype;
+  const int64_t* kept_cols;
+  const uint8_t* kept_weights;  // f16 rows, or NULL: rounded from the float weights
+  int64_t kept_row_bytes;
+};
+
+// Fills and seals the blob whose header (but magic and checksums) is written. Bytes of context scratch that it needs.
+// NOT_FINITE, SIZE_OVERFLOW (-128 in an s8 weight with K > 131,071).
+int64_t pack_scratch_bytes(const Context& context, int64_t k);
+void pack_blob(Context& context, void* scratch, const WeightSource& weight, void* blob);
+
+// Unpacks codes of row n.
+void unpack_row(const BlobSections& blob, int64_t n, int8_t* codes);
+
+int64_t forward_workspace_bytes(const cpu::Kernels& kernels, const Linear& linear, int64_t rows, int64_t parts);
+int64_t backward_workspace_bytes(int64_t rows, int64_t parts);
+
+// Y of one linear in the caller's memory.
+struct Output {
+  uint8_t* data;
+  int32_t dtype;
+  int64_t row_bytes;
+};
+
+// Phase 1 and phase 2 of forward for one part of `parts`.
+void quantize_input_part(const cpu::Kernels& kernels, const Linear& linear, const FloatRows& x, void* workspace,
+                         int64_t part, int64_t parts);
+void forward_part(const cpu::Kernels& kernels, const Linear& linear, const FloatRows& x, const Output& y, bool accumulate,
+                  void* workspace, int64_t part, int64_t parts);
+
+// Both phases on the context's threads, for linears of the same K, mode and threshold.
+void forward(Context& context, const Linear* const* linears, int64_t count, const FloatRows& x, const Output* ys,
+             bool accumulate, void* workspace);
+
+// dX = (dY o col_stats/127) . Wq.
+void backward(Context& context, const Linear& linear, const FloatRows& dy, const Output& dx, bool accumulate,
+              void* workspace);
+
+}  // namespace int8q

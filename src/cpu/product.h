@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The blocking loop: tiles of Y, each s32 accumulators -> outlier columns -> epilogue, over packed or row-major weights.
+//
+//   tile = BLOCK_M rows x up to 4 panels (64 columns):
+//     acc  = -128 * col_sums (u8 codes) or 0
+//     acc += codes . panels             K in blocks of kBlockK: 64 columns x 512 = 32 KiB of B stay in L1
+//     acc, out = outlier columns        chunks of kChunk columns, gathered once a row block
+//     y    = epilogue(acc, out)
+//
+// A tile belongs to one part; parts get contiguous ranges of tiles (columns first) that differ by at most one tile, so
+// that a thread reads its own range of W and results do not depend on the number of parts.
+#pragma once
+
+#include <cstdint>
+
+#include "core/blob.h"
+#include "cpu/quantize.h"
+
+namespace int8q {
+
+inline constexpr int64_t kBlockM = 192;  // acc, out: 192 x 64 x 4 = 48 KiB each, in L2 beside a block of codes
+inline constexpr int64_t kBlockPanels = 4;
+inline constexpr int64_t kBlockN = kBlockPanels * cpu::kPanelRows;
+inline constexpr int64_t kBlockK = 512;
+inline constexpr int64_t kChunk = 256;   // outlier columns gathered at once: 192 x 256 x 8 = 384 KiB
+inline constexpr int64_t kDotRows = 8;   // row-major weights: up to here streaming beats packing them first
+
+// One part's own memory.
+struct PartScratch {
+  int32_t* cols;       // [K] this call's outlier columns
+  int32_t* acc;        // [BLOCK_M][kBlockN]
+  float* out;          // likewise
+  float* x;            // [BLOCK_M][kChunk] gathered outlier columns of X
+  int32_t* x_codes;    // their codes
+  int8_t* panels;      // [kBlockPanels] panels, for weights that come row-major; NULL otherwise
+};
+
+// What W is in a product.
+enum class Weights { kPacked, kRowMajor, kNone };  // kNone: the accumulators are given
+
+struct Product {
+  const cpu::Kernels* kernels;
+  int64_t m;
+  int64_t n;
+  int64_t k;
+
+  // A: codes in the ISA's layout; plain s8 rows beside them for the row-major small-M path.
+  const uint8_t* codes;
+  const int8_t* a;
+  int64_t a_stride;
+  const float* row_stats;
+
+  // B.
+  Weights weights;
+  BlobSections blob;        // kPacked
+  const int8_t* b;          // kRowMajor: rows of b_stride bytes; kNone: s32 accumulators, b_stride bytes apart
+  int64_t b_stride;
+  const float* col_stats;   // [N], kRowMajor and kNone
+  const uint8_t* bias;      // [N] of bias_dtype; NULL without. kPacked takes the blob's
+  int32_t bias_dtype;
+
+  // Outlier columns; limit is kNoOutliers where there are none.
+  FloatRows x;
+  uint32_t limit;
+  bool element;             // only elements at or above the limit
+  bool subtract;            // codes still hold the inliers of outlier columns
+  const int64_t* given_cols;  // the columns, if the caller names them; else from column_bits
+  int64_t given_count;
+  const uint64_t* column_bits;  // [bit_parts][ceil(K / 64)], one bitmap a part of the quantization
+  int64_t bit_parts;
+
+  // Y, of floats or (y_dtype S32) the accumulators themselves.
+  uint8_t* y;
+  int32_t y_dtype;
+  int64_t y_stride;  // bytes
+  bool accumulate;
+};
+
+// Panels a tile: 4, fewer where tiles would not go round all parts.
+int64_t tile_panels(int64_t m, int64_t n, int64_t parts);
+
+// How many tiles the product has.
+int64_t tile_count(int64_t m, int64_t n, int64_t parts);
+
+// Carves one part's scratch. packs: weights come row-major and are packed here.
+template <class CarverT>
+PartScratch carve_part_scratch(CarverT& carver, int64_t m, int64_t k, bool outliers, bool packs) {
+  const int64_t rows = m < kBlockM ? m : kBlockM;
+  PartScratch scratch{};
+  scratch.acc = carver.template take<int32_t>(rows * kBlockN, "workspace");
+  if (outliers) {
+    scratch.cols = carver.template take<int32_t>(k, "workspace");
+    scratch.out = carver.template take<float>(rows * kBlockN, "workspace");
+    scratch.x = carver.template take<float>(rows * kChunk, "workspace");
+    scratch.x_codes = carver.template take<int32_t>(rows * kChunk, "workspace");
+  }
+  if (packs) {
+    const int64_t depth = round_up(k > kChunk ? k : kChunk, cpu::kPadK);
+    scratch.panels = carver.template take<int8_t>(depth * kBlockN, "workspace");
+  }
+  return scratch;
+}
+
+// Computes part `part` of `parts`.
+void multiply_part(const Product& product, const PartScratch& scratch, int64_t part, int64_t parts);
+
+}  // namespace int8q

@@ -1,0 +1,429 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// int8q.hpp: the C ABI of int8q.h as header-only C++17. Handles are RAII and move-only, matrices are typed views, failures
+// are exceptions. Nothing of the standard library crosses into libint8q.so: everything here is inline in the caller.
+//
+//   int8q::Context context;
+//   int8q::Linear linear(context, int8q::view(weights, n, k), bias);
+//   int8q::Workspace workspace;
+//   linear.forward(context, int8q::view(x, m, k), int8q::view(y, m, n), workspace);
+//
+// Before the include:
+//   INT8Q_NO_EXCEPTIONS  nothing throws; a failure is kept instead: object.status(), int8q_last_error(). Calls on an object
+//                        that failed to be made return INT8Q_INVALID_HANDLE.
+//   INT8Q_HPP_DLOPEN     nothing is linked: the library is opened at the first use, INT8Q_LIBRARY or libint8q.so.1, and each
+//                        function is looked up at its first call.
+//
+// Thread safety is the C ABI's: a Context belongs to one call at a time, a Linear is immutable and shared freely, a Workspace
+// belongs to one call at a time.
+#ifndef INT8Q_INT8Q_HPP_
+#define INT8Q_INT8Q_HPP_
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "int8q/int8q.h"
+
+#if defined(INT8Q_HPP_DLOPEN)
+#include <dlfcn.h>
+#endif
+#if !defined(INT8Q_NO_EXCEPTIONS)
+#include <stdexcept>
+#endif
+
+namespace int8q {
+inline namespace v1 {
+
+// ------------------------------------------------------------------------------------------------ Failures
+
+#if !defined(INT8Q_NO_EXCEPTIONS)
+
+// A call failed: its status, and the library's message as what().
+class StatusError : public std::runtime_error {
+ public:
+  StatusError(int32_t status, const std::string& message) : std::runtime_error(message), status_(status) {}
+  int32_t status() const noexcept { return status_; }
+
+ private:
+  int32_t status_;
+};
+
+// The library cannot serve this header: the level (major << 16 | minor) it wants, the one found, and where.
+class AbiError : public StatusError {
+ public:
+  AbiError(uint32_t want, uint32_t have, const std::string& path, const std::string& message)
+      : StatusError(INT8Q_ABI_MISMATCH, message), want_(want), have_(have), path_(path) {}
+  uint32_t want() const noexcept { return want_; }
+  uint32_t have() const noexcept { return have_; }
+  const std::string& path() const noexcept { return path_; }
+
+ private:
+  uint32_t want_, have_;
+  std::string path_;
+};
+
+#endif
+
+namespace detail {
+
+inline std::string level_text(uint32_t level) { return std::to_string(level >> 16) + "." + std::to_string(level & 0xffff); }
+
+#if defined(INT8Q_HPP_DLOPEN)
+
+inline const char* library_path() {
+  const char* chosen = std::getenv("INT8Q_LIBRARY");
+  return chosen != nullptr && *chosen != '\0' ? chosen : "libint8q.so.1";
+}
+
+// The opened library, NULL if it does not open; never closed.
+inline void* library() {
+  static void* const handle = dlopen(library_path(), RTLD_NOW | RTLD_LOCAL);
+  return handle;
+}
+
+inline uint32_t loaded_level() {
+  void* symbol = library() == nullptr ? nullptr : dlsym(library(), "int8q_abi_version");
+  return symbol == nullptr ? 0 : reinterpret_cast<uint32_t (*)()>(symbol)();
+}
+
+inline std::string missing(const char* name, uint32_t since) {
+  if (library() == nullptr) {
+    const char* reason = dlerror();
+    return std::string("int8q: ") + library_path() + " does not load" + (reason != nullptr ? std::string(": ") + reason : "") +
+           "; set INT8Q_LIBRARY to the path of libint8q.so.1";
+  }
+  return std::string(name) + " needs ABI " + level_text(since) + ", loaded " + level_text(loaded_level()) + " at " + library_path();
+}
+
+inline void* find(const char* name) { return library() == nullptr ? nullptr : dlsym(library(), name); }
+
+// Calls a function of the library by name; a missing one is an AbiError, or INT8Q_ABI_MISMATCH without exceptions.
+template <class F, class... Args>
+int32_t call_status(void* symbol, const char* name, Args... args) {
+  if (symbol == nullptr) {
+#if !defined(INT8Q_NO_EXCEPTIONS)
+    throw AbiError(INT8Q_TARGET_LEVEL, loaded_level(), library_path(), missing(name, INT8Q_TARGET_LEVEL));
+#else
+    static_cast<void>(name);
+    return INT8Q_ABI_MISMATCH;
+#endif
+  }
+  return reinterpret_cast<F*>(symbol)(args...);
+}
+
+#define INT8Q_CALL(function, ...)                                                             \
+  ([&]() -> int32_t {                                                                         \
+    static void* const symbol = ::int8q::detail::find(#function);                             \
+    return ::int8q::detail::call_status<decltype(function)>(symbol, #function, __VA_ARGS__);  \
+  }())
+
+inline const char* last_error() {
+  void* symbol = find("int8q_last_error");
+  return symbol == nullptr ? "" : reinterpret_cast<const char* (*)()>(symbol)();
+}
+
+#else
+
+inline const char* library_path() { return "the linked library"; }
+inline uint32_t loaded_level() { return int8q_abi_version(); }
+inline const char* last_error() { return int8q_last_error(); }
+#define INT8Q_CALL(function, ...) function(__VA_ARGS__)
+
+#endif
+
+// Throws unless the status is INT8Q_OK; gives it back without exceptions.
+inline int32_t check(int32_t status) {
+#if !defined(INT8Q_NO_EXCEPTIONS)
+  if (status == INT8Q_ABI_MISMATCH) throw AbiError(INT8Q_TARGET_LEVEL, loaded_level(), library_path(), last_error());
+  if (status != INT8Q_OK) throw StatusError(status, last_error());
+#endif
+  return status;
+}
+
+// Asked once, by the first handle that is made; no static initializer.
+inline int32_t negotiate() {
+  static const int32_t status = INT8Q_CALL(int8q_negotiate, INT8Q_TARGET_LEVEL, static_cast<uint32_t*>(nullptr));
+  return check(status);
+}
+
+template <class Handle, int32_t (*Destroy)(Handle*)>
+class Owner {
+ public:
+  Owner() = default;
+  Owner(Owner&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)), status_(other.status_) {}
+  Owner& operator=(Owner&& other) noexcept {
+    if (this != &other) {
+      reset();
+      handle_ = std::exchange(other.handle_, nullptr);
+      status_ = other.status_;
+    }
+    return *this;
+  }
+  ~Owner() { reset(); }
+
+  Handle* get() const noexcept { return handle_; }            // the C handle, still owned
+  Handle* release() noexcept { return std::exchange(handle_, nullptr); }
+  int32_t status() const noexcept { return status_; }         // of the making; always INT8Q_OK where exceptions are on
+  explicit operator bool() const noexcept { return handle_ != nullptr; }
+
+ protected:
+  void reset() noexcept {
+    if (handle_ != nullptr) Destroy(std::exchange(handle_, nullptr));
+  }
+  Handle* handle_ = nullptr;
+  int32_t status_ = INT8Q_OK;
+};
+
+inline int32_t destroy_context(int8q_context* c) { return INT8Q_CALL(int8q_destroy_context, c); }
+inline int32_t destroy_linear(int8q_linear* l) { return INT8Q_CALL(int8q_destroy_linear, l); }
+inline int32_t close_safetensors(int8q_safetensors* f) { return INT8Q_CALL(int8q_close_safetensors, f); }
+
+}  // namespace detail
+
+// ------------------------------------------------------------------------------------------------ Matrices
+
+// 16-bit floats as bits.
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct Dtype;
+template <>
+struct Dtype<float> {
+  static constexpr int32_t value = INT8Q_F32;
+};
+template <>
+struct Dtype<Float16> {
+  static constexpr int32_t value = INT8Q_F16;
+};
+template <>
+struct Dtype<BFloat16> {
+  static constexpr int32_t value = INT8Q_BF16;
+};
+template <>
+struct Dtype<int8_t> {
+  static constexpr int32_t value = INT8Q_S8;
+};
+template <>
+struct Dtype<int32_t> {
+  static constexpr int32_t value = INT8Q_S32;
+};
+
+// A row-major matrix in the caller's memory, rows `ld` elements apart. T may be const for inputs. Does not own.
+template <class T>
+struct MatrixView {
+  T* ptr;
+  int64_t rows;
+  int64_t cols;
+  int64_t ld;
+};
+
+template <class T>
+MatrixView<T> view(T* ptr, int64_t rows, int64_t cols) {
+  return {ptr, rows, cols, cols};
+}
+template <class T>
+MatrixView<T> view(T* ptr, int64_t rows, int64_t cols, int64_t ld) {
+  return {ptr, rows, cols, ld};
+}
+
+// A view with its element type known at run time; what the functions below take, made from any MatrixView, or from
+// nothing for "none".
+struct Matrix {
+  int8q_matrix c{};
+
+  Matrix() = default;
+  Matrix(std::nullptr_t) {}
+  Matrix(const int8q_matrix& matrix) : c(matrix) {}
+  Matrix(int32_t dtype, int64_t rows, int64_t cols, const void* data)
+      : c{sizeof(int8q_matrix), dtype, rows, cols, cols, const_cast<void*>(data)} {}
+  template <class T>
+  Matrix(const MatrixView<T>& v)
+      : c{sizeof(int8q_matrix), Dtype<std::remove_const_t<T>>::value, v.rows, v.cols, v.ld,
+          const_cast<std::remove_const_t<T>*>(v.ptr)} {}
+
+  const int8q_matrix* get() const { return c.dtype == INT8Q_DTYPE_INVALID ? nullptr : &c; }
+};
+
+// ------------------------------------------------------------------------------------------------ Handles
+
+// ISA, threads and allocator (int8q_create_context).
+class Context : public detail::Owner<int8q_context, detail::destroy_context> {
+ public:
+  Context() : Context(int8q_context_options{}) {}
+  // threads 0: all that the process may use; isa NULL: the best of this machine.
+  explicit Context(int threads, const char* isa = nullptr) : Context(make_options(threads, isa)) {}
+  // options.size is filled in.
+  explicit Context(int8q_context_options options) {
+    status_ = detail::negotiate();
+    if (status_ != INT8Q_OK) return;
+    options.size = sizeof options;
+    status_ = detail::check(INT8Q_CALL(int8q_create_context, &options, &handle_));
+  }
+
+  // Starts the threads now.
+  int32_t prepare() { return detail::check(INT8Q_CALL(int8q_prepare_context, handle_)); }
+
+  // JSON: ISA, threads, the kernel of each operation.
+  std::string describe() const {
+    uint64_t length = 0;
+    static_cast<void>(INT8Q_CALL(int8q_describe_context, handle_, static_cast<char*>(nullptr), uint64_t{0}, &length));
+    std::string text(length + 1, '\0');
+    detail::check(INT8Q_CALL(int8q_describe_context, handle_, text.data(), static_cast<uint64_t>(text.size()), &length));
+    text.resize(length);
+    return text;
+  }
+
+ private:
+  static int8q_context_options make_options(int threads, const char* isa) {
+    int8q_context_options options{};
+    options.threads = threads;
+    options.isa = isa;
+    return options;
+  }
+};
+
+// 64-byte aligned memory that grows on need; contents undefined.
+class Workspace {
+ public:
+  Workspace() = default;
+  Workspace(Workspace&& other) noexcept
+      : memory_(std::exchange(other.memory_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Workspace& operator=(Workspace&& other) noexcept {
+    std::swap(memory_, other.memory_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~Workspace() { std::free(memory_); }
+
+  // At least `bytes` bytes; NULL if there is no memory, which the call that is given it then refuses.
+  void* reserve(uint64_t bytes) {
+    if (bytes > bytes_) {
+      std::free(memory_);
+      memory_ = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+      bytes_ = memory_ == nullptr ? 0 : bytes;
+    }
+    return memory_;
+  }
+  uint64_t bytes() const noexcept { return bytes_; }
+
+ private:
+  void* memory_ = nullptr;
+  uint64_t bytes_ = 0;
+};
+
+// An int8 linear layer (int8q_create_linear).
+class Linear : public detail::Owner<int8q_linear, detail::destroy_linear> {
+ public:
+  Linear() = default;
+
+  // weight [N,K] of floats, quantized here; bias [1,N] or none; options as in C, its size filled in.
+  Linear(Context& context, const Matrix& weight, const Matrix& bias = {}, int8q_linear_options options = {})
+      : Linear(context, weight, nullptr, bias, options) {}
+
+  // weight int8 [N,K] with col_stats [N] (bitsandbytes' CB and SCB).
+  Linear(Context& context, const MatrixView<const int8_t>& weight, const float* col_stats, const Matrix& bias = {},
+         int8q_linear_options options = {})
+      : Linear(context, Matrix(weight), col_stats, bias, options) {}
+
+  // Over a blob that outlives the linear (int8q_open_linear).
+  static Linear open(Context& context, const void* blob, uint64_t bytes, uint32_t flags = 0) {
+    Linear linear;
+    linear.status_ = detail::check(INT8Q_CALL(int8q_open_linear, context.get(), blob, bytes, flags, &linear.handle_));
+    return linear;
+  }
+
+  int8q_linear_info info() const {
+    int8q_linear_info info{};
+    info.size = sizeof info;
+    detail::check(INT8Q_CALL(int8q_describe_linear, handle_, &info));
+    return info;
+  }
+
+  uint64_t workspace_bytes(Context& context, int32_t operation, int64_t rows, int32_t parts = 0) const {
+    uint64_t bytes = 0;
+    detail::check(INT8Q_CALL(int8q_query_workspace, context.get(), handle_, operation, rows, parts, &bytes));
+    return bytes;
+  }
+
+  // y [M,N] = x [M,K] . W^T + bias (int8q_forward); the workspace grows on need.
+  int32_t forward(Context& context, const Matrix& x, const Matrix& y, Workspace& workspace, uint32_t flags = 0) const {
+    void* memory = workspace.reserve(workspace_bytes(context, INT8Q_FORWARD, x.c.rows));
+    return detail::check(INT8Q_CALL(int8q_forward, context.get(), handle_, x.get(), flags, y.get(), memory, workspace.bytes()));
+  }
+
+  // dx [M,K] = gradient to the input for dy [M,N] (int8q_backward).
+  int32_t backward(Context& context, const Matrix& dy, const Matrix& dx, Workspace& workspace, uint32_t flags = 0) const {
+    void* memory = workspace.reserve(workspace_bytes(context, INT8Q_BACKWARD, dy.c.rows));
+    return detail::check(INT8Q_CALL(int8q_backward, context.get(), handle_, dy.get(), flags, dx.get(), memory, workspace.bytes()));
+  }
+
+ private:
+  Linear(Context& context, const Matrix& weight, const float* col_stats, const Matrix& bias, int8q_linear_options options) {
+    options.size = sizeof options;
+    status_ = detail::check(
+        INT8Q_CALL(int8q_create_linear, context.get(), weight.get(), col_stats, bias.get(), &options, &handle_));
+  }
+};
+
+// ys[i] = x . W_i^T + bias_i for several linears (q, k, v) from one quantized x; at most 64 of them.
+inline int32_t forward_many(Context& context, const Linear* const* linears, int32_t count, const Matrix& x, const Matrix* ys,
+                            Workspace& workspace, uint32_t flags = 0) {
+  constexpr int32_t kMost = 64;
+  const int8q_linear* handles[kMost] = {};
+  const int8q_matrix* outs[kMost] = {};
+  uint64_t bytes = 0;
+  for (int32_t i = 0; i < count && i < kMost; ++i) {
+    handles[i] = linears[i]->get();
+    outs[i] = ys[i].get();
+    const uint64_t need = linears[i]->workspace_bytes(context, INT8Q_FORWARD, x.c.rows);
+    bytes = need > bytes ? need : bytes;
+  }
+  void* memory = workspace.reserve(bytes);
+  return detail::check(INT8Q_CALL(int8q_forward_many, context.get(), handles, count, x.get(), flags, outs, memory, workspace.bytes()));
+}
+
+// A validated, mapped safetensors file (int8q_open_safetensors). Tensors' pointers die with it.
+class Safetensors : public detail::Owner<int8q_safetensors, detail::close_safetensors> {
+ public:
+  explicit Safetensors(const char* path) {
+    status_ = detail::negotiate();
+    if (status_ == INT8Q_OK) status_ = detail::check(INT8Q_CALL(int8q_open_safetensors, path, &handle_));
+  }
+
+  int64_t size() const {
+    int64_t count = 0;
+    detail::check(INT8Q_CALL(int8q_count_tensors, handle_, &count));
+    return count;
+  }
+
+  // Ordered by name.
+  int8q_tensor operator[](int64_t index) const {
+    int8q_tensor tensor{};
+    tensor.size = sizeof tensor;
+    detail::check(INT8Q_CALL(int8q_get_tensor, handle_, index, &tensor));
+    return tensor;
+  }
+
+  // True and *tensor filled if there is one of that name.
+  bool find(const char* name, int8q_tensor* tensor) const {
+    *tensor = {};
+    tensor->size = sizeof *tensor;
+    const int32_t status = INT8Q_CALL(int8q_find_tensor, handle_, name, tensor);
+    if (status == INT8Q_NOT_FOUND) return false;
+    return detail::check(status) == INT8Q_OK;
+  }
+};
+
+}  // namespace v1
+}  // namespace int8q
+
+#endif  // INT8Q_INT8Q_HPP_

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// int8q doctor: what the library is, what it found, what it chose, whether it computes right, and what to do about faults.
+#include <memory>
+#include <vector>
+
+#include <fmt/core.h>
+
+#include "command.h"
+#include "selftest.h"
+
+namespace tool {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Diagnosis {
+  Json json;
+  Json faults = Json::array();
+
+  void fault(const std::string& what, const std::string& remedy) { faults.push_back({{"fault", what}, {"remedy", remedy}}); }
+};
+
+void check_abi(Diagnosis& d) {
+  uint32_t got = 0;
+  const int32_t status = int8q_negotiate(INT8Q_ABI_LEVEL, &got);
+  d.json["abi"]["wanted"] = fmt::format("{}.{}", INT8Q_ABI_MAJOR, INT8Q_ABI_MINOR);
+  d.json["abi"]["offered"] = fmt::format("{}.{}", got >> 16, got & 0xffff);
+  if (status != INT8Q_OK) d.fault(int8q_last_error(), "install the command and libint8q.so.1 of the same release");
+}
+
+void check_context(Diagnosis& d) {
+  int8q_context* context = nullptr;
+  if (int8q_create_context(nullptr, &context) != INT8Q_OK) {
+    const bool isa = !d.json["environment"]["INT8Q_CPU_ISA"].is_null() && d.json["cpu"]["chosen"]["name"].is_null();
+    d.fault(int8q_last_error(), isa ? "unset INT8Q_CPU_ISA" : "unset INT8Q_NUM_THREADS, or set it to 1 or more");
+    return;
+  }
+  d.json["context"] = describe(context);
+  int8q_destroy_context(context);
+  const Json result = run_selftest(nullptr);
+  d.json["selftest"] = {{"checked", result["checked"]}, {"wrong", result["wrong"]}};
+  if (result["wrong"] != 0) {
+    d.fault(fmt::format("{} of {} outputs of the self-test are wrong on {}", result["wrong"].get<int64_t>(),
+                        result["checked"].get<int64_t>(), result["isa"].get<std::string>()),
+            "run `int8q selftest`, and report its output; INT8Q_CPU_ISA=generic avoids the kernels at fault");
+  }
+}
+
+std::string text_or(const Json& value, const char* otherwise) { return value.is_string() ? value.get<std::string>() : otherwise; }
+
+void print(const Diagnosis& d) {
+  const Json& j = d.json;
+  fmt::print("int8q {}, ABI {} (wanted {})\n", j["version"].get<std::string>(), j["abi"]["offered"].get<std::string>(),
+             j["abi"]["wanted"].get<std::string>());
+  fmt::print("library   {}\n", j["library"].get<std::string>());
+  fmt::print("cpu       {} ({})\n", j["cpu"]["brand"].get<std::string>(), j["cpu"]["architecture"].get<std::string>());
+  std::string isas;
+  for (const Json& isa : j["cpu"]["isas"]) {
+    isas += fmt::format(" {}{}", isa["name"].get<std::string>(), isa["runnable"].get<bool>() ? "" : " (not on this CPU)") + ",";
+  }
+  isas.pop_back();
+  fmt::print("isas     {}\n", isas);
+  fmt::print("chosen    {}: {}\n", text_or(j["cpu"]["chosen"]["name"], "none"), j["cpu"]["chosen"]["why"].get<std::string>());
+  fmt::print("threads   {} (affinity mask and cgroup quota)\n", j["threads"].get<int>());
+  fmt::print("gpu       {}: {}\n", j["gpu"]["state"].get<std::string>(), j["gpu"]["why"].get<std::string>());
+  for (const auto& [name, value] : j["environment"].items()) {
+    if (value.is_string()) fmt::print("{}={}\n", name, value.get<std::string>());
+  }
+  if (j.contains("context")) {
+    fmt::print("kernels\n");
+    for (const auto& [operation, name] : j["context"]["kernels"].items()) {
+      fmt::print("  {:<16} {}\n", operation, name.get<std::string>());
+    }
+    fmt::print("selftest  {} outputs, {} wrong\n", j["selftest"]["checked"].get<int64_t>(), j["selftest"]["wrong"].get<int64_t>());
+  }
+  for (const Json& fault : d.faults) {
+    fmt::print("FAULT     {}\n          do: {}\n", fault["fault"].get<std::string>(), fault["remedy"].get<std::string>());
+  }
+  if (d.faults.empty()) fmt::print("no fault found\n");
+}
+
+}  // namespace
+
+void add_doctor(CLI::App& app, int& exit) {
+  auto json = std::make_shared<bool>(false);
+  CLI::App* command = app.add_subcommand("doctor", "Say what was found and chosen on this machine, and what is wrong.");
+  command->add_flag("--json", *json, "print JSON");
+  command->footer(
+      "Exit status 1 if there is a fault; each is shown with what mends it.\n\n"
+      "Examples:\n"
+      "  int8q doctor\n"
+      "  INT8Q_CPU_ISA=avx2 int8q doctor --json");
+  command->callback([json, &exit] {
+    Diagnosis d{diagnose()};
+    check_abi(d);
+    check_context(d);
+    if (*json) {
+      d.json["faults"] = d.faults;
+      fmt::print("{}\n", d.json.dump(2, ' ', false, Json::error_handler_t::replace));
+    } else {
+      print(d);
+    }
+    if (!d.faults.empty()) exit = kFault;
+  });
+}
+
+}  // namespace tool

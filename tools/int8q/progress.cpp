@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "progress.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include <fmt/core.h>
+
+#include "command.h"
+
+namespace tool {
+
+ProgressBar::ProgressBar(bool enabled) : enabled_(enabled && is_terminal(stderr)) {}
+
+void ProgressBar::show(uint64_t done, uint64_t total, const std::string& what) {
+  const Clock::time_point now = Clock::now();
+  const bool due = now - last_ > std::chrono::milliseconds(100) || done == total;
+  if (!enabled_ || !due) return;
+  last_ = now;
+  shown_ = true;
+  constexpr int kWidth = 24;
+  const double seconds = std::chrono::duration<double>(now - start_).count();
+  const double share = total == 0 ? 1.0 : static_cast<double>(done) / static_cast<double>(total);
+  const double rate = static_cast<double>(done) / std::max(seconds, 1e-9);
+  const double left = rate > 0.0 ? static_cast<double>(total - done) / rate : 0.0;
+  const auto filled = static_cast<size_t>(share * kWidth);
+  fmt::print(stderr, "\r\x1b[K[{}{}] {:3.0f}% {:>9}/s {:>6} left  {}", std::string(filled, '#'), std::string(kWidth - filled, '.'),
+             share * 100.0, human_bytes(rate), human_seconds(left), what.size() > 40 ? "..." + what.substr(what.size() - 37) : what);
+  std::fflush(stderr);
+}
+
+void ProgressBar::clear() {
+  if (shown_) fmt::print(stderr, "\r\x1b[K");
+  std::fflush(stderr);
+  shown_ = false;
+}
+
+}  // namespace tool

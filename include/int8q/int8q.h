@@ -293,7 +293,8 @@ INT8Q_API int32_t int8q_describe_context(int8q_context* context, char* buffer, u
 /* Quantizes each row on its own (vector-wise, paper section 3.1; bitsandbytes' int8_vectorwise_quant).
  *
  *   row_stats[i] = max |x[i,:]| over the row's elements that are no outliers; NaN for a row with NaN (or Inf, mode OFF)
- *   q[i,j] = rint(x[i,j] * (127 / row_stats[i])), half to even; rint((x / row_stats) * 127) where row_stats < 2^-120;
+ *   q[i,j] = rint(x[i,j] * (127 * (1 / row_stats[i]))), half to even, each operation in fp32 (what torch computes for
+ *            x * (127 / row_stats)); rint((x / row_stats) * 127) where row_stats < 2^-120;
  *            0 for outlier elements, in mode COLUMN for whole outlier columns; 0 where row_stats is 0 or NaN
  *
  * x             F32, F16 or BF16 [M,K]
@@ -480,7 +481,7 @@ INT8Q_API int32_t int8q_close_safetensors(int8q_safetensors* file);
  * progress  may be NULL
  *
  * Memory is bounded by a few row blocks, not by the model. Returns NOT_FOUND, IO (full disk), CORRUPT, UNSUPPORTED (already
- * quantized; no safetensors in the folder), NOT_FINITE (names tensor and row), CANCELLED, INVALID_ARGUMENT (a bad regex),
+ * quantized; no safetensors in the folder), SIZE_OVERFLOW (K > 133,144), NOT_FINITE (names tensor and row), CANCELLED, INVALID_ARGUMENT (a bad regex),
  * INVALID_HANDLE, ABI_MISMATCH, OUT_OF_MEMORY, BUSY. */
 INT8Q_API int32_t int8q_quantize_checkpoint(int8q_context* context, const char* in, const char* out,
                                             const int8q_checkpoint_options* options, int8q_progress_fn progress,

@@ -12,8 +12,10 @@ using PatternList = std::span<const char* const>;
 
 PatternList check_patterns(const char* const* patterns, int64_t count, const char* name, PatternList otherwise) {
   if (count < 0 || (patterns == nullptr && count != 0)) {
-    fail(INT8Q_INVALID_ARGUMENT, "options->%s_count is %lld and options->%s is %s; expected [%s_count] patterns, or NULL "
-         "and 0 for the default", name, static_cast<long long>(count), name, patterns == nullptr ? "NULL" : "a list", name);
+    fail(INT8Q_INVALID_ARGUMENT,
+         "options->%s_count is %lld and options->%s is %s; expected [%s_count] patterns, or NULL "
+         "and 0 for the default",
+         name, static_cast<long long>(count), name, patterns == nullptr ? "NULL" : "a list", name);
   }
   return patterns == nullptr ? otherwise : PatternList(patterns, static_cast<size_t>(count));
 }
@@ -24,8 +26,7 @@ bool check_flag(int32_t flag, const char* name) {
 }
 
 checkpoint::QuantizeOptions check_options(const int8q_checkpoint_options* options) {
-  const int8q_checkpoint_options given =
-      options == nullptr ? int8q_checkpoint_options{} : read_struct(options, "options");
+  const int8q_checkpoint_options given = options == nullptr ? int8q_checkpoint_options{} : read_struct(options, "options");
   if (!(given.threshold >= 0) || std::isinf(given.threshold)) {
     fail(INT8Q_INVALID_ARGUMENT, "options->threshold is %g; expected a finite number > 0, or 0 for 6.0",
          static_cast<double>(given.threshold));

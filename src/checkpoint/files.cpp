@@ -23,8 +23,10 @@ constexpr uint64_t kLargestTransfer = 1u << 30;  // Linux moves at most 2^31 - 4
 void check_file_size_limit(const std::string& path, uint64_t bytes) {
   rlimit limit;
   if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && bytes > limit.rlim_cur) {
-    fail(INT8Q_IO, "%s: %llu bytes are to be written and this process may write files of at most %llu (ulimit -f); "
-         "raise the limit", shown(path).c_str(), static_cast<ull>(bytes), static_cast<ull>(limit.rlim_cur));
+    fail(INT8Q_IO,
+         "%s: %llu bytes are to be written and this process may write files of at most %llu (ulimit -f); "
+         "raise the limit",
+         shown(path).c_str(), static_cast<ull>(bytes), static_cast<ull>(limit.rlim_cur));
   }
 }
 
@@ -131,8 +133,8 @@ void OutputFile::finish() {
 std::string read_text(const std::string& path, uint64_t limit) {
   const InputFile file(path);
   if (file.bytes() > limit) {
-    fail(INT8Q_CORRUPT, "%s: has %llu bytes; expected at most %llu", shown(path).c_str(),
-         static_cast<ull>(file.bytes()), static_cast<ull>(limit));
+    fail(INT8Q_CORRUPT, "%s: has %llu bytes; expected at most %llu", shown(path).c_str(), static_cast<ull>(file.bytes()),
+         static_cast<ull>(limit));
   }
   std::string text(file.bytes(), '\0');
   file.read_exactly(text.data(), text.size(), 0);

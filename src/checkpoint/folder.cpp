@@ -5,8 +5,8 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cerrno>
+#include <charconv>
 #include <map>
 #include <memory>
 
@@ -84,7 +84,8 @@ bool is_replaced(const Folder& folder, const std::string& name) {
 // made of them.
 void list_others(Folder& folder, const std::string& prefix, int depth) {
   constexpr int kDeepest = 100;
-  if (depth > kDeepest) fail(INT8Q_UNSUPPORTED, "%s: is nested deeper than %d folders", shown(folder.path).c_str(), kDeepest);
+  if (depth > kDeepest)
+    fail(INT8Q_UNSUPPORTED, "%s: is nested deeper than %d folders", shown(folder.path).c_str(), kDeepest);
   for (const std::string& name : names_in(folder.path + "/" + prefix)) {
     const std::string relative = prefix + name, path = folder.path + "/" + relative;
     struct stat status, link;
@@ -134,8 +135,10 @@ Folder read_folder(const std::string& path) {
   } else if (single) {
     folder.shards = {{kSingleName, path + "/" + kSingleName, {}}};
   } else {
-    fail(INT8Q_UNSUPPORTED, "%s: has neither %s nor %s; expected a Hugging Face folder with safetensors (pickles are not "
-         "read: save the model with safe_serialization)", shown(path).c_str(), kSingleName, kIndexName);
+    fail(INT8Q_UNSUPPORTED,
+         "%s: has neither %s nor %s; expected a Hugging Face folder with safetensors (pickles are not "
+         "read: save the model with safe_serialization)",
+         shown(path).c_str(), kSingleName, kIndexName);
   }
   list_others(folder, "", 0);
   return folder;
@@ -159,8 +162,10 @@ std::string quantized_config(const Folder& folder, float threshold, const std::v
     "bnb_4bit_use_double_quant": false,
     "llm_int8_enable_fp32_cpu_offload": false,
     "llm_int8_has_fp16_weight": false,
-    "llm_int8_skip_modules": [)" + skipped + R"(],
-    "llm_int8_threshold": )" + python_float(threshold) + R"(,
+    "llm_int8_skip_modules": [)" +
+         skipped + R"(],
+    "llm_int8_threshold": )" +
+         python_float(threshold) + R"(,
     "load_in_4bit": false,
     "load_in_8bit": true,
     "quant_method": "bitsandbytes"

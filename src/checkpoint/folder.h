@@ -12,7 +12,7 @@
 namespace int8q::checkpoint {
 
 struct ShardSource {
-  std::string name;     // relative to the folder
+  std::string name;  // relative to the folder
   std::string in_path;
   std::vector<std::string> promised;  // tensors that an index says are in it
 };

@@ -17,7 +17,7 @@ struct JsonScalar {
 };
 
 struct JsonMembers {
-  std::set<std::string> names;  // of the top object
+  std::set<std::string> names;                                        // of the top object
   std::map<std::string, std::map<std::string, JsonScalar>> children;  // of its members that are objects
 };
 

@@ -170,7 +170,9 @@ std::vector<std::string> skipped_modules(const Plan& plan) {
       t.quantize ? quantized.push_back(module) : void(skipped.insert(module));
     }
   }
-  for (const char* head : kOutputHeads) {
+  for (std::string_view heads = INT8Q_OUTPUT_HEADS; !heads.empty();) {
+    const std::string head(heads.substr(0, heads.find('|')));
+    heads.remove_prefix(std::min(heads.size(), head.size() + 1));
     const bool in_use = std::any_of(quantized.begin(), quantized.end(), [&](const std::string& module) {
       return module.find(head) != std::string::npos;  // loaders match by substring, start or end
     });

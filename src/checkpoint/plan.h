@@ -38,7 +38,7 @@ struct PlannedShard {
 
 struct Plan {
   std::vector<PlannedShard> shards;
-  uint64_t bytes_in = 0;   // of all tensors
+  uint64_t bytes_in = 0;  // of all tensors
   uint64_t bytes_out = 0;
 };
 

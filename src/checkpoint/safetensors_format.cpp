@@ -23,10 +23,9 @@ struct DtypeName {
 };
 // In the order of safetensors' own Dtype, by which its writer sorts: element sizes ascend.
 constexpr DtypeName kDtypeNames[] = {
-    {INT8Q_BOOL, "BOOL"},       {INT8Q_U8, "U8"},     {INT8Q_S8, "I8"},   {INT8Q_F8_E5M2, "F8_E5M2"},
-    {INT8Q_F8_E4M3, "F8_E4M3"}, {INT8Q_S16, "I16"},   {INT8Q_U16, "U16"}, {INT8Q_F16, "F16"},
-    {INT8Q_BF16, "BF16"},       {INT8Q_S32, "I32"},   {INT8Q_U32, "U32"}, {INT8Q_F32, "F32"},
-    {INT8Q_F64, "F64"},         {INT8Q_S64, "I64"},   {INT8Q_U64, "U64"},
+    {INT8Q_BOOL, "BOOL"}, {INT8Q_U8, "U8"},   {INT8Q_S8, "I8"},   {INT8Q_F8_E5M2, "F8_E5M2"}, {INT8Q_F8_E4M3, "F8_E4M3"},
+    {INT8Q_S16, "I16"},   {INT8Q_U16, "U16"}, {INT8Q_F16, "F16"}, {INT8Q_BF16, "BF16"},       {INT8Q_S32, "I32"},
+    {INT8Q_U32, "U32"},   {INT8Q_F32, "F32"}, {INT8Q_F64, "F64"}, {INT8Q_S64, "I64"},         {INT8Q_U64, "U64"},
 };
 
 int rank_of_dtype(int32_t dtype) {
@@ -70,8 +69,10 @@ class HeaderHandler {
     if (at_ != At::kTensor || member_ != kDtype) refuse("a string");
     tensor().dtype = dtype_of_name(text);
     if (tensor().dtype == INT8Q_DTYPE_INVALID) {
-      fail(INT8Q_UNSUPPORTED, "%s: tensor \"%s\" has the dtype \"%s\"; expected F64, F32, F16, BF16, F8_E4M3, F8_E5M2, "
-           "I64, I32, I16, I8, U64, U32, U16, U8 or BOOL", shown(path_).c_str(), name(), shown(text).c_str());
+      fail(INT8Q_UNSUPPORTED,
+           "%s: tensor \"%s\" has the dtype \"%s\"; expected F64, F32, F16, BF16, F8_E4M3, F8_E5M2, "
+           "I64, I32, I16, I8, U64, U32, U16, U8 or BOOL",
+           shown(path_).c_str(), name(), shown(text).c_str());
     }
     return true;
   }
@@ -130,7 +131,9 @@ class HeaderHandler {
     if (at_ == At::kTensor) {
       if (members_ != (kDtype | kShape | kOffsets)) {
         fail(INT8Q_CORRUPT, "%s: tensor \"%s\" lacks %s", shown(path_).c_str(), name(),
-             !(members_ & kDtype) ? "dtype" : !(members_ & kShape) ? "shape" : "data_offsets");
+             !(members_ & kDtype)   ? "dtype"
+             : !(members_ & kShape) ? "shape"
+                                    : "data_offsets");
       }
       check_span();
     }
@@ -152,12 +155,16 @@ class HeaderHandler {
   const char* name() { return (shown_name_ = shown(tensor().name)).c_str(); }
 
   [[noreturn]] void refuse(const char* what) {
-    static constexpr const char* kExpected[] = {
-        "an object", "an object for each name", "a string for each name", "a string for dtype, an array for the others",
-        "integers from 0 to 2^63 - 1", "2 integers from 0 to 2^64 - 1", "the end"};
+    static constexpr const char* kExpected[] = {"an object",
+                                                "an object for each name",
+                                                "a string for each name",
+                                                "a string for dtype, an array for the others",
+                                                "integers from 0 to 2^63 - 1",
+                                                "2 integers from 0 to 2^64 - 1",
+                                                "the end"};
     const bool in_tensor = at_ == At::kTensor || at_ == At::kShape || at_ == At::kOffsets;
-    fail(INT8Q_CORRUPT, "%s: header has %s at \"%s\"%s%s%s; expected %s", shown(path_).c_str(), what,
-         shown(key_).c_str(), in_tensor ? " of tensor \"" : "", in_tensor ? name() : "", in_tensor ? "\"" : "",
+    fail(INT8Q_CORRUPT, "%s: header has %s at \"%s\"%s%s%s; expected %s", shown(path_).c_str(), what, shown(key_).c_str(),
+         in_tensor ? " of tensor \"" : "", in_tensor ? name() : "", in_tensor ? "\"" : "",
          kExpected[static_cast<int>(at_)]);
   }
 

@@ -11,6 +11,15 @@
 
 namespace int8q::checkpoint {
 
+// Output heads, with what hangs below them: stay in floating point by default, and are named to the loader even where the
+// file lacks them, since they are tied to an embedding, or new when a checkpoint is fine-tuned. cls is BERT's pre-training
+// heads, vocab_* DistilBERT's, score the classifier of decoders, output_layer ChatGLM's head, proj_out Whisper's.
+#define INT8Q_OUTPUT_HEADS                                                                \
+  "lm_head|embed_out|cls|classifier|pre_classifier|classification_head|score|qa_outputs|" \
+  "generator_lm_head|generator_predictions|discriminator_predictions|predictions|"        \
+  "lm_predictions|vocab_transform|vocab_projector|lm_loss|pred_layer|sop_classifier|"     \
+  "logits_proj|sequence_summary|output_layer|proj_out"
+
 inline constexpr const char* kDefaultInclude[] = {R"(\.weight$)"};
 
 // What stays in floating point by default, by tensor name. Broad on purpose: an embedding in int8 does not load at all,
@@ -23,22 +32,11 @@ inline constexpr const char* kDefaultExclude[] = {
     R"((^|\.)(wte|wpe|shared|relative_attention_bias|seg_embed|emb|\w+_emb)\.weight$)",
     // Norms are 1-D as a rule; a 2-D one is no product's weight either.
     R"(([Nn]orm\w*|(^|\.)ln(_\w+)?)\.weight$)",
-    // Output heads and what hangs below them. cls is BERT's pre-training heads, vocab_* DistilBERT's, score the
-    // sequence classifier of decoders, output_layer ChatGLM's and proj_out Whisper's head.
-    R"((^|\.)(lm_head|embed_out|cls|classifier|pre_classifier|classification_head|score|qa_outputs|generator_lm_head)\.)",
-    R"((^|\.)(generator_predictions|discriminator_predictions|predictions|lm_predictions|vocab_transform)\.)",
-    R"((^|\.)(vocab_projector|lm_loss|pred_layer|sop_classifier|logits_proj|sequence_summary|output_layer)\.)",
-    R"(^(model\.)?(output|proj_out)\.weight$)",
+    R"((^|\.)()" INT8Q_OUTPUT_HEADS R"()\.)",
+    R"(^(model\.)?output\.weight$)",  // InternLM2's head, a name that BERT uses elsewhere
     // transformers keeps T5's wo in fp32 (_keep_in_fp32_modules): it overflows fp16.
     R"(DenseReluDense\.wo\.weight$)",
 };
-
-// Heads that are often missing from a file because they are tied to an embedding, or new because the checkpoint is
-// fine-tuned. bitsandbytes' loader must not take them for int8 layers.
-inline constexpr const char* kOutputHeads[] = {
-    "lm_head",    "embed_out",   "cls",     "classifier",  "pre_classifier",  "classification_head",
-    "score",      "qa_outputs",  "lm_loss", "pred_layer",  "vocab_projector", "vocab_transform",
-    "predictions", "proj_out",   "generator_lm_head",      "output_layer",    "lm_predictions"};
 
 // ECMAScript regexes searched in names. INVALID_ARGUMENT names a bad pattern.
 class Patterns {

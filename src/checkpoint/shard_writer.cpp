@@ -159,8 +159,8 @@ void ShardWriter::quantize(const Shard& shard, const PlannedTensor& t) {
   do {
     const int64_t rows = std::min(block_rows, t.n - done);
     read_rows(shard, t, done, rows);
-    const int64_t bad = rows == 0 ? -1
-                                  : quantize_weight_rows(context_, weights_, t.in.dtype, rows, t.k, row_bytes, codes_, stats_);
+    const int64_t bad =
+        rows == 0 ? -1 : quantize_weight_rows(context_, weights_, t.in.dtype, rows, t.k, row_bytes, codes_, stats_);
     if (bad >= 0) {
       fail(INT8Q_NOT_FINITE, "%s: tensor \"%s\" has NaN or Inf in row %lld; expected finite weights (or exclude it)",
            shown(shard.plan.in_path).c_str(), shown(t.in.name).c_str(), static_cast<long long>(done + bad));

@@ -15,7 +15,8 @@ namespace int8q::checkpoint {
 // The callback's side of int8q_quantize_checkpoint. Each call throws CANCELLED where the callback asks to stop.
 class Progress {
  public:
-  Progress(const ProgressSink& sink, const Plan& plan) : sink_(sink), total_in_(plan.bytes_in), total_out_(plan.bytes_out) {}
+  Progress(const ProgressSink& sink, const Plan& plan)
+      : sink_(sink), total_in_(plan.bytes_in), total_out_(plan.bytes_out) {}
 
   void planned(const PlannedShard& shard, const PlannedTensor& tensor) const;
   void wrote(const PlannedShard& shard, const PlannedTensor& tensor, uint64_t bytes_in, uint64_t bytes_out);

@@ -75,7 +75,8 @@ Staging::Staging(const std::string& out, bool overwrite, bool is_folder)
   folder_ = slash == std::string::npos ? "." : slash == 0 ? "/" : out_.substr(0, slash);
   struct stat status;
   if (::stat(folder_.c_str(), &status) != 0) fail_errno(folder_, "looking the folder of `out` up failed");
-  if (!S_ISDIR(status.st_mode)) fail(INT8Q_NOT_FOUND, "%s: is no folder; expected the folder of `out`", shown(folder_).c_str());
+  if (!S_ISDIR(status.st_mode))
+    fail(INT8Q_NOT_FOUND, "%s: is no folder; expected the folder of `out`", shown(folder_).c_str());
   if (::lstat(out_.c_str(), &status) == 0) {
     const bool folder_there = ::stat(out_.c_str(), &status) == 0 && S_ISDIR(status.st_mode);
     if (!overwrite) {

@@ -40,7 +40,7 @@ enum class CodeLayout : uint8_t { kS16Pairs, kU8 };
 // limit <= bits(|x|) <= kInfBits; for each, bit j % 64 of column_bits[j / 64] is set; column_bits may be NULL.
 using ScanRow = uint32_t (*)(const void* x, int64_t k, uint32_t limit, uint64_t* column_bits);
 
-// codes[j] = rint(x[j] * (127 / absmax)), for absmax < 2^-120 rint((x[j] / absmax) * 127); 0 for outliers, in a row whose
+// codes[j] = rint(x[j] * (127 * (1 / absmax))), for absmax < 2^-120 rint((x[j] / absmax) * 127); 0 for outliers, in a row whose
 // absmax is 0 or NaN, and for j in [k, k_padded). `encode` writes the ISA's CodeLayout, `encode_s8` plain int8_t[k].
 using EncodeRow = void (*)(const void* x, int64_t k, int64_t k_padded, float absmax, uint32_t limit, void* codes);
 

@@ -87,7 +87,7 @@ Quantized quantize(const Tensor& x, int32_t mode, float threshold) {
     }
     q.stats.push_back(stat);
     for (int64_t j = 0; j < x.cols && stat > 0.0f; ++j) {
-      const float v = x.at(i, j), scaled = stat < 0x1p-120f ? (v / stat) * 127.0f : v * (127.0f / stat);
+      const float v = x.at(i, j), scaled = stat < 0x1p-120f ? (v / stat) * 127.0f : v * (127.0f * (1.0f / stat));
       if (!is_outlier(v, mode, threshold)) q.codes[static_cast<size_t>(i * x.cols + j)] = static_cast<int8_t>(std::nearbyint(scaled));
     }
   }

@@ -36,7 +36,7 @@ template <int D, class Emit>
 void encode_codes(const void* x, int64_t k, float absmax, uint32_t limit, const Emit& emit) {
   const bool zero_row = !(absmax > 0.0f);
   const bool tiny = absmax < 0x1p-120f;
-  const float multiplier = 127.0f / absmax;
+  const float multiplier = 127.0f * (1.0f / absmax);
   for (int64_t j = 0; j < k; ++j) {
     const float value = load_element<D>(x, j);
     const uint32_t bits = magnitude_bits(value);

@@ -107,13 +107,13 @@ void pad(void* codes, int64_t from, int64_t to) {
   if (from < to) __builtin_memset(at(codes, from * To::kBytesPerCode), To::kZero, static_cast<size_t>((to - from) * To::kBytesPerCode));
 }
 
-// q = rint(x * (127 / absmax)): cvtps2dq rounds half to even. A row's padding ends at `end` codes.
+// q = rint(x * (127 * (1 / absmax))): cvtps2dq rounds half to even. A row's padding ends at `end` codes.
 template <class V, int D, class To>
 void encode_to(const void* x, int64_t k, int64_t end, float absmax, uint32_t limit, void* codes) {
   using F = typename V::F;
   if (!(absmax > 0.0f)) return pad<To>(codes, 0, end);
   const bool tiny = absmax < 0x1p-120f;
-  const F multiplier = V::set(tiny ? 127.0f : 127.0f / absmax), divisor = V::set(absmax);
+  const F multiplier = V::set(tiny ? 127.0f : 127.0f * (1.0f / absmax)), divisor = V::set(absmax);
   const auto quantize = [&](F f) {
     const auto outlier = V::within(V::magnitude(f), static_cast<int32_t>(limit), static_cast<int32_t>(kInfBits));
     return V::clear(outlier, V::to_nearest(V::mul(tiny ? V::div(f, divisor) : f, multiplier)));

@@ -46,6 +46,8 @@ if(isa_folders)
 endif()
 if(TARGET int8q_cli)
   int8q_add_check(selftest_host ${INT8Q_PYTHON} ${checks}/selftest.py $<TARGET_FILE:int8q_cli> host)
+  int8q_add_check(selftest_corruption ${INT8Q_PYTHON} ${checks}/selftest_corruption.py $<TARGET_FILE:int8q_cli_testing>)
+  int8q_add_check(command ${INT8Q_PYTHON} ${checks}/command.py $<TARGET_FILE:int8q_cli>)
   if(isa_folders)
     foreach(cpu IN ITEMS Nehalem Haswell)
       int8q_add_check(selftest_${cpu} ${INT8Q_PYTHON} ${checks}/selftest.py $<TARGET_FILE:int8q_cli> ${cpu} qemu-x86_64

@@ -2,7 +2,7 @@
 #
 # The front door; CMake does the work. Every target first installs what it needs (root) or says how (anybody else).
 .DEFAULT_GOAL := help
-.PHONY: build demo test test-full bench docs lint install clean help
+.PHONY: build demo test test-full bench bench-python docs lint install clean help
 MAKEFLAGS += --no-print-directory
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -52,6 +52,12 @@ bench: ## build and run the benchmarks; raw results go to build/release/bench/*.
 	$(call configure,release)
 	$(call make_preset,release)
 	tools/dev/bench.sh build/release
+
+bench-python: ## compare with bitsandbytes and torch in an environment of its own (downloads 3 GB the first time)
+	@$(deps) build bench demo
+	$(call configure,release)
+	$(call make_preset,release) --target int8q
+	tools/dev/bench_python.sh build/release
 
 docs: ## build the documentation in build/docs/html
 	@$(deps) build docs

@@ -17,7 +17,8 @@ constexpr float kNormEpsilon = 1e-12f;
 int8q_tensor find(const int8q::Safetensors& file, const std::string& name, int32_t dtype, int64_t rank) {
   int8q_tensor tensor;
   if (!file.find(name.c_str(), &tensor)) throw std::runtime_error("the checkpoint has no tensor " + name);
-  if (tensor.dtype != dtype || tensor.rank != rank) throw std::runtime_error(name + " has another dtype or rank than expected");
+  if (tensor.dtype != dtype || tensor.rank != rank)
+    throw std::runtime_error(name + " has another dtype or rank than expected");
   return tensor;
 }
 
@@ -89,8 +90,8 @@ class Int8Linears : public Linears {
       linears.push_back(&linears_[i]);
       outs.emplace_back(int8q::view(ys[i].data(), ys[i].rows(), ys[i].cols()));
     }
-    int8q::forward_many(context_, linears.data(), static_cast<int32_t>(linears.size()), int8q::view(x.data(), x.rows(), x.cols()),
-                        outs.data(), workspace_);
+    int8q::forward_many(context_, linears.data(), static_cast<int32_t>(linears.size()),
+                        int8q::view(x.data(), x.rows(), x.cols()), outs.data(), workspace_);
   }
 
  private:
@@ -117,9 +118,9 @@ Bert::Bert(const std::string& folder, Engine engine, Threads& threads)
   for (int i = 0; i < kLayers; ++i) {
     const std::string layer = "encoder.layer." + std::to_string(i) + ".", self = layer + "attention.self.";
     layers_.push_back({load_linears({self + "query", self + "key", self + "value"}, engine),
-                       load_linears({layer + "attention.output.dense"}, engine), load_linears({layer + "intermediate.dense"}, engine),
-                       load_linears({layer + "output.dense"}, engine), load_norm(layer + "attention.output.LayerNorm"),
-                       load_norm(layer + "output.LayerNorm")});
+                       load_linears({layer + "attention.output.dense"}, engine),
+                       load_linears({layer + "intermediate.dense"}, engine), load_linears({layer + "output.dense"}, engine),
+                       load_norm(layer + "attention.output.LayerNorm"), load_norm(layer + "output.LayerNorm")});
   }
 }
 

@@ -9,8 +9,8 @@
 #include <set>
 #include <sstream>
 
-#include <CLI/CLI.hpp>
 #include <fmt/core.h>
+#include <CLI/CLI.hpp>
 
 #include "bert.h"
 #include "wordpiece.h"
@@ -100,7 +100,8 @@ void search(const std::string& query, const Eigen::RowVectorXf& embedding, const
 
 struct Options {
   std::string fp32, int8, text;
-  std::vector<std::string> queries = {"How do I upgrade to a new release?", "Where can I report a bug?", "What is in the kernel package?"};
+  std::vector<std::string> queries = {"How do I upgrade to a new release?", "Where can I report a bug?",
+                                      "What is in the kernel package?"};
   int threads = 2, rounds = 5;
   size_t most = 320;
 };
@@ -131,13 +132,17 @@ int run(const Options& o) {
   }
 
   const auto [batch32, batch8] = compare(fp32, int8, groups, o.rounds);
-  const std::vector<Sentence> first(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(std::min<size_t>(tokens.size(), 64)));
+  const std::vector<Sentence> first(tokens.begin(),
+                                    tokens.begin() + static_cast<std::ptrdiff_t>(std::min<size_t>(tokens.size(), 64)));
   const auto [one32, one8] = compare(fp32, int8, batches(first, 1), o.rounds);
   const double bytes32 = static_cast<double>(fp32.linear_bytes()), bytes8 = static_cast<double>(int8.linear_bytes());
 
-  fmt::print("\n{:<44} {:>10} {:>10} {:>9}\n", fmt::format("all-MiniLM-L6-v2, {} threads", o.threads), "fp32", "int8", "ratio");
-  fmt::print("{:<44} {:>10.2f} {:>10.2f} {:>9.4f}\n", "linears in the checkpoint, MB", bytes32 / 1e6, bytes8 / 1e6, bytes8 / bytes32);
-  fmt::print("{:<44} {:>10.3f} {:>10.3f} {:>8.2f}x\n", fmt::format("ms a sentence, batches of {}", kBatch), batch32, batch8, batch32 / batch8);
+  fmt::print("\n{:<44} {:>10} {:>10} {:>9}\n", fmt::format("all-MiniLM-L6-v2, {} threads", o.threads), "fp32", "int8",
+             "ratio");
+  fmt::print("{:<44} {:>10.2f} {:>10.2f} {:>9.4f}\n", "linears in the checkpoint, MB", bytes32 / 1e6, bytes8 / 1e6,
+             bytes8 / bytes32);
+  fmt::print("{:<44} {:>10.3f} {:>10.3f} {:>8.2f}x\n", fmt::format("ms a sentence, batches of {}", kBatch), batch32, batch8,
+             batch32 / batch8);
   fmt::print("{:<44} {:>10.3f} {:>10.3f} {:>8.2f}x\n", "ms a sentence, one by one", one32, one8, one32 / one8);
   fmt::print("{:<44} {:>10} {:>10.5f}\n", "cosine to fp32, mean", 1, cosine.mean());
   fmt::print("{:<44} {:>10} {:>10.5f}\n", "cosine to fp32, smallest", 1, cosine.minCoeff());
@@ -163,7 +168,9 @@ int main(int argc, char** argv) {
   app.add_option("--text", o.text, "plain text")->required();
   app.add_option("--query", o.queries, "what to search for (repeatable)");
   app.add_option("--threads", o.threads, "threads of both engines")->capture_default_str()->check(CLI::Range(1, 64));
-  app.add_option("--rounds", o.rounds, "timed rounds, of which the median counts")->capture_default_str()->check(CLI::Range(1, 1000));
+  app.add_option("--rounds", o.rounds, "timed rounds, of which the median counts")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
   app.add_option("--sentences", o.most, "at most so many sentences")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   try {

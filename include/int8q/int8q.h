@@ -165,7 +165,7 @@ typedef struct int8q_linear_options {
   int32_t outlier_mode; /* INT8Q_OUTLIERS_*; 0 is COLUMN */
   float threshold;      /* > 0; 0 selects 6.0 */
   uint32_t reserved;
-  const int64_t* kept_cols;         /* [kept_count] ascending columns whose weights are also kept in fp16; NULL if none */
+  const int64_t* kept_cols; /* [kept_count] ascending columns whose weights are also kept in fp16; NULL if none */
   int64_t kept_count;
   const int8q_matrix* kept_weights; /* F16 [N, kept_count]; NULL: rounded from a float weight; needed for S8 weights */
 } int8q_linear_options;
@@ -174,7 +174,7 @@ typedef struct int8q_linear_info {
   uint32_t size;
   int32_t outlier_mode;
   float threshold;
-  int32_t has_bias; /* 0 or 1 */
+  int32_t has_bias;     /* 0 or 1 */
   int64_t out_features; /* N */
   int64_t in_features;  /* K */
   int64_t kept_count;
@@ -192,7 +192,7 @@ typedef struct int8q_tensor {
   uint64_t bytes;
 } int8q_tensor;
 
-enum { INT8Q_TENSOR_COPY = 0, INT8Q_TENSOR_QUANTIZE = 1 };                     /* int8q_progress.action */
+enum { INT8Q_TENSOR_COPY = 0, INT8Q_TENSOR_QUANTIZE = 1 };                    /* int8q_progress.action */
 enum { INT8Q_PHASE_PLAN = 0, INT8Q_PHASE_WRITE = 1, INT8Q_PHASE_FINISH = 2 }; /* int8q_progress.phase */
 
 /* What int8q_quantize_checkpoint is doing. PLAN comes once for each tensor before anything is written; WRITE repeatedly,
@@ -203,13 +203,13 @@ typedef struct int8q_progress {
   const char* file;   /* output file's name, relative to the output */
   const char* tensor; /* NULL in FINISH */
   int32_t action;
-  int32_t dtype;  /* of the input tensor */
-  int64_t rows;   /* N of a tensor to quantize, else 0 */
-  int64_t cols;   /* K of a tensor to quantize, else 0 */
-  uint64_t bytes_in;     /* PLAN: this tensor's; WRITE, FINISH: input bytes consumed so far */
-  uint64_t bytes_out;    /* PLAN: this tensor's with its stats; WRITE, FINISH: output bytes written so far */
-  uint64_t total_in;     /* of the whole checkpoint; 0 in PLAN */
-  uint64_t total_out;    /* likewise */
+  int32_t dtype;      /* of the input tensor */
+  int64_t rows;       /* N of a tensor to quantize, else 0 */
+  int64_t cols;       /* K of a tensor to quantize, else 0 */
+  uint64_t bytes_in;  /* PLAN: this tensor's; WRITE, FINISH: input bytes consumed so far */
+  uint64_t bytes_out; /* PLAN: this tensor's with its stats; WRITE, FINISH: output bytes written so far */
+  uint64_t total_in;  /* of the whole checkpoint; 0 in PLAN */
+  uint64_t total_out; /* likewise */
 } int8q_progress;
 
 /* Non-zero asks to stop: the call then returns INT8Q_CANCELLED. The struct is valid during the call only. */
@@ -217,9 +217,9 @@ typedef int32_t (*int8q_progress_fn)(void* opaque, const int8q_progress* progres
 
 typedef struct int8q_checkpoint_options {
   uint32_t size;
-  int32_t dry_run;   /* 1: only the PLAN calls; nothing is written, `out` may be NULL */
-  int32_t overwrite; /* 1: an existing file or folder `out` is replaced at the end; 0: it is an error */
-  float threshold;   /* written to quantization_config; 0 selects 6.0 */
+  int32_t dry_run;            /* 1: only the PLAN calls; nothing is written, `out` may be NULL */
+  int32_t overwrite;          /* 1: an existing file or folder `out` is replaced at the end; 0: it is an error */
+  float threshold;            /* written to quantization_config; 0 selects 6.0 */
   const char* const* include; /* [include_count] ECMAScript regexes searched in tensor names; NULL: "\.weight$" */
   int64_t include_count;
   const char* const* exclude; /* [exclude_count] likewise; NULL: embeddings, norms, output heads (transformers' default) */
@@ -306,8 +306,8 @@ INT8Q_API int32_t int8q_describe_context(int8q_context* context, char* buffer, u
  * outlier_cols  [K]: receives the ascending indices of those columns; entries past the count stay untouched; may be NULL
  * outlier_count receives their number; may be NULL if outlier_cols is */
 INT8Q_API int32_t int8q_quantize_rows(int8q_context* context, const int8q_matrix* x, int32_t outlier_mode, float threshold,
-                                      const int8q_matrix* q, float* row_stats, uint8_t* outlier_mask,
-                                      int64_t* outlier_cols, int64_t* outlier_count);
+                                      const int8q_matrix* q, float* row_stats, uint8_t* outlier_mask, int64_t* outlier_cols,
+                                      int64_t* outlier_count);
 
 /* C = A . B^T in 32-bit integers, exact (bitsandbytes' int8_linear_matmul).
  * a S8 [M,K], b S8 [N,K], c S32 [M,N]. K <= 133,144, and <= 131,071 where a or b holds -128 (else SIZE_OVERFLOW). */
@@ -377,8 +377,7 @@ INT8Q_API int32_t int8q_query_blob(int64_t out_features, int64_t in_features, in
  * OUT_OF_MEMORY, MISALIGNED, BUSY; NOT_FINITE names the row of a NaN or Inf in weight, col_stats, bias or kept weights
  * (a float weight beyond 65504 in a kept column counts). */
 INT8Q_API int32_t int8q_create_linear(int8q_context* context, const int8q_matrix* weight, const float* col_stats,
-                                      const int8q_matrix* bias, const int8q_linear_options* options,
-                                      int8q_linear** linear);
+                                      const int8q_matrix* bias, const int8q_linear_options* options, int8q_linear** linear);
 
 /* The same into the caller's blob of blob_bytes >= int8q_query_blob, 64-byte aligned. Use int8q_open_linear on it.
  * Also returns BUFFER_TOO_SMALL, OVERLAP. When it fails, the blob's contents are undefined and do not open. */
@@ -410,8 +409,8 @@ INT8Q_API int32_t int8q_destroy_linear(int8q_linear* linear);
 
 /* Bytes of workspace for `operation` (INT8Q_FORWARD, INT8Q_BACKWARD) on `rows` rows with this context; monotone in rows.
  * parts: 0 for the context's own threads, else the number of parts of the part-wise calls. */
-INT8Q_API int32_t int8q_query_workspace(int8q_context* context, const int8q_linear* linear, int32_t operation,
-                                        int64_t rows, int32_t parts, uint64_t* bytes);
+INT8Q_API int32_t int8q_query_workspace(int8q_context* context, const int8q_linear* linear, int32_t operation, int64_t rows,
+                                        int32_t parts, uint64_t* bytes);
 
 /* Y = X . W^T + bias by LLM.int8(): quantize, int8 product, outlier columns in floating point, dequantize.
  *
@@ -449,8 +448,8 @@ INT8Q_API int32_t int8q_forward_part(int8q_context* context, const int8q_linear*
 /* Gradient to the input (LoRA): dX[M,K] = (dY[M,N] o col_stats/127) . Wq[N,K], fp32 accumulation in ascending n. The int8
  * weights are frozen; outlier and kept columns are int8 here (bitsandbytes' backward).
  * dy F32, F16 or BF16 [M,N]; dx F32, F16 or BF16 [M,K]; flags and workspace (INT8Q_BACKWARD) as in int8q_forward. */
-INT8Q_API int32_t int8q_backward(int8q_context* context, const int8q_linear* linear, const int8q_matrix* dy,
-                                 uint32_t flags, const int8q_matrix* dx, void* workspace, uint64_t workspace_bytes);
+INT8Q_API int32_t int8q_backward(int8q_context* context, const int8q_linear* linear, const int8q_matrix* dy, uint32_t flags,
+                                 const int8q_matrix* dx, void* workspace, uint64_t workspace_bytes);
 
 /* ---------------------------------------------------------------------------------------------------- Checkpoints */
 

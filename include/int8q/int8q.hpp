@@ -93,10 +93,11 @@ inline uint32_t loaded_level() {
 inline std::string missing(const char* name, uint32_t since) {
   if (library() == nullptr) {
     const char* reason = dlerror();
-    return std::string("int8q: ") + library_path() + " does not load" + (reason != nullptr ? std::string(": ") + reason : "") +
-           "; set INT8Q_LIBRARY to the path of libint8q.so.1";
+    return std::string("int8q: ") + library_path() + " does not load" +
+           (reason != nullptr ? std::string(": ") + reason : "") + "; set INT8Q_LIBRARY to the path of libint8q.so.1";
   }
-  return std::string(name) + " needs ABI " + level_text(since) + ", loaded " + level_text(loaded_level()) + " at " + library_path();
+  return std::string(name) + " needs ABI " + level_text(since) + ", loaded " + level_text(loaded_level()) + " at " +
+         library_path();
 }
 
 inline void* find(const char* name) { return library() == nullptr ? nullptr : dlsym(library(), name); }
@@ -115,10 +116,10 @@ int32_t call_status(void* symbol, const char* name, Args... args) {
   return reinterpret_cast<F*>(symbol)(args...);
 }
 
-#define INT8Q_CALL(function, ...)                                                             \
-  ([&]() -> int32_t {                                                                         \
-    static void* const symbol = ::int8q::detail::find(#function);                             \
-    return ::int8q::detail::call_status<decltype(function)>(symbol, #function, __VA_ARGS__);  \
+#define INT8Q_CALL(function, ...)                                                            \
+  ([&]() -> int32_t {                                                                        \
+    static void* const symbol = ::int8q::detail::find(#function);                            \
+    return ::int8q::detail::call_status<decltype(function)>(symbol, #function, __VA_ARGS__); \
   }())
 
 inline const char* last_error() {
@@ -165,9 +166,9 @@ class Owner {
   }
   ~Owner() { reset(); }
 
-  Handle* get() const noexcept { return handle_; }            // the C handle, still owned
+  Handle* get() const noexcept { return handle_; }  // the C handle, still owned
   Handle* release() noexcept { return std::exchange(handle_, nullptr); }
-  int32_t status() const noexcept { return status_; }         // of the making; always INT8Q_OK where exceptions are on
+  int32_t status() const noexcept { return status_; }  // of the making; always INT8Q_OK where exceptions are on
   explicit operator bool() const noexcept { return handle_ != nullptr; }
 
  protected:
@@ -247,7 +248,11 @@ struct Matrix {
       : c{sizeof(int8q_matrix), dtype, rows, cols, cols, const_cast<void*>(data)} {}
   template <class T>
   Matrix(const MatrixView<T>& v)
-      : c{sizeof(int8q_matrix), Dtype<std::remove_const_t<T>>::value, v.rows, v.cols, v.ld,
+      : c{sizeof(int8q_matrix),
+          Dtype<std::remove_const_t<T>>::value,
+          v.rows,
+          v.cols,
+          v.ld,
           const_cast<std::remove_const_t<T>*>(v.ptr)} {}
 
   const int8q_matrix* get() const { return c.dtype == INT8Q_DTYPE_INVALID ? nullptr : &c; }
@@ -357,13 +362,15 @@ class Linear : public detail::Owner<int8q_linear, detail::destroy_linear> {
   // y [M,N] = x [M,K] . W^T + bias (int8q_forward); the workspace grows on need.
   int32_t forward(Context& context, const Matrix& x, const Matrix& y, Workspace& workspace, uint32_t flags = 0) const {
     void* memory = workspace.reserve(workspace_bytes(context, INT8Q_FORWARD, x.c.rows));
-    return detail::check(INT8Q_CALL(int8q_forward, context.get(), handle_, x.get(), flags, y.get(), memory, workspace.bytes()));
+    return detail::check(
+        INT8Q_CALL(int8q_forward, context.get(), handle_, x.get(), flags, y.get(), memory, workspace.bytes()));
   }
 
   // dx [M,K] = gradient to the input for dy [M,N] (int8q_backward).
   int32_t backward(Context& context, const Matrix& dy, const Matrix& dx, Workspace& workspace, uint32_t flags = 0) const {
     void* memory = workspace.reserve(workspace_bytes(context, INT8Q_BACKWARD, dy.c.rows));
-    return detail::check(INT8Q_CALL(int8q_backward, context.get(), handle_, dy.get(), flags, dx.get(), memory, workspace.bytes()));
+    return detail::check(
+        INT8Q_CALL(int8q_backward, context.get(), handle_, dy.get(), flags, dx.get(), memory, workspace.bytes()));
   }
 
  private:
@@ -375,8 +382,8 @@ class Linear : public detail::Owner<int8q_linear, detail::destroy_linear> {
 };
 
 // ys[i] = x . W_i^T + bias_i for several linears (q, k, v) from one quantized x; at most 64 of them.
-inline int32_t forward_many(Context& context, const Linear* const* linears, int32_t count, const Matrix& x, const Matrix* ys,
-                            Workspace& workspace, uint32_t flags = 0) {
+inline int32_t forward_many(Context& context, const Linear* const* linears, int32_t count, const Matrix& x,
+                            const Matrix* ys, Workspace& workspace, uint32_t flags = 0) {
   constexpr int32_t kMost = 64;
   const int8q_linear* handles[kMost] = {};
   const int8q_matrix* outs[kMost] = {};
@@ -388,7 +395,8 @@ inline int32_t forward_many(Context& context, const Linear* const* linears, int3
     bytes = need > bytes ? need : bytes;
   }
   void* memory = workspace.reserve(bytes);
-  return detail::check(INT8Q_CALL(int8q_forward_many, context.get(), handles, count, x.get(), flags, outs, memory, workspace.bytes()));
+  return detail::check(
+      INT8Q_CALL(int8q_forward_many, context.get(), handles, count, x.get(), flags, outs, memory, workspace.bytes()));
 }
 
 // A validated, mapped safetensors file (int8q_open_safetensors). Tensors' pointers die with it.

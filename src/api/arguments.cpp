@@ -20,7 +20,8 @@ bool contains(DtypeSet dtypes, int32_t dtype) {
 }
 
 void check_shape(const char* name, const char* what, int64_t value, int64_t expected) {
-  if (value < 0) fail(INT8Q_INVALID_ARGUMENT, "%s->%s is %lld; expected a size >= 0", name, what, static_cast<long long>(value));
+  if (value < 0)
+    fail(INT8Q_INVALID_ARGUMENT, "%s->%s is %lld; expected a size >= 0", name, what, static_cast<long long>(value));
   if (expected >= 0 && value != expected) {
     fail(INT8Q_INVALID_ARGUMENT, "%s->%s is %lld; expected %lld, to match the other arguments", name, what,
          static_cast<long long>(value), static_cast<long long>(expected));
@@ -46,7 +47,8 @@ bool disjoint(const Extent& a, const Extent& b) {
 Context& check_context(int8q_context* context) {
   if (context == nullptr || reinterpret_cast<uintptr_t>(context) % alignof(int8q_context) != 0 ||
       context->magic != int8q_context::kMagic) {
-    fail(INT8Q_INVALID_HANDLE, "context is %p; expected a live handle of int8q_create_context", static_cast<void*>(context));
+    fail(INT8Q_INVALID_HANDLE, "context is %p; expected a live handle of int8q_create_context",
+         static_cast<void*>(context));
   }
   return *context;
 }

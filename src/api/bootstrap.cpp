@@ -26,7 +26,8 @@ int32_t int8q_negotiate(uint32_t want, uint32_t* got) {
   if (got != nullptr) *got = INT8Q_ABI_LEVEL;
   return int8q::api::guarded([&] {
     if (want >> 16 != INT8Q_ABI_MAJOR || want > INT8Q_ABI_LEVEL) {
-      int8q::fail(INT8Q_ABI_MISMATCH, "want is ABI level %u.%u; this library, %s, serves %d.0 to %d.%d; load a matching libint8q.so",
+      int8q::fail(INT8Q_ABI_MISMATCH,
+                  "want is ABI level %u.%u; this library, %s, serves %d.0 to %d.%d; load a matching libint8q.so",
                   want >> 16, want & 0xffffu, int8q_version_string(), INT8Q_ABI_MAJOR, INT8Q_ABI_MAJOR, INT8Q_ABI_MINOR);
     }
   });

@@ -20,7 +20,8 @@ const cpu::Kernels& choose_kernels(const char* isa) {
   }
   const cpu::Isa* found = cpu::find_isa(isa);
   if (found == nullptr) {
-    fail(INT8Q_UNSUPPORTED, "%s is \"%s\", which is no ISA of this library; expected one of %s", from, isa, cpu::isa_names());
+    fail(INT8Q_UNSUPPORTED, "%s is \"%s\", which is no ISA of this library; expected one of %s", from, isa,
+         cpu::isa_names());
   }
   if (!found->supported()) {
     fail(INT8Q_UNSUPPORTED, "%s is \"%s\", which this CPU or operating system lacks; its best is \"%s\" (of %s)", from, isa,
@@ -31,8 +32,8 @@ const cpu::Kernels& choose_kernels(const char* isa) {
 
 int choose_threads(int32_t threads) {
   if (threads < 0 || threads > kMaxThreads) {
-    fail(INT8Q_INVALID_ARGUMENT, "options->threads is %d; expected 1 to %d, or 0 for the CPUs that this process may use", threads,
-         kMaxThreads);
+    fail(INT8Q_INVALID_ARGUMENT, "options->threads is %d; expected 1 to %d, or 0 for the CPUs that this process may use",
+         threads, kMaxThreads);
   }
   if (threads > 0) return threads;
   const char* text = std::getenv("INT8Q_NUM_THREADS");
@@ -47,7 +48,8 @@ int choose_threads(int32_t threads) {
 
 void check_backend(int32_t backend) {
   if (backend == INT8Q_BACKEND_CUDA) {
-    fail(INT8Q_NO_DEVICE, "options->backend is INT8Q_BACKEND_CUDA; this build has no CUDA backend; use INT8Q_BACKEND_CPU or AUTO");
+    fail(INT8Q_NO_DEVICE,
+         "options->backend is INT8Q_BACKEND_CUDA; this build has no CUDA backend; use INT8Q_BACKEND_CPU or AUTO");
   }
   if (backend != INT8Q_BACKEND_AUTO && backend != INT8Q_BACKEND_CPU) {
     fail(INT8Q_UNSUPPORTED, "options->backend is %d; expected INT8Q_BACKEND_AUTO (0), _CPU (1) or _CUDA (2)", backend);

@@ -48,7 +48,9 @@ class Members {
 
 std::string library_path() {
   Dl_info info;
-  return dladdr(reinterpret_cast<const void*>(&int8q_diagnose_json), &info) != 0 && info.dli_fname != nullptr ? info.dli_fname : "";
+  return dladdr(reinterpret_cast<const void*>(&int8q_diagnose_json), &info) != 0 && info.dli_fname != nullptr
+             ? info.dli_fname
+             : "";
 }
 
 std::string environment(const char* name) {
@@ -122,7 +124,9 @@ std::string describe(const Context& context) {
   Members kernels('{');
   cpu::for_each_kernel(
       *context.kernels,
-      [](void* into, const char* operation, const char* name) { static_cast<Members*>(into)->add(operation, quoted(name)); },
+      [](void* into, const char* operation, const char* name) {
+        static_cast<Members*>(into)->add(operation, quoted(name));
+      },
       &kernels);
   return Members('{')
       .add("backend", quoted("cpu"))

@@ -39,8 +39,8 @@ struct Call {
   int8q_matrix x, y;
 };
 
-Call check_forward(const Linear& linear, const int8q_matrix* x, const int8q_matrix* y, const void* workspace, int64_t needed,
-                   uint64_t bytes) {
+Call check_forward(const Linear& linear, const int8q_matrix* x, const int8q_matrix* y, const void* workspace,
+                   int64_t needed, uint64_t bytes) {
   Call call{};
   call.x = check_matrix(x, "x", kFloats, -1, linear.k());
   call.y = check_matrix(y, "y", kFloats, call.x.rows, linear.n());
@@ -54,8 +54,8 @@ Call check_forward(const Linear& linear, const int8q_matrix* x, const int8q_matr
 void check_alike(const Linear& first, const Linear& other, int32_t index) {
   if (other.k() != first.k() || other.outlier_mode() != first.outlier_mode() || other.threshold() != first.threshold()) {
     fail(INT8Q_INVALID_ARGUMENT,
-         "linears[%d] has in_features %lld, outlier_mode %d, threshold %g; expected those of linears[0], %lld, %d, %g", index,
-         static_cast<long long>(other.k()), other.outlier_mode(), static_cast<double>(other.threshold()),
+         "linears[%d] has in_features %lld, outlier_mode %d, threshold %g; expected those of linears[0], %lld, %d, %g",
+         index, static_cast<long long>(other.k()), other.outlier_mode(), static_cast<double>(other.threshold()),
          static_cast<long long>(first.k()), first.outlier_mode(), static_cast<double>(first.threshold()));
   }
 }
@@ -160,7 +160,8 @@ int32_t int8q_forward_part(int8q_context* context, const int8q_linear* linear, c
     const Call call = check_forward(l, x, y, workspace, needed, workspace_bytes);
     if (rows == 0 || l.n() == 0) return;
     int8q::FloatEnvironment environment;
-    int8q::forward_part(*c.kernels, l, float_rows(call.x), output(call.y), (flags & INT8Q_ACCUMULATE) != 0, workspace, part, parts);
+    int8q::forward_part(*c.kernels, l, float_rows(call.x), output(call.y), (flags & INT8Q_ACCUMULATE) != 0, workspace, part,
+                        parts);
   });
 }
 

@@ -22,8 +22,8 @@ void check_kept(Source& source) {
   const int8q_linear_options& options = source.options;
   const int64_t n = source.matrix.rows, k = source.matrix.cols;
   if (options.kept_count < 0 || options.kept_count > k) {
-    fail(INT8Q_INVALID_ARGUMENT, "options->kept_count is %lld; expected 0 to K = %lld", static_cast<long long>(options.kept_count),
-         static_cast<long long>(k));
+    fail(INT8Q_INVALID_ARGUMENT, "options->kept_count is %lld; expected 0 to K = %lld",
+         static_cast<long long>(options.kept_count), static_cast<long long>(k));
   }
   check_array(options.kept_cols, options.kept_count, alignof(int64_t), "options->kept_cols");
   for (int64_t t = 0; t < options.kept_count; ++t) {
@@ -38,7 +38,8 @@ void check_kept(Source& source) {
     source.weight.kept_weights = static_cast<const uint8_t*>(source.kept_weights.data);
     source.weight.kept_row_bytes = source.kept_weights.row_stride * 2;
   } else if (options.kept_count > 0 && source.matrix.dtype == INT8Q_S8) {
-    fail(INT8Q_INVALID_ARGUMENT, "options->kept_weights is NULL; expected F16 [%lld, %lld], since S8 weights cannot give them",
+    fail(INT8Q_INVALID_ARGUMENT,
+         "options->kept_weights is NULL; expected F16 [%lld, %lld], since S8 weights cannot give them",
          static_cast<long long>(n), static_cast<long long>(options.kept_count));
   }
   source.weight.kept_cols = options.kept_cols;
@@ -170,19 +171,20 @@ int32_t int8q_pack_linear(int8q_context* context, const int8q_matrix* weight, co
     require(blob != nullptr, "blob", "memory of int8q_query_blob bytes");
     check_array(blob, 1, int8q::kAlignment, "blob");
     if (blob_bytes < static_cast<uint64_t>(bytes)) {
-      fail(INT8Q_BUFFER_TOO_SMALL, "blob_bytes is %llu; expected at least %lld", static_cast<unsigned long long>(blob_bytes),
-           static_cast<long long>(bytes));
+      fail(INT8Q_BUFFER_TOO_SMALL, "blob_bytes is %llu; expected at least %lld",
+           static_cast<unsigned long long>(blob_bytes), static_cast<long long>(bytes));
     }
     const int64_t kept = source.options.kept_count;
-    check_overlap(extent(blob, bytes, "blob"),
-                  {extent(source.matrix, "weight"), extent(source.bias, "bias"), extent(col_stats, source.matrix.rows * 4, "col_stats"),
-                   extent(source.options.kept_cols, kept * 8, "options->kept_cols"),
-                   extent(source.kept_weights, "options->kept_weights")});
+    check_overlap(extent(blob, bytes, "blob"), {extent(source.matrix, "weight"), extent(source.bias, "bias"),
+                                                extent(col_stats, source.matrix.rows * 4, "col_stats"),
+                                                extent(source.options.kept_cols, kept * 8, "options->kept_cols"),
+                                                extent(source.kept_weights, "options->kept_weights")});
     pack(c, source, bias != nullptr, blob, bytes);
   });
 }
 
-int32_t int8q_open_linear(int8q_context* context, const void* blob, uint64_t blob_bytes, uint32_t flags, int8q_linear** linear) {
+int32_t int8q_open_linear(int8q_context* context, const void* blob, uint64_t blob_bytes, uint32_t flags,
+                          int8q_linear** linear) {
   return guarded([&] {
     const Context& c = check_context(context);
     require(linear != nullptr, "linear", "where to put the handle");
@@ -259,7 +261,8 @@ int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, 
     if (kept_weights == nullptr) return;
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t t = 0; t < kept; ++t) {
-        std::memcpy(static_cast<char*>(w.data) + (i * w.row_stride + t) * 2, blob.kept_weights + t * blob.n_padded() + i, 2);
+        std::memcpy(static_cast<char*>(w.data) + (i * w.row_stride + t) * 2, blob.kept_weights + t * blob.n_padded() + i,
+                    2);
       }
     }
   });

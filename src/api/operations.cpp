@@ -30,8 +30,8 @@ void check_depth(const int8q_matrix& a, const char* name) {
   if (a.cols <= kMaxKForeign) return;
   for (int64_t i = 0; i < a.rows; ++i) {
     if (std::memchr(static_cast<const char*>(a.data) + i * a.row_stride, 0x80, static_cast<size_t>(a.cols)) != nullptr) {
-      fail(INT8Q_SIZE_OVERFLOW, "%s holds -128 in row %lld and K is %lld; expected codes in [-127, 127], or K <= %lld", name,
-           static_cast<long long>(i), static_cast<long long>(a.cols), static_cast<long long>(kMaxKForeign));
+      fail(INT8Q_SIZE_OVERFLOW, "%s holds -128 in row %lld and K is %lld; expected codes in [-127, 127], or K <= %lld",
+           name, static_cast<long long>(i), static_cast<long long>(a.cols), static_cast<long long>(kMaxKForeign));
     }
   }
 }
@@ -81,8 +81,8 @@ void check_outlier_cols(const int64_t* cols, int64_t count, int64_t k) {
   check_array(cols, count, alignof(int64_t), "outlier_cols");
   for (int64_t t = 0; t < count; ++t) {
     if (cols[t] < 0 || cols[t] >= k || (t > 0 && cols[t] <= cols[t - 1])) {
-      fail(INT8Q_INVALID_ARGUMENT, "outlier_cols[%lld] is %lld; expected ascending columns in [0, %lld)", static_cast<long long>(t),
-           static_cast<long long>(cols[t]), static_cast<long long>(k));
+      fail(INT8Q_INVALID_ARGUMENT, "outlier_cols[%lld] is %lld; expected ascending columns in [0, %lld)",
+           static_cast<long long>(t), static_cast<long long>(cols[t]), static_cast<long long>(k));
     }
   }
 }
@@ -92,9 +92,9 @@ void check_outlier_cols(const int64_t* cols, int64_t count, int64_t k) {
 
 using namespace int8q::api;
 using int8q::Context;
+using int8q::fail;
 using int8q::Product;
 using int8q::ScratchLease;
-using int8q::fail;
 
 extern "C" {
 
@@ -111,7 +111,8 @@ int32_t int8q_quantize_rows(int8q_context* context, const int8q_matrix* x, int32
     check_array(outlier_count, 0, alignof(int64_t), "outlier_count");
     require(outlier_cols == nullptr || outlier_count != nullptr, "outlier_count", "a place for the number of outlier_cols");
     const Extent xs = extent(in, "x"), qs = extent(out, "q"), stats = extent(row_stats, in.rows * 4, "row_stats");
-    const Extent mask = extent(outlier_mask, in.cols, "outlier_mask"), cols = extent(outlier_cols, in.cols * 8, "outlier_cols");
+    const Extent mask = extent(outlier_mask, in.cols, "outlier_mask"),
+                 cols = extent(outlier_cols, in.cols * 8, "outlier_cols");
     const Extent count = extent(outlier_count, 8, "outlier_count");
     check_overlap(qs, {xs, stats, mask, cols, count});
     check_overlap(stats, {xs, mask, cols, count});
@@ -162,9 +163,8 @@ int32_t int8q_scaled_multiply(int8q_context* context, const int8q_matrix* a, con
     Context& ctx = check_context(context);
     const Operands o = check_operands(a, b, bias, y, kFloats, "y");
     check_stats(row_stats, o.a.rows, col_stats, o.b.rows);
-    check_overlap(extent(o.y, "y"),
-                  {extent(o.a, "a"), extent(o.b, "b"), extent(row_stats, o.a.rows * 4, "row_stats"),
-                   extent(col_stats, o.b.rows * 4, "col_stats"), extent(o.bias, "bias")});
+    check_overlap(extent(o.y, "y"), {extent(o.a, "a"), extent(o.b, "b"), extent(row_stats, o.a.rows * 4, "row_stats"),
+                                     extent(col_stats, o.b.rows * 4, "col_stats"), extent(o.bias, "bias")});
     ScratchLease lease(ctx);
     Product p = make_product(o, row_stats, col_stats);
     multiply(ctx, lease, p);
@@ -173,15 +173,17 @@ int32_t int8q_scaled_multiply(int8q_context* context, const int8q_matrix* a, con
 
 int32_t int8q_mixed_scaled_multiply(int8q_context* context, const int8q_matrix* x, const int8q_matrix* a,
                                     const float* row_stats, const int8q_matrix* b, const float* col_stats,
-                                    int32_t outlier_mode, float threshold, const int64_t* outlier_cols, int64_t outlier_count,
-                                    const int8q_matrix* bias, const int8q_matrix* y) {
+                                    int32_t outlier_mode, float threshold, const int64_t* outlier_cols,
+                                    int64_t outlier_count, const int8q_matrix* bias, const int8q_matrix* y) {
   return guarded([&] {
     Context& ctx = check_context(context);
     const Operands o = check_operands(a, b, bias, y, kFloats, "y");
     const int8q_matrix in = check_matrix(x, "x", kFloats, o.a.rows, o.a.cols);
     check_stats(row_stats, o.a.rows, col_stats, o.b.rows);
     if (outlier_mode == INT8Q_OUTLIERS_OFF) {
-      fail(INT8Q_INVALID_ARGUMENT, "outlier_mode is INT8Q_OUTLIERS_OFF (1); expected COLUMN (0) or ELEMENT (2); without outliers use int8q_scaled_multiply");
+      fail(INT8Q_INVALID_ARGUMENT,
+           "outlier_mode is INT8Q_OUTLIERS_OFF (1); expected COLUMN (0) or ELEMENT (2); without outliers use "
+           "int8q_scaled_multiply");
     }
     const uint32_t limit = int8q::outlier_limit(outlier_mode, threshold);
     check_outlier_cols(outlier_cols, outlier_count, o.a.cols);
@@ -227,8 +229,10 @@ int32_t int8q_select_outlier_cols(const int64_t* counts, int64_t cols, int64_t r
                                   int64_t* outlier_cols, int64_t* outlier_count) {
   return guarded([&] {
     if (cols < 0) fail(INT8Q_INVALID_ARGUMENT, "cols is %lld; expected a size >= 0", static_cast<long long>(cols));
-    if (rows <= 0) fail(INT8Q_INVALID_ARGUMENT, "rows is %lld; expected how many rows were counted, > 0", static_cast<long long>(rows));
-    if (!(min_fraction >= 0.0 && min_fraction <= 1.0)) fail(INT8Q_INVALID_ARGUMENT, "min_fraction is %g; expected 0 to 1", min_fraction);
+    if (rows <= 0)
+      fail(INT8Q_INVALID_ARGUMENT, "rows is %lld; expected how many rows were counted, > 0", static_cast<long long>(rows));
+    if (!(min_fraction >= 0.0 && min_fraction <= 1.0))
+      fail(INT8Q_INVALID_ARGUMENT, "min_fraction is %g; expected 0 to 1", min_fraction);
     check_array(counts, cols, alignof(int64_t), "counts");
     check_array(outlier_cols, cols, alignof(int64_t), "outlier_cols");
     check_array(outlier_count, 1, alignof(int64_t), "outlier_count");
@@ -238,7 +242,8 @@ int32_t int8q_select_outlier_cols(const int64_t* counts, int64_t cols, int64_t r
     check_overlap(extent(outlier_count, 8, "outlier_count"), {in});
     int64_t found = 0;
     for (int64_t k = 0; k < cols; ++k) {
-      if (counts[k] > 0 && static_cast<double>(counts[k]) >= min_fraction * static_cast<double>(rows)) outlier_cols[found++] = k;
+      if (counts[k] > 0 && static_cast<double>(counts[k]) >= min_fraction * static_cast<double>(rows))
+        outlier_cols[found++] = k;
     }
     *outlier_count = found;
   });

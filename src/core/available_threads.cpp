@@ -65,8 +65,8 @@ int cgroup_quota() {
 
 int available_threads() {
   cpu_set_t set;  // 1024 CPUs; the call fails on larger machines
-  const int threads = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
-                                                                  : static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
+  const int threads =
+      sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
   const int quota = cgroup_quota();
   return std::max(1, quota > 0 ? std::min(threads, quota) : threads);
 }

@@ -49,8 +49,9 @@ void validate_header(const BlobHeader& header, uint64_t bytes) {
     corrupt("magic", static_cast<long long>(header.magic), "that of an int8q blob (int8q_pack_linear ends by writing it)");
   }
   if (header.layout != BlobHeader::kLayout) {
-    fail(INT8Q_UNSUPPORTED, "blob: layout is %u; this library knows layout %u; pack the weights again or load a newer library",
-         header.layout, BlobHeader::kLayout);
+    fail(INT8Q_UNSUPPORTED,
+         "blob: layout is %u; this library knows layout %u; pack the weights again or load a newer library", header.layout,
+         BlobHeader::kLayout);
   }
   if (header.header_checksum != header_checksum(header)) {
     corrupt("header checksum", static_cast<long long>(header.header_checksum), "the checksum of the header");

@@ -13,10 +13,21 @@ namespace int8q {
 
 constexpr int64_t dtype_bytes(int32_t dtype) {
   switch (dtype) {
-    case INT8Q_S8: case INT8Q_U8: case INT8Q_BOOL: case INT8Q_F8_E4M3: case INT8Q_F8_E5M2: return 1;
-    case INT8Q_F16: case INT8Q_BF16: case INT8Q_S16: case INT8Q_U16: return 2;
-    case INT8Q_F32: case INT8Q_S32: case INT8Q_U32: return 4;
-    case INT8Q_F64: case INT8Q_S64: case INT8Q_U64: return 8;
+    case INT8Q_S8:
+    case INT8Q_U8:
+    case INT8Q_BOOL:
+    case INT8Q_F8_E4M3:
+    case INT8Q_F8_E5M2: return 1;
+    case INT8Q_F16:
+    case INT8Q_BF16:
+    case INT8Q_S16:
+    case INT8Q_U16: return 2;
+    case INT8Q_F32:
+    case INT8Q_S32:
+    case INT8Q_U32: return 4;
+    case INT8Q_F64:
+    case INT8Q_S64:
+    case INT8Q_U64: return 8;
     default: return 0;
   }
 }
@@ -110,8 +121,9 @@ inline void store_element(void* row, int64_t i, float value) {
 }
 
 inline float load_element(int32_t dtype, const void* row, int64_t i) {
-  return dtype == INT8Q_F32 ? load_element<0>(row, i) : dtype == INT8Q_F16 ? load_element<1>(row, i)
-                                                                            : load_element<2>(row, i);
+  return dtype == INT8Q_F32   ? load_element<0>(row, i)
+         : dtype == INT8Q_F16 ? load_element<1>(row, i)
+                              : load_element<2>(row, i);
 }
 
 }  // namespace int8q

@@ -20,11 +20,11 @@ class Allocator {
 
   // 64-byte aligned; OUT_OF_MEMORY otherwise.
   void* allocate(uint64_t bytes, const char* what) const {
-    void* memory = callers_.allocate != nullptr
-                       ? callers_.allocate(callers_.opaque, bytes, kAlignment)
-                       : bytes <= INT64_MAX - kAlignment
-                             ? std::aligned_alloc(kAlignment, static_cast<size_t>(round_up(static_cast<int64_t>(bytes), kAlignment)))
-                             : nullptr;
+    void* memory =
+        callers_.allocate != nullptr ? callers_.allocate(callers_.opaque, bytes, kAlignment)
+        : bytes <= INT64_MAX - kAlignment
+            ? std::aligned_alloc(kAlignment, static_cast<size_t>(round_up(static_cast<int64_t>(bytes), kAlignment)))
+            : nullptr;
     if (memory == nullptr) {
       fail(INT8Q_OUT_OF_MEMORY, "%s: allocating %llu bytes failed; free memory or pass smaller sizes", what,
            static_cast<unsigned long long>(bytes));

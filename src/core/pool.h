@@ -38,8 +38,9 @@ class Pool {
 
   template <class Body>
   void run(int64_t count, const Body& body) {
-    run_tasks(count, [](void* arg, int64_t index, int32_t) { (*static_cast<const Body*>(arg))(index); },
-              const_cast<void*>(static_cast<const void*>(&body)));
+    run_tasks(
+        count, [](void* arg, int64_t index, int32_t) { (*static_cast<const Body*>(arg))(index); },
+        const_cast<void*>(static_cast<const void*>(&body)));
   }
 
  private:

@@ -36,8 +36,8 @@ Scratch carve(Carver& carver, int64_t rows, int64_t part, int64_t parts) {
   return mine;
 }
 
-void backward_tile(const cpu::Kernels& kernels, const Linear& linear, const FloatRows& dy, const Output& dx, bool accumulate,
-                   const Scratch& s, Range rows, int64_t col) {
+void backward_tile(const cpu::Kernels& kernels, const Linear& linear, const FloatRows& dy, const Output& dx,
+                   bool accumulate, const Scratch& s, Range rows, int64_t col) {
   const int64_t m = rows.end - rows.begin;
   const BlobSections& blob = linear.blob;
   std::memset(s.dx, 0, static_cast<size_t>(m * kCols) * sizeof(float));
@@ -53,8 +53,8 @@ void backward_tile(const cpu::Kernels& kernels, const Linear& linear, const Floa
   }
   const int64_t cols = std::min(kCols, linear.k() - col);
   for (int64_t i = 0; i < m; ++i) {
-    kernels.store[kernel_index(dx.dtype)].run(s.dx + i * kCols, cols,
-                                             dx.data + (rows.begin + i) * dx.row_bytes + col * dtype_bytes(dx.dtype), accumulate);
+    kernels.store[kernel_index(dx.dtype)].run(
+        s.dx + i * kCols, cols, dx.data + (rows.begin + i) * dx.row_bytes + col * dtype_bytes(dx.dtype), accumulate);
   }
 }
 
@@ -66,7 +66,8 @@ int64_t backward_workspace_bytes(int64_t rows, int64_t parts) {
   return std::max<int64_t>(carver.used(), kAlignment);
 }
 
-void backward(Context& context, const Linear& linear, const FloatRows& dy, const Output& dx, bool accumulate, void* workspace) {
+void backward(Context& context, const Linear& linear, const FloatRows& dy, const Output& dx, bool accumulate,
+              void* workspace) {
   const int64_t row_blocks = ceil_div(dy.rows, kRows), tiles = row_blocks * ceil_div(linear.k(), kCols);
   if (tiles == 0) return;
   const int64_t parts = std::min<int64_t>(tiles, context.pool.threads());

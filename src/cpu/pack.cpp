@@ -37,13 +37,15 @@ class Packer {
         std::copy_n(weight_.col_stats + row, rows, stats);
         check_foreign(from, row, rows);
       } else {
-        const FloatRows x{weight_.data + row * weight_.row_bytes, kernel_index(weight_.dtype), rows, k(), weight_.row_bytes};
+        const FloatRows x{weight_.data + row * weight_.row_bytes, kernel_index(weight_.dtype), rows, k(),
+                          weight_.row_bytes};
         quantize_to_s8(kernels_, x, {0, rows}, cpu::kNoOutliers, codes, k(), stats, nullptr);
       }
       for (int64_t i = 0; i < rows; ++i) {
         if (!std::isfinite(stats[i]) || stats[i] < 0.0f) keep_first(bad_row_, row + i);
       }
-      kernels_.pack.run(from, stride, rows, k(), blob_.k_padded(), const_cast<int8_t*>(blob_.panels) + p * blob_.panel_stride(),
+      kernels_.pack.run(from, stride, rows, k(), blob_.k_padded(),
+                        const_cast<int8_t*>(blob_.panels) + p * blob_.panel_stride(),
                         const_cast<int32_t*>(blob_.col_sums) + row);
     }
   }
@@ -54,7 +56,8 @@ class Packer {
     for (int64_t i = 0; i < blob_.n_padded(); ++i) {
       bias[i] = i < n() ? load_element(weight_.bias_dtype, weight_.bias, i) : 0.0f;
       if (!std::isfinite(bias[i])) {
-        fail(INT8Q_NOT_FINITE, "bias[%lld] is %g; expected a finite number", static_cast<long long>(i), static_cast<double>(bias[i]));
+        fail(INT8Q_NOT_FINITE, "bias[%lld] is %g; expected a finite number", static_cast<long long>(i),
+             static_cast<double>(bias[i]));
       }
     }
   }
@@ -73,7 +76,8 @@ class Packer {
           w = f32_to_f16(load_element(weight_.dtype, weight_.data + i * weight_.row_bytes, weight_.kept_cols[t]));
         }
         if ((w & 0x7fffu) >= 0x7c00u) {
-          fail(INT8Q_NOT_FINITE, "kept weight at row %lld, column %lld is not finite in fp16; expected |w| <= 65504; do not keep this column",
+          fail(INT8Q_NOT_FINITE,
+               "kept weight at row %lld, column %lld is not finite in fp16; expected |w| <= 65504; do not keep this column",
                static_cast<long long>(i), static_cast<long long>(weight_.kept_cols[t]));
         }
       }
@@ -83,13 +87,15 @@ class Packer {
   void check() const {
     const long long row = bad_row_.load(), minus_128 = minus_128_row_.load();
     if (row != kNone) {
-      fail(INT8Q_NOT_FINITE, weight_.dtype == INT8Q_S8 ? "col_stats[%lld] is %g; expected a finite number >= 0"
-                                                       : "weight row %lld holds NaN or Inf (absmax %g); expected finite weights",
+      fail(INT8Q_NOT_FINITE,
+           weight_.dtype == INT8Q_S8 ? "col_stats[%lld] is %g; expected a finite number >= 0"
+                                     : "weight row %lld holds NaN or Inf (absmax %g); expected finite weights",
            row, static_cast<double>(weight_.dtype == INT8Q_S8 ? weight_.col_stats[row] : blob_.col_stats[row]));
     }
     if (minus_128 != kNone) {
-      fail(INT8Q_SIZE_OVERFLOW, "weight row %lld holds -128 and in_features is %lld; expected codes in [-127, 127], or K <= %lld",
-           minus_128, static_cast<long long>(k()), static_cast<long long>(kMaxKForeign));
+      fail(INT8Q_SIZE_OVERFLOW,
+           "weight row %lld holds -128 and in_features is %lld; expected codes in [-127, 127], or K <= %lld", minus_128,
+           static_cast<long long>(k()), static_cast<long long>(kMaxKForeign));
     }
   }
 
@@ -100,7 +106,8 @@ class Packer {
   void check_foreign(const int8_t* codes, int64_t row, int64_t rows) {
     if (k() <= kMaxKForeign) return;
     for (int64_t i = 0; i < rows; ++i) {
-      if (std::memchr(codes + i * weight_.row_bytes, 0x80, static_cast<size_t>(k())) != nullptr) keep_first(minus_128_row_, row + i);
+      if (std::memchr(codes + i * weight_.row_bytes, 0x80, static_cast<size_t>(k())) != nullptr)
+        keep_first(minus_128_row_, row + i);
     }
   }
 

@@ -24,13 +24,18 @@ struct Tile {
 class PartLoop {
  public:
   PartLoop(const Product& product, const PartScratch& scratch)
-      : p_(product), s_(scratch), k_padded_(round_up(product.k, cpu::kPadK)), code_stride_(code_row_bytes(*product.kernels, product.k)) {
+      : p_(product),
+        s_(scratch),
+        k_padded_(round_up(product.k, cpu::kPadK)),
+        code_stride_(code_row_bytes(*product.kernels, product.k)) {
     find_outlier_columns();
   }
 
   void run(const Tile& tile) {
     switch (p_.weights) {
-      case Weights::kPacked: return run_panels(tile, p_.blob.panels + tile.col / kPanelRows * p_.blob.panel_stride(), p_.blob.col_sums + tile.col);
+      case Weights::kPacked:
+        return run_panels(tile, p_.blob.panels + tile.col / kPanelRows * p_.blob.panel_stride(),
+                          p_.blob.col_sums + tile.col);
       case Weights::kRowMajor: return p_.codes == nullptr ? run_dot(tile) : run_panels(tile, pack(tile), sums_);
       case Weights::kNone: return run_given(tile);
     }
@@ -57,8 +62,8 @@ class PartLoop {
     if (packed_col_ == tile.col) return s_.panels;
     for (int64_t i = 0; i < tile.panel_count; ++i) {
       const int64_t row = tile.col + i * kPanelRows;
-      p_.kernels->pack.run(p_.b + row * p_.b_stride, p_.b_stride, std::min<int64_t>(kPanelRows, p_.n - row), p_.k, k_padded_,
-                           s_.panels + i * k_padded_ * kPanelRows, sums_ + i * kPanelRows);
+      p_.kernels->pack.run(p_.b + row * p_.b_stride, p_.b_stride, std::min<int64_t>(kPanelRows, p_.n - row), p_.k,
+                           k_padded_, s_.panels + i * k_padded_ * kPanelRows, sums_ + i * kPanelRows);
     }
     packed_col_ = tile.col;
     return s_.panels;
@@ -89,8 +94,10 @@ class PartLoop {
   void start_accumulators(const Tile& tile, const int32_t* sums) {
     const int64_t cols = tile.panel_count * kPanelRows;
     const bool u8 = p_.kernels->layout == CodeLayout::kU8;
-    for (int64_t n = 0; n < cols; ++n) s_.acc[n] = u8 ? static_cast<int32_t>(0u - 128u * static_cast<uint32_t>(sums[n])) : 0;
-    for (int64_t i = 1; i < tile.rows; ++i) std::memcpy(s_.acc + i * kBlockN, s_.acc, static_cast<size_t>(cols) * sizeof(int32_t));
+    for (int64_t n = 0; n < cols; ++n)
+      s_.acc[n] = u8 ? static_cast<int32_t>(0u - 128u * static_cast<uint32_t>(sums[n])) : 0;
+    for (int64_t i = 1; i < tile.rows; ++i)
+      std::memcpy(s_.acc + i * kBlockN, s_.acc, static_cast<size_t>(cols) * sizeof(int32_t));
   }
 
   // Few rows of A: streams the rows of B as they lie, then copies B's outlier columns, whose cache lines are near, into
@@ -112,7 +119,8 @@ class PartLoop {
 
   void run_given(const Tile& tile) {
     for (int64_t i = 0; i < tile.rows; ++i) {
-      std::memcpy(s_.acc + i * kBlockN, p_.b + (tile.row + i) * p_.b_stride + tile.col * 4, static_cast<size_t>(tile.cols) * 4);
+      std::memcpy(s_.acc + i * kBlockN, p_.b + (tile.row + i) * p_.b_stride + tile.col * 4,
+                  static_cast<size_t>(tile.cols) * 4);
     }
     load_columns(tile);
     finish(tile);
@@ -241,16 +249,16 @@ class PartLoop {
       return;
     }
     p_.kernels->epilogue[kernel_index(p_.y_dtype)].run({.rows = tile.rows,
-                                                       .cols = tile.cols,
-                                                       .acc = s_.acc,
-                                                       .out = count_ > 0 ? s_.out : nullptr,
-                                                       .acc_stride = kBlockN,
-                                                       .row_stats = p_.row_stats + tile.row,
-                                                       .col_stats = col_stats_,
-                                                       .bias = bias_,
-                                                       .y = y,
-                                                       .y_stride = p_.y_stride,
-                                                       .accumulate = p_.accumulate});
+                                                        .cols = tile.cols,
+                                                        .acc = s_.acc,
+                                                        .out = count_ > 0 ? s_.out : nullptr,
+                                                        .acc_stride = kBlockN,
+                                                        .row_stats = p_.row_stats + tile.row,
+                                                        .col_stats = col_stats_,
+                                                        .bias = bias_,
+                                                        .y = y,
+                                                        .y_stride = p_.y_stride,
+                                                        .accumulate = p_.accumulate});
   }
 
   const Product& p_;

@@ -23,17 +23,17 @@ inline constexpr int64_t kBlockM = 192;  // acc, out: 192 x 64 x 4 = 48 KiB each
 inline constexpr int64_t kBlockPanels = 4;
 inline constexpr int64_t kBlockN = kBlockPanels * cpu::kPanelRows;
 inline constexpr int64_t kBlockK = 512;
-inline constexpr int64_t kChunk = 256;   // outlier columns gathered at once: 192 x 256 x 8 = 384 KiB
-inline constexpr int64_t kDotRows = 8;   // row-major weights: up to here streaming beats packing them first
+inline constexpr int64_t kChunk = 256;  // outlier columns gathered at once: 192 x 256 x 8 = 384 KiB
+inline constexpr int64_t kDotRows = 8;  // row-major weights: up to here streaming beats packing them first
 
 // One part's own memory.
 struct PartScratch {
-  int32_t* cols;       // [K] this call's outlier columns
-  int32_t* acc;        // [BLOCK_M][kBlockN]
-  float* out;          // likewise
-  float* x;            // [BLOCK_M][kChunk] gathered outlier columns of X
-  int32_t* x_codes;    // their codes
-  int8_t* panels;      // [kBlockPanels] panels, for weights that come row-major; NULL otherwise
+  int32_t* cols;     // [K] this call's outlier columns
+  int32_t* acc;      // [BLOCK_M][kBlockN]
+  float* out;        // likewise
+  float* x;          // [BLOCK_M][kChunk] gathered outlier columns of X
+  int32_t* x_codes;  // their codes
+  int8_t* panels;    // [kBlockPanels] panels, for weights that come row-major; NULL otherwise
 };
 
 // What W is in a product.
@@ -53,18 +53,18 @@ struct Product {
 
   // B.
   Weights weights;
-  BlobSections blob;        // kPacked
-  const int8_t* b;          // kRowMajor: rows of b_stride bytes; kNone: s32 accumulators, b_stride bytes apart
+  BlobSections blob;  // kPacked
+  const int8_t* b;    // kRowMajor: rows of b_stride bytes; kNone: s32 accumulators, b_stride bytes apart
   int64_t b_stride;
-  const float* col_stats;   // [N], kRowMajor and kNone
-  const uint8_t* bias;      // [N] of bias_dtype; NULL without. kPacked takes the blob's
+  const float* col_stats;  // [N], kRowMajor and kNone
+  const uint8_t* bias;     // [N] of bias_dtype; NULL without. kPacked takes the blob's
   int32_t bias_dtype;
 
   // Outlier columns; limit is kNoOutliers where there are none.
   FloatRows x;
   uint32_t limit;
-  bool element;             // only elements at or above the limit
-  bool subtract;            // codes still hold the inliers of outlier columns
+  bool element;               // only elements at or above the limit
+  bool subtract;              // codes still hold the inliers of outlier columns
   const int64_t* given_cols;  // the columns, if the caller names them; else from column_bits
   int64_t given_count;
   const uint64_t* column_bits;  // [bit_parts][ceil(K / 64)], one bitmap a part of the quantization

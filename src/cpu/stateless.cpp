@@ -43,7 +43,8 @@ void quantize_rows(Context& context, ScratchLease& scratch, const FloatRows& x, 
   if (parts * words > 0) std::memset(bits, 0, static_cast<size_t>(parts * words) * sizeof(uint64_t));
 
   context.pool.run(parts, [&](int64_t part) {
-    quantize_to_s8(*context.kernels, x, part_range(x.rows, part, parts), limit, q, q_stride, row_stats, bits + part * words);
+    quantize_to_s8(*context.kernels, x, part_range(x.rows, part, parts), limit, q, q_stride, row_stats,
+                   bits + part * words);
   });
   for (int64_t part = 1; part < parts; ++part) {
     for (int64_t w = 0; w < words; ++w) bits[w] |= bits[part * words + w];

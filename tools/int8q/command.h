@@ -14,10 +14,10 @@ namespace tool {
 
 enum Exit {
   kOk = 0,
-  kFault = 1,         // doctor or selftest found a fault
+  kFault = 1,  // doctor or selftest found a fault
   kUsage = 2,
-  kInputOutput = 3,   // not found, unreadable, full disk
-  kBadInput = 4,      // corrupt, NaN, unsupported
+  kInputOutput = 3,  // not found, unreadable, full disk
+  kBadInput = 4,     // corrupt, NaN, unsupported
   kInternal = 70,
   kInterrupted = 130  // Ctrl-C
 };

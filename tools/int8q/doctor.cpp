@@ -18,7 +18,9 @@ struct Diagnosis {
   Json json;
   Json faults = Json::array();
 
-  void fault(const std::string& what, const std::string& remedy) { faults.push_back({{"fault", what}, {"remedy", remedy}}); }
+  void fault(const std::string& what, const std::string& remedy) {
+    faults.push_back({{"fault", what}, {"remedy", remedy}});
+  }
 };
 
 void check_abi(Diagnosis& d) {
@@ -47,7 +49,9 @@ void check_context(Diagnosis& d) {
   }
 }
 
-std::string text_or(const Json& value, const char* otherwise) { return value.is_string() ? value.get<std::string>() : otherwise; }
+std::string text_or(const Json& value, const char* otherwise) {
+  return value.is_string() ? value.get<std::string>() : otherwise;
+}
 
 void print(const Diagnosis& d) {
   const Json& j = d.json;
@@ -57,11 +61,13 @@ void print(const Diagnosis& d) {
   fmt::print("cpu       {} ({})\n", j["cpu"]["brand"].get<std::string>(), j["cpu"]["architecture"].get<std::string>());
   std::string isas;
   for (const Json& isa : j["cpu"]["isas"]) {
-    isas += fmt::format(" {}{}", isa["name"].get<std::string>(), isa["runnable"].get<bool>() ? "" : " (not on this CPU)") + ",";
+    isas +=
+        fmt::format(" {}{}", isa["name"].get<std::string>(), isa["runnable"].get<bool>() ? "" : " (not on this CPU)") + ",";
   }
   isas.pop_back();
   fmt::print("isas     {}\n", isas);
-  fmt::print("chosen    {}: {}\n", text_or(j["cpu"]["chosen"]["name"], "none"), j["cpu"]["chosen"]["why"].get<std::string>());
+  fmt::print("chosen    {}: {}\n", text_or(j["cpu"]["chosen"]["name"], "none"),
+             j["cpu"]["chosen"]["why"].get<std::string>());
   fmt::print("threads   {} (affinity mask and cgroup quota)\n", j["threads"].get<int>());
   fmt::print("gpu       {}: {}\n", j["gpu"]["state"].get<std::string>(), j["gpu"]["why"].get<std::string>());
   for (const auto& [name, value] : j["environment"].items()) {
@@ -72,7 +78,8 @@ void print(const Diagnosis& d) {
     for (const auto& [operation, name] : j["context"]["kernels"].items()) {
       fmt::print("  {:<16} {}\n", operation, name.get<std::string>());
     }
-    fmt::print("selftest  {} outputs, {} wrong\n", j["selftest"]["checked"].get<int64_t>(), j["selftest"]["wrong"].get<int64_t>());
+    fmt::print("selftest  {} outputs, {} wrong\n", j["selftest"]["checked"].get<int64_t>(),
+               j["selftest"]["wrong"].get<int64_t>());
   }
   for (const Json& fault : d.faults) {
     fmt::print("FAULT     {}\n          do: {}\n", fault["fault"].get<std::string>(), fault["remedy"].get<std::string>());

@@ -69,7 +69,8 @@ std::vector<std::string> files_of(const std::string& path) {
   }
   if (error) throw Failure(kInputOutput, path + ": " + error.message());
   if (files.empty()) {
-    throw Failure(kInputOutput, path + " holds no .safetensors file", "pickled checkpoints (.bin, .pt) are not read; convert them first");
+    throw Failure(kInputOutput, path + " holds no .safetensors file",
+                  "pickled checkpoints (.bin, .pt) are not read; convert them first");
   }
   std::sort(files.begin(), files.end());
   return files;
@@ -137,8 +138,9 @@ std::string stats_text(const Json& tensor) {
   if (!tensor.contains("stats")) return "";
   const Json& s = tensor["stats"];
   if (s.contains("scb")) {
-    return fmt::format("SCB {:.3g} {:.3g} {:.3g}  at 127 {:.2f}%", s["scb"]["min"].get<double>(), s["scb"]["median"].get<double>(),
-                       s["scb"]["max"].get<double>(), 100 * s["codes_at_127"].get<double>());
+    return fmt::format("SCB {:.3g} {:.3g} {:.3g}  at 127 {:.2f}%", s["scb"]["min"].get<double>(),
+                       s["scb"]["median"].get<double>(), s["scb"]["max"].get<double>(),
+                       100 * s["codes_at_127"].get<double>());
   }
   if (!s.contains("absmax")) return "";
   std::string text = fmt::format("absmax {:.3g}  mean {:.3g}", s["absmax"].get<double>(), s["mean_abs"].get<double>());
@@ -200,8 +202,10 @@ void add_inspect(CLI::App& app, int&) {
   command->add_flag("--stats,!--no-stats", options->stats, "read the data for statistics (default)");
   command->add_flag("--json", options->json, "print JSON");
   command->footer(
-      "Float matrices: absmax, mean |w|, and outlier-prone input columns, those whose root mean square is more than 6 times the\n"
-      "median column's. That is a property of the weights; which columns of the activations are outliers only a calibration on\n"
+      "Float matrices: absmax, mean |w|, and outlier-prone input columns, those whose root mean square is more than 6 "
+      "times the\n"
+      "median column's. That is a property of the weights; which columns of the activations are outliers only a "
+      "calibration on\n"
       "data tells. Int8 matrices: smallest, median, largest SCB (absmax of a row) and the share of codes at +-127.\n\n"
       "Examples:\n"
       "  int8q inspect model.safetensors\n"

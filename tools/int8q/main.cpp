@@ -17,7 +17,8 @@ void report(const tool::Failure& failure) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app{"LLM.int8() quantization: quantize and inspect checkpoints, diagnose the library, test its kernels.", "int8q"};
+  CLI::App app{"LLM.int8() quantization: quantize and inspect checkpoints, diagnose the library, test its kernels.",
+               "int8q"};
   app.set_version_flag("--version", int8q_version_string());
   app.require_subcommand(1);
   app.footer(
@@ -52,7 +53,8 @@ int main(int argc, char** argv) {
     report(failure);
     return failure.exit;
   } catch (const std::exception& error) {
-    report({tool::kInternal, error.what(), "this is a defect of int8q; please report it with the output of `int8q doctor --json`"});
+    report({tool::kInternal, error.what(),
+            "this is a defect of int8q; please report it with the output of `int8q doctor --json`"});
     return tool::kInternal;
   }
 }

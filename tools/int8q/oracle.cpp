@@ -40,7 +40,8 @@ uint16_t to_f16(float f) {
 
 }  // namespace
 
-Tensor::Tensor(int32_t d, int64_t r, int64_t c) : dtype(d), rows(r), cols(c), bytes(static_cast<size_t>(r * c * bytes_of(d))) {}
+Tensor::Tensor(int32_t d, int64_t r, int64_t c)
+    : dtype(d), rows(r), cols(c), bytes(static_cast<size_t>(r * c * bytes_of(d))) {}
 
 int8q_matrix Tensor::view() { return {sizeof(int8q_matrix), dtype, rows, cols, cols, bytes.data()}; }
 
@@ -88,7 +89,8 @@ Quantized quantize(const Tensor& x, int32_t mode, float threshold) {
     q.stats.push_back(stat);
     for (int64_t j = 0; j < x.cols && stat > 0.0f; ++j) {
       const float v = x.at(i, j), scaled = stat < 0x1p-120f ? (v / stat) * 127.0f : v * (127.0f * (1.0f / stat));
-      if (!is_outlier(v, mode, threshold)) q.codes[static_cast<size_t>(i * x.cols + j)] = static_cast<int8_t>(std::nearbyint(scaled));
+      if (!is_outlier(v, mode, threshold))
+        q.codes[static_cast<size_t>(i * x.cols + j)] = static_cast<int8_t>(std::nearbyint(scaled));
     }
   }
   for (int64_t j = 0; j < x.cols; ++j) {

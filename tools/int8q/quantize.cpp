@@ -126,7 +126,8 @@ class Report {
   void print_summary() const {
     fmt::print("\n{:<18} {:>8} {:>12} {:>12} {:>8}\n", "", "tensors", "before", "after", "ratio");
     fmt::print("{}{}{}", row("quantized linears", quantized_), row("copied", copied_), row("checkpoint", whole()));
-    fmt::print("{} in {:.1f} s, {}/s\n", options_.out, seconds(), human_bytes(static_cast<double>(whole().in) / std::max(seconds(), 1e-9)));
+    fmt::print("{} in {:.1f} s, {}/s\n", options_.out, seconds(),
+               human_bytes(static_cast<double>(whole().in) / std::max(seconds(), 1e-9)));
   }
 
   void print_json() const {
@@ -198,11 +199,16 @@ void add_quantize(CLI::App& app, int&) {
   CLI::App* command = app.add_subcommand("quantize", "Quantize a checkpoint's linears to bitsandbytes' int8 layout.");
   command->add_option("IN", options->in, "a .safetensors file, or a Hugging Face folder (sharded or not)")->required();
   command->add_option("OUT", options->out, "the file or folder to write; nothing is left behind if it fails");
-  command->add_option("--include", options->include, "quantize 2-D tensors whose name matches (ECMAScript regex; repeatable; default \\.weight$)")
+  command
+      ->add_option("--include", options->include,
+                   "quantize 2-D tensors whose name matches (ECMAScript regex; repeatable; default \\.weight$)")
       ->take_all();
-  command->add_option("--exclude", options->exclude, "but leave these alone (repeatable; default: embeddings, norms, output heads)")
+  command
+      ->add_option("--exclude", options->exclude,
+                   "but leave these alone (repeatable; default: embeddings, norms, output heads)")
       ->take_all();
-  command->add_option("--threshold", options->threshold, "outlier threshold that config.json will state")->capture_default_str();
+  command->add_option("--threshold", options->threshold, "outlier threshold that config.json will state")
+      ->capture_default_str();
   command->add_option("--threads", options->threads, "threads (default: all that this process may use)");
   command->add_flag("-f,--overwrite", options->overwrite, "replace an existing OUT at the end");
   command->add_flag("-n,--dry-run", options->dry_run, "show the plan, write nothing");

@@ -204,8 +204,10 @@ class Selftest {
     for (const int fill : {0, 1}) {
       Tensor a(INT8Q_S8, m, kK), b(INT8Q_S8, kN, kK), c(INT8Q_S32, m, kN);
       std::uniform_int_distribution<int> codes(-128, 127);
-      for (uint8_t& code : a.bytes) code = static_cast<uint8_t>(fill == 0 ? codes(random_) : codes(random_) < 0 ? -128 : 127);
-      for (uint8_t& code : b.bytes) code = static_cast<uint8_t>(fill == 0 ? codes(random_) : codes(random_) < 0 ? -128 : 127);
+      for (uint8_t& code : a.bytes)
+        code = static_cast<uint8_t>(fill == 0 ? codes(random_) : codes(random_) < 0 ? -128 : 127);
+      for (uint8_t& code : b.bytes)
+        code = static_cast<uint8_t>(fill == 0 ? codes(random_) : codes(random_) < 0 ? -128 : 127);
       const int8q_matrix left = a.view(), right = b.view(), out = c.view();
       check(int8q_multiply(context_, &left, &right, &out));
       int64_t wrong = 0;
@@ -272,7 +274,8 @@ std::string call_for_text(const std::function<int32_t(char*, uint64_t, uint64_t*
 Json diagnose() { return Json::parse(call_for_text(int8q_diagnose_json)); }
 
 Json describe(int8q_context* context) {
-  return Json::parse(call_for_text([context](char* b, uint64_t c, uint64_t* l) { return int8q_describe_context(context, b, c, l); }));
+  return Json::parse(
+      call_for_text([context](char* b, uint64_t c, uint64_t* l) { return int8q_describe_context(context, b, c, l); }));
 }
 
 Json run_selftest(const char* isa) {
@@ -297,7 +300,8 @@ void add_selftest(CLI::App& app, int& exit) {
     bool json = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("selftest", "Check every kernel that this CPU runs against plain loops, bit for bit.");
+  CLI::App* command =
+      app.add_subcommand("selftest", "Check every kernel that this CPU runs against plain loops, bit for bit.");
   command->add_option("--isa", options->isa, "only this ISA (default: INT8Q_CPU_ISA, else all that this CPU runs)");
   command->add_flag("--json", options->json, "print JSON");
   command->footer(
@@ -321,9 +325,12 @@ void add_selftest(CLI::App& app, int& exit) {
       for (const Json& k : result["kernels"]) {
         fmt::print("  {:<16} {:<32} {:>8} outputs  {}\n", k["operation"].get<std::string>(), k["kernel"].get<std::string>(),
                    k["checked"].get<int64_t>(),
-                   k["checked"] == 0 ? "NOT CHECKED" : k["wrong"] == 0 ? "ok" : fmt::format("{} WRONG", k["wrong"].get<int64_t>()));
+                   k["checked"] == 0 ? "NOT CHECKED"
+                   : k["wrong"] == 0 ? "ok"
+                                     : fmt::format("{} WRONG", k["wrong"].get<int64_t>()));
       }
-      fmt::print("  {}: {} outputs checked, {} wrong\n", name, result["checked"].get<int64_t>(), result["wrong"].get<int64_t>());
+      fmt::print("  {}: {} outputs checked, {} wrong\n", name, result["checked"].get<int64_t>(),
+                 result["wrong"].get<int64_t>());
     }
     if (options->json) fmt::print("{}\n", results.dump(2));
     if (wrong != 0) exit = kFault;

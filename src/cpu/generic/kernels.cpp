@@ -116,7 +116,8 @@ void outliers(const OutlierBlock& block) {
       int32_t q[kPanelRows];
       for (int n = 0; n < kPanelRows; ++n) {
         q[n] = group[n * kGroup];
-        w[n] = kept != nullptr ? f16_to_f32(kept[first + n]) : (static_cast<float>(q[n]) * block.col_stats[first + n]) * kInv127;
+        w[n] = kept != nullptr ? f16_to_f32(kept[first + n])
+                               : (static_cast<float>(q[n]) * block.col_stats[first + n]) * kInv127;
       }
       for (int64_t i = 0; i < block.rows; ++i) {
         int32_t* acc = block.acc + i * block.acc_stride + first;

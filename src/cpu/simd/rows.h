@@ -104,7 +104,8 @@ void store_tail(void* codes, int64_t j, int64_t room, typename V::I q) {
 
 template <class To>
 void pad(void* codes, int64_t from, int64_t to) {
-  if (from < to) __builtin_memset(at(codes, from * To::kBytesPerCode), To::kZero, static_cast<size_t>((to - from) * To::kBytesPerCode));
+  if (from < to)
+    __builtin_memset(at(codes, from * To::kBytesPerCode), To::kZero, static_cast<size_t>((to - from) * To::kBytesPerCode));
 }
 
 // q = rint(x * (127 * (1 / absmax))): cvtps2dq rounds half to even. A row's padding ends at `end` codes.

@@ -6,10 +6,14 @@
 #include "cpu/simd/tiles.h"
 
 // Names carry the ISA; three dtypes a kernel.
-#define INT8Q_BY_DTYPE(op, isa, run) \
-  { {op "_f32_" isa, run<V, 0>}, {op "_f16_" isa, run<V, 1>}, {op "_bf16_" isa, run<V, 2>} }
-#define INT8Q_ENCODE(op, isa, To) \
-  { {op "_f32_" isa, encode<V, 0, To>}, {op "_f16_" isa, encode<V, 1, To>}, {op "_bf16_" isa, encode<V, 2, To>} }
+#define INT8Q_BY_DTYPE(op, isa, run)                                                         \
+  {                                                                                          \
+    {op "_f32_" isa, run<V, 0>}, {op "_f16_" isa, run<V, 1>}, { op "_bf16_" isa, run<V, 2> } \
+  }
+#define INT8Q_ENCODE(op, isa, To)                                                                                 \
+  {                                                                                                               \
+    {op "_f32_" isa, encode<V, 0, To>}, {op "_f16_" isa, encode<V, 1, To>}, { op "_bf16_" isa, encode<V, 2, To> } \
+  }
 
 namespace int8q::cpu {
 namespace {
@@ -25,12 +29,12 @@ struct Products {
 }  // namespace
 }  // namespace int8q::cpu
 
-#define INT8Q_KERNEL_TABLE(isa, layout_of_codes, To, codes, products)                                       \
-  {                                                                                                         \
-    isa, layout_of_codes, INT8Q_BY_DTYPE("scan", isa, scan), INT8Q_ENCODE("encode", isa, To),               \
-        INT8Q_BY_DTYPE("encode_s8", isa, encode_s8), {"widen_" codes "_" isa, widen<V, To>},                \
-        {"pack_s8_generic", pack_s8_generic}, (products).gemm, (products).gemv, (products).dot,                           \
-        {"outliers_f32_" isa, outliers<V>}, INT8Q_BY_DTYPE("epilogue", isa, epilogue),                      \
-        INT8Q_BY_DTYPE("dequantize", isa, dequantize), INT8Q_BY_DTYPE("scale", isa, scale),                 \
-        {"unpack_f32_" isa, unpack<V>}, (products).backward, INT8Q_BY_DTYPE("store", isa, store)            \
+#define INT8Q_KERNEL_TABLE(isa, layout_of_codes, To, codes, products)                            \
+  {                                                                                              \
+    isa, layout_of_codes, INT8Q_BY_DTYPE("scan", isa, scan), INT8Q_ENCODE("encode", isa, To),    \
+        INT8Q_BY_DTYPE("encode_s8", isa, encode_s8), {"widen_" codes "_" isa, widen<V, To>},     \
+        {"pack_s8_generic", pack_s8_generic}, (products).gemm, (products).gemv, (products).dot,  \
+        {"outliers_f32_" isa, outliers<V>}, INT8Q_BY_DTYPE("epilogue", isa, epilogue),           \
+        INT8Q_BY_DTYPE("dequantize", isa, dequantize), INT8Q_BY_DTYPE("scale", isa, scale),      \
+        {"unpack_f32_" isa, unpack<V>}, (products).backward, INT8Q_BY_DTYPE("store", isa, store) \
   }

@@ -318,6 +318,7 @@ class Workspace {
     }
     return memory_;
   }
+  void* get() const noexcept { return memory_; }
   uint64_t bytes() const noexcept { return bytes_; }
 
  private:
@@ -344,6 +345,33 @@ class Linear : public detail::Owner<int8q_linear, detail::destroy_linear> {
     Linear linear;
     linear.status_ = detail::check(INT8Q_CALL(int8q_open_linear, context.get(), blob, bytes, flags, &linear.handle_));
     return linear;
+  }
+
+  // Blob bytes of a linear [N,K], and packing into the caller's memory of that size, 64-byte aligned; open() it then.
+  static uint64_t blob_bytes(int64_t out_features, int64_t in_features, bool has_bias, int64_t kept_count = 0) {
+    uint64_t bytes = 0;
+    detail::check(INT8Q_CALL(int8q_query_blob, out_features, in_features, has_bias ? 1 : 0, kept_count, &bytes));
+    return bytes;
+  }
+  static int32_t pack(Context& context, const Matrix& weight, const float* col_stats, const Matrix& bias,
+                      int8q_linear_options options, void* blob, uint64_t bytes) {
+    options.size = sizeof options;
+    return detail::check(
+        INT8Q_CALL(int8q_pack_linear, context.get(), weight.get(), col_stats, bias.get(), &options, blob, bytes));
+  }
+
+  // The blob, which lives as long as the linear.
+  std::pair<const void*, uint64_t> blob() const {
+    std::pair<const void*, uint64_t> result{};
+    detail::check(INT8Q_CALL(int8q_get_blob, handle_, &result.first, &result.second));
+    return result;
+  }
+
+  // Unpacks without loss: codes int8 [N,K] and col_stats [N]; either may be empty.
+  int32_t export_codes(Context& context, const Matrix& codes, float* col_stats) const {
+    return detail::check(INT8Q_CALL(int8q_export_linear, context.get(), handle_, codes.get(), col_stats,
+                                    static_cast<const int8q_matrix*>(nullptr), static_cast<int64_t*>(nullptr),
+                                    static_cast<const int8q_matrix*>(nullptr)));
   }
 
   int8q_linear_info info() const {
@@ -398,6 +426,66 @@ inline int32_t forward_many(Context& context, const Linear* const* linears, int3
   return detail::check(
       INT8Q_CALL(int8q_forward_many, context.get(), handles, count, x.get(), flags, outs, memory, workspace.bytes()));
 }
+
+// ------------------------------------------------------------------------------------------------ Part-wise forward
+// For engines whose threads are already inside; the engine's barrier stands between the two (int8q_quantize_part). The
+// workspace is reserved before, with linear.workspace_bytes(context, INT8Q_FORWARD, rows, parts).
+
+inline int32_t quantize_part(Context& context, const Linear& linear, const Matrix& x, const Workspace& workspace,
+                             int32_t part, int32_t parts) {
+  return detail::check(INT8Q_CALL(int8q_quantize_part, context.get(), linear.get(), x.get(), workspace.get(),
+                                  workspace.bytes(), part, parts));
+}
+
+inline int32_t forward_part(Context& context, const Linear& linear, const Matrix& x, const Matrix& y,
+                            const Workspace& workspace, int32_t part, int32_t parts, uint32_t flags = 0) {
+  return detail::check(INT8Q_CALL(int8q_forward_part, context.get(), linear.get(), x.get(), flags, y.get(), workspace.get(),
+                                  workspace.bytes(), part, parts));
+}
+
+// ------------------------------------------------------------------------------------------------ Stateless operations
+// As their namesakes in int8q.h; bias may be {}.
+
+// How X is decomposed: INT8Q_OUTLIERS_*, and the threshold (0: 6.0).
+struct Outliers {
+  int32_t mode = INT8Q_OUTLIERS_COLUMN;
+  float threshold = 0.0f;
+};
+
+inline int32_t quantize_rows(Context& context, const Matrix& x, Outliers outliers, const Matrix& q, float* row_stats,
+                             uint8_t* mask = nullptr, int64_t* cols = nullptr, int64_t* count = nullptr) {
+  return detail::check(INT8Q_CALL(int8q_quantize_rows, context.get(), x.get(), outliers.mode, outliers.threshold, q.get(),
+                                  row_stats, mask, cols, count));
+}
+
+inline int32_t multiply(Context& context, const Matrix& a, const Matrix& b, const Matrix& c) {
+  return detail::check(INT8Q_CALL(int8q_multiply, context.get(), a.get(), b.get(), c.get()));
+}
+
+inline int32_t dequantize_accumulators(Context& context, const Matrix& acc, const float* row_stats, const float* col_stats,
+                                       const Matrix& bias, const Matrix& y) {
+  return detail::check(
+      INT8Q_CALL(int8q_dequantize_accumulators, context.get(), acc.get(), row_stats, col_stats, bias.get(), y.get()));
+}
+
+inline int32_t scaled_multiply(Context& context, const Matrix& a, const float* row_stats, const Matrix& b,
+                               const float* col_stats, const Matrix& bias, const Matrix& y) {
+  return detail::check(
+      INT8Q_CALL(int8q_scaled_multiply, context.get(), a.get(), row_stats, b.get(), col_stats, bias.get(), y.get()));
+}
+
+inline int32_t mixed_scaled_multiply(Context& context, const Matrix& x, const Matrix& a, const float* row_stats,
+                                     const Matrix& b, const float* col_stats, Outliers outliers, const int64_t* cols,
+                                     int64_t count, const Matrix& bias, const Matrix& y) {
+  return detail::check(INT8Q_CALL(int8q_mixed_scaled_multiply, context.get(), x.get(), a.get(), row_stats, b.get(),
+                                  col_stats, outliers.mode, outliers.threshold, cols, count, bias.get(), y.get()));
+}
+
+inline int32_t dequantize_rows(Context& context, const Matrix& q, const float* stats, const Matrix& y) {
+  return detail::check(INT8Q_CALL(int8q_dequantize_rows, context.get(), q.get(), stats, y.get()));
+}
+
+// ------------------------------------------------------------------------------------------------ Checkpoints
 
 // A validated, mapped safetensors file (int8q_open_safetensors). Tensors' pointers die with it.
 class Safetensors : public detail::Owner<int8q_safetensors, detail::close_safetensors> {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// int8q.hpp: the C ABI of int8q.h as header-only C++17, one file since one include is all that an engine takes. Handles are RAII and move-only, matrices are typed views, failures
-// are exceptions. Nothing of the standard library crosses into libint8q.so: everything here is inline in the caller.
+// int8q.hpp: the C ABI of int8q.h as header-only C++17, in one file, since one include is all that an engine takes. Handles
+// are RAII and move-only, matrices are typed views, failures are exceptions. Nothing of the standard library crosses into
+// libint8q.so: everything here is inline in the caller.
 //
 //   int8q::Context context;
 //   int8q::Linear linear(context, int8q::view(weights, n, k), bias);

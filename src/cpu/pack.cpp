@@ -125,6 +125,9 @@ int64_t pack_scratch_bytes(const Context& context, int64_t k) {
 
 void pack_blob(Context& context, void* scratch, const WeightSource& weight, void* blob) {
   const BlobSections sections = blob_sections(blob);
+  // Everything behind the panels starts as zeros: the gaps between sections are part of the checksum, and of files.
+  auto* behind = const_cast<int8_t*>(sections.panels) + sections.n_padded() * sections.k_padded();
+  std::memset(behind, 0, static_cast<size_t>(static_cast<int8_t*>(blob) + sections.header->blob_bytes - behind));
   Packer packer(context, weight, sections);
   const int64_t parts = context.pool.threads(), panels = sections.n_padded() / cpu::kPanelRows;
   const int64_t part_bytes = round_up(sections.header->k * cpu::kPanelRows, kAlignment);

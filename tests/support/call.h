@@ -25,15 +25,15 @@ inline bool small_grid() {
   return grid != nullptr && std::strcmp(grid, "small") == 0;
 }
 
-#define EXPECT_STATUS(expected, call)                                                                           \
-  do {                                                                                                          \
-    const int32_t status_ = (call);                                                                             \
+#define EXPECT_STATUS(expected, call)                                                                             \
+  do {                                                                                                            \
+    const int32_t status_ = (call);                                                                               \
     EXPECT_STREQ(int8q_status_name(expected), int8q_status_name(status_)) << #call << "\n" << int8q_last_error(); \
   } while (false)
-#define ASSERT_CALL(call)                                                                                       \
-  do {                                                                                                          \
-    const int32_t status_ = (call);                                                                             \
-    ASSERT_STREQ("INT8Q_OK", int8q_status_name(status_)) << #call << "\n" << int8q_last_error();                  \
+#define ASSERT_CALL(call)                                                                        \
+  do {                                                                                           \
+    const int32_t status_ = (call);                                                              \
+    ASSERT_STREQ("INT8Q_OK", int8q_status_name(status_)) << #call << "\n" << int8q_last_error(); \
   } while (false)
 
 // xorshift64*: the same numbers on every platform.
@@ -47,9 +47,7 @@ class Random {
     return state_ * 0x2545f4914f6cdd1du;
   }
   int64_t below(int64_t n) { return static_cast<int64_t>((bits() >> 33) % static_cast<uint64_t>(n)); }
-  float uniform(float low, float high) {
-    return low + (high - low) * (static_cast<float>(bits() >> 40) * 0x1p-24f);
-  }
+  float uniform(float low, float high) { return low + (high - low) * (static_cast<float>(bits() >> 40) * 0x1p-24f); }
   int8_t code() { return static_cast<int8_t>(below(255) - 127); }
 
  private:
@@ -116,8 +114,8 @@ struct Destroy {
 using ContextPtr = std::unique_ptr<int8q_context, Destroy>;
 using LinearPtr = std::unique_ptr<int8q_linear, Destroy>;
 
-inline ContextPtr make_context(int32_t threads = 1, const char* isa = nullptr, const int8q_parallel_runner* runner = nullptr,
-                               const int8q_allocator* allocator = nullptr) {
+inline ContextPtr make_context(int32_t threads = 1, const char* isa = nullptr,
+                               const int8q_parallel_runner* runner = nullptr, const int8q_allocator* allocator = nullptr) {
   int8q_context_options options{};
   options.size = sizeof options;
   options.threads = threads;
@@ -135,7 +133,8 @@ inline LinearPtr make_linear(int8q_context* context, const Mat& weight, const Ma
   options.size = sizeof options;
   options.outlier_mode = mode;
   int8q_linear* linear = nullptr;
-  EXPECT_STATUS(INT8Q_OK, int8q_create_linear(context, weight.get(), nullptr, bias ? bias->get() : nullptr, &options, &linear));
+  EXPECT_STATUS(INT8Q_OK,
+                int8q_create_linear(context, weight.get(), nullptr, bias ? bias->get() : nullptr, &options, &linear));
   return LinearPtr(linear);
 }
 
@@ -155,8 +154,8 @@ class Workspace {
   std::unique_ptr<void, Free> memory_;
 };
 
-inline Workspace make_workspace(int8q_context* context, const int8q_linear* linear, int64_t rows, int32_t operation = INT8Q_FORWARD,
-                                int32_t parts = 0) {
+inline Workspace make_workspace(int8q_context* context, const int8q_linear* linear, int64_t rows,
+                                int32_t operation = INT8Q_FORWARD, int32_t parts = 0) {
   uint64_t bytes = 0;
   EXPECT_STATUS(INT8Q_OK, int8q_query_workspace(context, linear, operation, rows, parts, &bytes));
   return Workspace(bytes);
@@ -167,7 +166,8 @@ inline int32_t forward(int8q_context* context, const int8q_linear* linear, const
   return int8q_forward(context, linear, x.get(), flags, y.get(), workspace.get(), workspace.bytes());
 }
 
-inline int32_t backward(int8q_context* context, const int8q_linear* linear, const Mat& dy, const Mat& dx, uint32_t flags = 0) {
+inline int32_t backward(int8q_context* context, const int8q_linear* linear, const Mat& dy, const Mat& dx,
+                        uint32_t flags = 0) {
   const Workspace workspace = make_workspace(context, linear, dy.c().rows, INT8Q_BACKWARD);
   return int8q_backward(context, linear, dy.get(), flags, dx.get(), workspace.get(), workspace.bytes());
 }

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Packed linears as blobs: round trips, other memory, files, and blobs that lie.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <limits>
+
+#include "core/blob.h"
+#include "support/call.h"
+#include "support/oracle.h"
+
+namespace int8q::test {
+namespace {
+
+constexpr int64_t kN = 21, kK = 70;
+const int64_t kKept[2] = {3, 69};
+
+int8q_linear_options options_with_kept() {
+  return {sizeof(int8q_linear_options), INT8Q_OUTLIERS_ELEMENT, 3.0f, 0, kKept, 2, nullptr};
+}
+
+// A packed blob in aligned memory.
+struct Blob {
+  Workspace memory;
+  Mat weight = random_mat(INT8Q_F32, kN, kK, 1), bias = random_mat(INT8Q_F32, 1, kN, 2);
+  ContextPtr context = make_context(2);
+
+  Blob() {
+    uint64_t bytes = 0;
+    EXPECT_STATUS(INT8Q_OK, int8q_query_blob(kN, kK, 1, 2, &bytes));
+    memory = Workspace(bytes);
+    const int8q_linear_options options = options_with_kept();
+    EXPECT_STATUS(INT8Q_OK,
+                  int8q_pack_linear(context.get(), weight.get(), nullptr, bias.get(), &options, memory.get(), bytes));
+  }
+  uint8_t* bytes() const { return static_cast<uint8_t*>(memory.get()); }
+  int32_t open(uint32_t flags = 0, uint64_t count = 0) const {
+    int8q_linear* linear = nullptr;
+    const int32_t status =
+        int8q_open_linear(context.get(), memory.get(), count == 0 ? memory.bytes() : count, flags, &linear);
+    if (status == INT8Q_OK) {
+      EXPECT_STATUS(INT8Q_OK, int8q_destroy_linear(linear));
+    }
+    return status;
+  }
+};
+
+std::vector<uint8_t> outputs(int8q_context* context, const int8q_linear* linear) {
+  const Mat x = random_input(INT8Q_F16, 6, kK, 3), y(INT8Q_F32, 6, kN);
+  EXPECT_STATUS(INT8Q_OK, forward(context, linear, x, y));
+  return y.bytes();
+}
+
+TEST(Blob, SizeIsTheSumOfItsSections) {
+  uint64_t bytes = 0;
+  ASSERT_CALL(int8q_query_blob(4096, 4096, 1, 7, &bytes));
+  EXPECT_EQ(bytes, 256u + 4096u * 4096u + 4096u * 12u + 64u + 7u * 4096u * 2u);
+  ASSERT_CALL(int8q_query_blob(0, 0, 0, 0, &bytes));
+  EXPECT_EQ(bytes, 256u);
+  EXPECT_STATUS(INT8Q_SIZE_OVERFLOW, int8q_query_blob(1, 133145, 0, 0, &bytes));
+  EXPECT_STATUS(INT8Q_SIZE_OVERFLOW, int8q_query_blob(int64_t{1} << 60, 4096, 0, 0, &bytes));
+  EXPECT_STATUS(INT8Q_SIZE_OVERFLOW, int8q_query_blob(INT64_MAX, 1, 0, 0, &bytes));
+  EXPECT_EQ(bytes, 256u);
+}
+
+TEST(Blob, CreatePackOpenAndGetAgreeOnEveryIsa) {
+  const Blob blob;
+  const int8q_linear_options options = options_with_kept();
+  std::vector<uint8_t> first;
+  for (const cpu::Isa* isa : runnable_isas()) {
+    const ContextPtr context = make_context(2, isa->name);
+    int8q_linear *created = nullptr, *opened = nullptr;
+    ASSERT_CALL(int8q_create_linear(context.get(), blob.weight.get(), nullptr, blob.bias.get(), &options, &created));
+    ASSERT_CALL(int8q_open_linear(context.get(), blob.memory.get(), blob.memory.bytes(), 0, &opened));
+    const LinearPtr a(created), b(opened);
+    const void* memory = nullptr;
+    uint64_t bytes = 0;
+    ASSERT_CALL(int8q_get_blob(created, &memory, &bytes));
+    ASSERT_EQ(bytes, blob.memory.bytes());
+    EXPECT_EQ(0, std::memcmp(memory, blob.memory.get(), bytes)) << isa->name << ": one layout for every ISA";
+    if (first.empty()) first = outputs(context.get(), created);
+    EXPECT_EQ(outputs(context.get(), created), first) << isa->name;
+    EXPECT_EQ(outputs(context.get(), opened), first) << isa->name;
+  }
+}
+
+TEST(Blob, DescribesAndExportsWithoutLoss) {
+  const Blob blob;
+  int8q_linear* raw = nullptr;
+  ASSERT_CALL(int8q_open_linear(blob.context.get(), blob.memory.get(), blob.memory.bytes(), INT8Q_TRUST_CHECKSUM, &raw));
+  const LinearPtr linear(raw);
+  int8q_linear_info info{};
+  info.size = sizeof info;
+  ASSERT_CALL(int8q_describe_linear(raw, &info));
+  EXPECT_EQ(info.outlier_mode, INT8Q_OUTLIERS_ELEMENT);
+  EXPECT_EQ(info.threshold, 3.0f);
+  EXPECT_EQ(info.has_bias, 1);
+  EXPECT_EQ(info.out_features, kN);
+  EXPECT_EQ(info.in_features, kK);
+  EXPECT_EQ(info.kept_count, 2);
+  EXPECT_EQ(info.blob_bytes, blob.memory.bytes());
+
+  Grid weight(INT8Q_F32, kN, kK), codes(INT8Q_S8, kN, kK, 3, 1), kept(INT8Q_F16, kN, 2, 1, 1);
+  for (int64_t i = 0; i < kN; ++i) {
+    for (int64_t j = 0; j < kK; ++j)
+      weight.set(i, j, reinterpret_cast<const float*>(blob.weight.bytes().data())[i * kK + j]);
+  }
+  const Quantized expected = quantize(weight, INT8Q_OUTLIERS_OFF, 0);
+  std::vector<float> stats(static_cast<size_t>(kN)), bias(static_cast<size_t>(kN));
+  const int8q_matrix bias_view = matrix(INT8Q_F32, 1, kN, bias.data());
+  int64_t cols[2] = {};
+  ASSERT_CALL(int8q_export_linear(blob.context.get(), raw, codes.view(), stats.data(), &bias_view, cols, kept.view()));
+  EXPECT_EQ(stats, expected.stats);
+  EXPECT_EQ(0, std::memcmp(bias.data(), blob.bias.bytes().data(), sizeof(float) * static_cast<size_t>(kN)));
+  EXPECT_EQ(cols[0], kKept[0]);
+  EXPECT_EQ(cols[1], kKept[1]);
+  for (int64_t i = 0; i < kN; ++i) {
+    for (int64_t j = 0; j < kK; ++j) ASSERT_EQ(codes.integer(i, j), expected.codes[static_cast<size_t>(i * kK + j)]);
+    for (int64_t t = 0; t < 2; ++t) ASSERT_EQ(kept.at(i, t), from_f16(to_f16(weight.at(i, kKept[t]))));
+  }
+  EXPECT_TRUE(codes.gaps_untouched());
+  EXPECT_TRUE(kept.gaps_untouched());
+}
+
+// From codes and stats, which bitsandbytes' checkpoints hold, comes the same blob as from the weights.
+TEST(Blob, FromCodesIsFromWeights) {
+  const Blob blob;
+  int8q_linear* raw = nullptr;
+  ASSERT_CALL(int8q_open_linear(blob.context.get(), blob.memory.get(), blob.memory.bytes(), 0, &raw));
+  const LinearPtr linear(raw);
+  Mat codes(INT8Q_S8, kN, kK), kept(INT8Q_F16, kN, 2);
+  std::vector<float> stats(static_cast<size_t>(kN));
+  ASSERT_CALL(int8q_export_linear(blob.context.get(), raw, codes.get(), stats.data(), nullptr, nullptr, kept.get()));
+  int8q_linear_options options = options_with_kept();
+  options.kept_weights = kept.get();
+  const Workspace again(blob.memory.bytes());
+  ASSERT_CALL(int8q_pack_linear(blob.context.get(), codes.get(), stats.data(), blob.bias.get(), &options, again.get(),
+                                again.bytes()));
+  EXPECT_EQ(0, std::memcmp(again.get(), blob.memory.get(), again.bytes()));
+}
+
+TEST(Blob, LivesInAMappedFile) {
+  const Blob blob;
+  std::FILE* file = std::tmpfile();
+  ASSERT_NE(file, nullptr);
+  ASSERT_EQ(std::fwrite(blob.memory.get(), 1, blob.memory.bytes(), file), blob.memory.bytes());
+  ASSERT_EQ(std::fflush(file), 0);
+  void* mapped = mmap(nullptr, blob.memory.bytes(), PROT_READ, MAP_SHARED, fileno(file), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  {
+    int8q_linear *from_file = nullptr, *from_memory = nullptr;
+    ASSERT_CALL(int8q_open_linear(blob.context.get(), mapped, blob.memory.bytes(), 0, &from_file));
+    ASSERT_CALL(int8q_open_linear(blob.context.get(), blob.memory.get(), blob.memory.bytes(), 0, &from_memory));
+    const LinearPtr a(from_file), b(from_memory);
+    EXPECT_EQ(outputs(blob.context.get(), from_file), outputs(blob.context.get(), from_memory));
+  }
+  munmap(mapped, blob.memory.bytes());
+  std::fclose(file);
+}
+
+// Every byte matters: any single change is refused, in the header also where the payload is trusted.
+TEST(Blob, AnyChangedByteIsRefused) {
+  const Blob blob;
+  ASSERT_EQ(blob.open(), INT8Q_OK);
+  for (uint64_t at = 0; at < blob.memory.bytes(); ++at) {
+    for (const uint8_t change : {uint8_t{1}, uint8_t{0x80}, uint8_t{0xff}}) {
+      blob.bytes()[at] ^= change;
+      const int32_t status = blob.open();
+      ASSERT_TRUE(status == INT8Q_CORRUPT || status == INT8Q_UNSUPPORTED)
+          << "byte " << at << ": " << int8q_status_name(status);
+      if (at < sizeof(BlobHeader)) {
+        ASSERT_NE(blob.open(INT8Q_TRUST_CHECKSUM), INT8Q_OK) << "byte " << at;
+      }
+      blob.bytes()[at] ^= change;
+    }
+  }
+  EXPECT_EQ(blob.open(), INT8Q_OK);
+}
+
+// Kept columns index memory: they are validated even where the checksum is trusted.
+TEST(Blob, TrustedBlobsAreStillMemorySafe) {
+  const Blob blob;
+  const BlobSections sections = blob_sections(blob.memory.get());
+  auto* cols = const_cast<int64_t*>(sections.kept_cols);
+  for (const int64_t bad : {int64_t{-1}, kK, int64_t{3}, INT64_MAX, INT64_MIN}) {
+    cols[1] = bad;
+    EXPECT_STATUS(INT8Q_CORRUPT, blob.open(INT8Q_TRUST_CHECKSUM));
+  }
+  cols[1] = kKept[1];
+  EXPECT_STATUS(INT8Q_OK, blob.open(INT8Q_TRUST_CHECKSUM));
+  blob.bytes()[sizeof(BlobHeader)] ^= 1;  // a code: trusted
+  EXPECT_STATUS(INT8Q_OK, blob.open(INT8Q_TRUST_CHECKSUM));
+  EXPECT_STATUS(INT8Q_CORRUPT, blob.open());
+}
+
+TEST(Blob, TruncatedMisalignedOrUnfinished) {
+  const Blob blob;
+  for (uint64_t count = 1; count < blob.memory.bytes(); count += count < 300 ? 1 : 97) {
+    ASSERT_EQ(blob.open(0, count), INT8Q_CORRUPT) << count;
+  }
+  int8q_linear* linear = nullptr;
+  EXPECT_STATUS(INT8Q_MISALIGNED,
+                int8q_open_linear(blob.context.get(), blob.bytes() + 32, blob.memory.bytes() - 32, 0, &linear));
+  // A pack that fails does not leave something that opens.
+  Mat bad = blob.weight;
+  bad.set(kN - 1, 0, std::numeric_limits<float>::infinity());
+  const int8q_linear_options options = options_with_kept();
+  EXPECT_STATUS(INT8Q_NOT_FINITE, int8q_pack_linear(blob.context.get(), bad.get(), nullptr, blob.bias.get(), &options,
+                                                    blob.memory.get(), blob.memory.bytes()));
+  EXPECT_STATUS(INT8Q_CORRUPT, blob.open());
+}
+
+}  // namespace
+}  // namespace int8q::test

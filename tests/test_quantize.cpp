@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// int8q_quantize_rows: codes, stats and outlier columns, bit for bit, on every ISA.
+#include <cmath>
+#include <limits>
+
+#include "support/call.h"
+#include "support/oracle.h"
+#include "support/shapes.h"
+
+namespace int8q::test {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+void expect_quantized(int8q_context* context, Grid& x, int32_t mode, float threshold, const Quantized& expected,
+                      int64_t gap) {
+  const int64_t m = x.rows(), k = x.cols();
+  Grid q(INT8Q_S8, m, k, gap, gap);
+  std::vector<float> stats(static_cast<size_t>(m) + 1, -7.0f);
+  std::vector<uint8_t> mask(static_cast<size_t>(k) + 1, 9);
+  std::vector<int64_t> cols(static_cast<size_t>(k) + 1, -9);
+  int64_t count = -1;
+  ASSERT_CALL(
+      int8q_quantize_rows(context, x.view(), mode, threshold, q.view(), stats.data(), mask.data(), cols.data(), &count));
+  ASSERT_EQ(count, static_cast<int64_t>(expected.outlier_cols.size()));
+  for (int64_t t = 0; t <= k; ++t) {
+    ASSERT_EQ(cols[static_cast<size_t>(t)], t < count ? expected.outlier_cols[static_cast<size_t>(t)] : -9)
+        << "cols[" << t << "]";
+  }
+  std::vector<uint8_t> expected_mask(static_cast<size_t>(k), 0);
+  for (const int64_t c : expected.outlier_cols) expected_mask[static_cast<size_t>(c)] = 1;
+  expected_mask.push_back(9);
+  ASSERT_EQ(mask, expected_mask);
+  for (int64_t i = 0; i < m; ++i) {
+    ASSERT_TRUE(same_bits(stats[static_cast<size_t>(i)], expected.stats[static_cast<size_t>(i)]))
+        << "row " << i << ": " << stats[static_cast<size_t>(i)] << " expected " << expected.stats[static_cast<size_t>(i)];
+    for (int64_t j = 0; j < k; ++j) {
+      ASSERT_EQ(q.integer(i, j), expected.codes[static_cast<size_t>(i * k + j)])
+          << "code " << i << ", " << j << " of " << x.at(i, j);
+    }
+  }
+  ASSERT_EQ(stats.back(), -7.0f);
+  ASSERT_TRUE(q.gaps_untouched());
+}
+
+TEST(Quantize, EveryShapeDtypeModeThresholdLayout) {
+  const std::vector<Shape> list = shapes();
+  const auto isas = runnable_isas();
+  size_t cells = 0;
+  for (size_t s = 0; s < list.size(); ++s) {
+    for (const int32_t dtype : kFloatDtypes) {
+      for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
+        constexpr float kThresholds[] = {0.0f, 6.0f, 1e-30f, kInf};
+        const float threshold = kThresholds[(s + static_cast<size_t>(dtype) + static_cast<size_t>(mode)) % 4];
+        const auto gap = static_cast<int64_t>((s + static_cast<size_t>(dtype)) % 4);
+        Grid x(dtype, list[s].m, list[s].k, gap, (gap + mode) % 4);
+        fill_activations(x, s);
+        const Quantized expected = quantize(x, mode, threshold);
+        for (size_t i = 0; i < isas.size(); ++i) {
+          SCOPED_TRACE(::testing::Message() << isas[i]->name << " M " << list[s].m << " K " << list[s].k << " dtype "
+                                            << dtype << " mode " << mode << " threshold " << threshold);
+          const ContextPtr context = make_context(static_cast<int32_t>(1 + (s + i) % 3), isas[i]->name);
+          expect_quantized(context.get(), x, mode, threshold, expected, gap);
+          if (HasFatalFailure()) return;
+          ++cells;
+        }
+      }
+    }
+  }
+  std::printf("%zu cells: %zu ISAs x %zu shapes x 3 dtypes x 3 modes\n", cells, isas.size(), list.size());
+  EXPECT_EQ(cells, isas.size() * list.size() * 9);
+  EXPECT_EQ(list.size(), small_grid() ? 14u : 72u);
+}
+
+// Ties, the smallest and largest absmax, zero rows, exact thresholds.
+TEST(Quantize, HardRows) {
+  const float denormal = std::numeric_limits<float>::denorm_min();
+  const std::vector<std::vector<float>> rows = {{0, 0, 0, 0, 0},
+                                                {-0.0f, 0, -0.0f, 0, 0},
+                                                {127, 0.5f, 1.5f, 2.5f, -0.5f},
+                                                {127, -1.5f, -2.5f, 126.5f, -126.5f},
+                                                {0x1p-120f, 0x1p-121f, -0x1p-127f, 3e-37f, 0},
+                                                {0x1.8p-121f, 0x1p-122f, -0x1p-122f, 1e-38f, 0},
+                                                {denormal, -denormal, 0, denormal, 0},
+                                                {3 * denormal, denormal, -2 * denormal, 0, 0},
+                                                {3.4e38f, -3.4e38f, 1e38f, 1, -1},
+                                                {6, 5.9999995f, -6, 6.0000005f, 1},
+                                                {1, 0.49606299f, 0.003937008f, -0.0039370076f, 1e-30f}};
+  Grid x(INT8Q_F32, static_cast<int64_t>(rows.size()), 5);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    for (size_t j = 0; j < 5; ++j) x.set(static_cast<int64_t>(i), static_cast<int64_t>(j), rows[i][j]);
+  }
+  for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
+    const Quantized expected = quantize(x, mode, 6.0f);
+    for (const cpu::Isa* isa : runnable_isas()) {
+      SCOPED_TRACE(isa->name);
+      expect_quantized(make_context(1, isa->name).get(), x, mode, 6.0f, expected, 0);
+    }
+  }
+}
+
+TEST(Quantize, InliersOfOutlierColumnsCount) {
+  Grid x(INT8Q_F32, 2, 3);
+  const float values[2][3] = {{7, 1, 0.5f}, {5, 1, 0.5f}};
+  for (int64_t i = 0; i < 2; ++i) {
+    for (int64_t j = 0; j < 3; ++j) x.set(i, j, values[i][j]);
+  }
+  const ContextPtr context = make_context();
+  Grid q(INT8Q_S8, 2, 3);
+  float stats[2];
+  ASSERT_CALL(int8q_quantize_rows(context.get(), x.view(), INT8Q_OUTLIERS_COLUMN, 4.0f, q.view(), stats, nullptr, nullptr,
+                                  nullptr));
+  EXPECT_EQ(stats[0], 1.0f);
+  EXPECT_EQ(stats[1], 1.0f);
+  ASSERT_CALL(int8q_quantize_rows(context.get(), x.view(), INT8Q_OUTLIERS_COLUMN, 6.0f, q.view(), stats, nullptr, nullptr,
+                                  nullptr));
+  EXPECT_EQ(stats[0], 1.0f);
+  EXPECT_EQ(stats[1], 5.0f);
+  EXPECT_EQ(q.integer(1, 0), 0) << "an inlier of an outlier column leaves the product";
+}
+
+// The oracle's 16-bit conversions, which everything else leans on, against each other and against known values.
+TEST(Quantize, OracleConversions) {
+  EXPECT_EQ(from_f16(0x3c00), 1.0f);
+  EXPECT_EQ(from_f16(0x0001), 0x1p-24f);
+  EXPECT_EQ(to_f16(65519.996f), 0x7bff);
+  EXPECT_EQ(to_f16(65520.0f), 0x7c00);
+  EXPECT_EQ(to_f16(0x1p-25f), 0x0000);
+  EXPECT_EQ(to_f16(0x1.8p-24f), 0x0002);
+  EXPECT_EQ(to_bf16(1.00390625f), 0x3f80);
+  EXPECT_EQ(to_bf16(1.01171875f), 0x3f82);
+  for (uint32_t h = 0; h < 0x10000; ++h) {
+    const auto half = static_cast<uint16_t>(h);
+    if (!std::isnan(from_f16(half))) {
+      ASSERT_EQ(to_f16(from_f16(half)), half);
+    }
+    if (!std::isnan(from_bf16(half))) {
+      ASSERT_EQ(to_bf16(from_bf16(half)), half);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace int8q::test

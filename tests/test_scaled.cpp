@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The stateless operations in floating point: scaled and mixed scaled products, dequantized accumulators and rows.
+#include <limits>
+#include <random>
+
+#include "support/call.h"
+#include "support/oracle.h"
+#include "support/shapes.h"
+
+namespace int8q::test {
+namespace {
+
+void expect_floats(const Grid& y, const std::vector<float>& expected, const char* isa) {
+  for (int64_t i = 0; i < y.rows(); ++i) {
+    for (int64_t j = 0; j < y.cols(); ++j) {
+      const float e = rounded_to(y.dtype(), expected[static_cast<size_t>(i * y.cols() + j)]);
+      ASSERT_TRUE(same_bits(y.at(i, j), e)) << isa << " " << i << ", " << j << ": " << y.at(i, j) << " expected " << e;
+    }
+  }
+  ASSERT_TRUE(y.gaps_untouched());
+}
+
+Grid codes_of(const Quantized& q, int64_t gap) {
+  Grid g(INT8Q_S8, q.rows, q.cols, gap, gap);
+  for (int64_t i = 0; i < q.rows; ++i) {
+    for (int64_t j = 0; j < q.cols; ++j) g.set_integer(i, j, q.codes[static_cast<size_t>(i * q.cols + j)]);
+  }
+  return g;
+}
+
+TEST(Scaled, EveryShapeDtypeMode) {
+  const std::vector<Shape> list = shapes();
+  const auto isas = runnable_isas();
+  size_t cells = 0;
+  for (size_t s = 0; s < list.size(); ++s) {
+    const auto [m, n, k] = list[s];
+    for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
+      const int32_t in = kFloatDtypes[(s + static_cast<size_t>(mode)) % 3],
+                    out = kFloatDtypes[(s / 3 + static_cast<size_t>(mode)) % 3];
+      const auto gap = static_cast<int64_t>(s % 3);
+      const float threshold = s % 2 == 0 ? 6.0f : 1e-30f;
+      Grid x(in, m, k, gap, gap), w(INT8Q_F32, n, k), bias(kFloatDtypes[s % 3], 1, n);
+      fill_activations(x, s);
+      fill_normal(w, s + 7, 0.1f);
+      fill_normal(bias, s + 8, 1.0f);
+      const Quantized qx = quantize(x, mode, threshold);
+      LayerOracle oracle{quantize(w, INT8Q_OUTLIERS_OFF, 0), {}, {}, {}, mode, threshold};
+      const bool with_bias = s % 4 != 0;
+      for (int64_t j = 0; with_bias && j < n; ++j) oracle.bias.push_back(bias.at(0, j));
+      std::vector<float> expected;
+      for (int64_t i = 0; i < m; ++i) {
+        for (int64_t j = 0; j < n; ++j) expected.push_back(oracle.forward(qx, i, j));
+      }
+      Grid a = codes_of(qx, gap), b = codes_of(oracle.w, 1);
+      for (const cpu::Isa* isa : isas) {
+        const ContextPtr context = make_context(static_cast<int32_t>(1 + s % 2), isa->name);
+        Grid y(out, m, n, gap, gap);
+        const int8q_matrix* bias_view = with_bias ? bias.view() : nullptr;
+        if (mode == INT8Q_OUTLIERS_OFF) {
+          ASSERT_CALL(int8q_scaled_multiply(context.get(), a.view(), qx.stats.data(), b.view(), oracle.w.stats.data(),
+                                            bias_view, y.view()));
+        } else {
+          ASSERT_CALL(int8q_mixed_scaled_multiply(context.get(), x.view(), a.view(), qx.stats.data(), b.view(),
+                                                  oracle.w.stats.data(), mode, threshold, qx.outlier_cols.data(),
+                                                  static_cast<int64_t>(qx.outlier_cols.size()), bias_view, y.view()));
+        }
+        SCOPED_TRACE(::testing::Message() << "M " << m << " N " << n << " K " << k << " mode " << mode << " dtypes " << in
+                                          << out);
+        expect_floats(y, expected, isa->name);
+        if (HasFatalFailure()) return;
+        ++cells;
+      }
+    }
+  }
+  std::printf("%zu cells: %zu ISAs x %zu shapes x 3 modes\n", cells, isas.size(), list.size());
+  EXPECT_EQ(cells, isas.size() * list.size() * 3);
+}
+
+TEST(Scaled, DequantizeAccumulatorsAndRows) {
+  std::mt19937_64 random(5);
+  const std::vector<float> odd = {0.0f, 1.0f, 3.75f, 0x1p-130f, 1e-20f, 65504.0f, 1e30f};
+  size_t cells = 0;
+  for (const Shape& shape : shapes()) {
+    const auto [m, n, k] = shape;
+    Grid acc(INT8Q_S32, m, n, 1, 1), q(INT8Q_S8, m, n, 2, 3), bias(INT8Q_BF16, 1, n);
+    fill_normal(bias, 3, 1.0f);
+    std::vector<float> rows, cols;
+    for (int64_t i = 0; i < m; ++i) rows.push_back(odd[static_cast<size_t>(random() % odd.size())]);
+    for (int64_t j = 0; j < n; ++j) cols.push_back(odd[static_cast<size_t>(random() % odd.size())]);
+    std::vector<float> expected, expected_rows;
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < n; ++j) {
+        acc.set_integer(i, j, static_cast<int32_t>(random() >> (33 + random() % 20)) * (random() % 2 == 0 ? 1 : -1));
+        q.set_integer(i, j, static_cast<int8_t>(random()));
+        const auto row = static_cast<size_t>(i), col = static_cast<size_t>(j);
+        expected.push_back(dequantize(acc.integer(i, j), rows[row], cols[col], 0.0f) + bias.at(0, j));
+        expected_rows.push_back((static_cast<float>(q.integer(i, j)) * rows[row]) * (1.0f / 127.0f));
+      }
+    }
+    for (const cpu::Isa* isa : runnable_isas()) {
+      for (const int32_t dtype : kFloatDtypes) {
+        const ContextPtr context = make_context(2, isa->name);
+        Grid y(dtype, m, n, 1, 1), z(dtype, m, n, 1, 2);
+        ASSERT_CALL(
+            int8q_dequantize_accumulators(context.get(), acc.view(), rows.data(), cols.data(), bias.view(), y.view()));
+        expect_floats(y, expected, isa->name);
+        ASSERT_CALL(int8q_dequantize_rows(context.get(), q.view(), rows.data(), z.view()));
+        expect_floats(z, expected_rows, isa->name);
+        if (HasFatalFailure()) return;
+        cells += 2;
+      }
+    }
+    static_cast<void>(k);
+  }
+  std::printf("%zu cells: %zu ISAs x %zu shapes x 3 dtypes x 2 operations\n", cells, runnable_isas().size(),
+              shapes().size());
+  EXPECT_EQ(cells, runnable_isas().size() * shapes().size() * 6);
+}
+
+}  // namespace
+}  // namespace int8q::test

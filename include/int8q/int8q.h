@@ -16,8 +16,9 @@
  *    are passed as float* or int64_t* have that type's natural alignment (else INT8Q_MISALIGNED).
  *  - Outputs must not overlap inputs or each other, unless it is said (else INT8Q_OVERLAP).
  *  - A handle that is NULL, destroyed or foreign gives INT8Q_INVALID_HANDLE, on best effort.
- *  - A struct's first member is its size: set it to sizeof(struct). Smaller than in level 1.0, or larger with a non-zero
- *    unknown tail, gives INT8Q_ABI_MISMATCH. Reserved members must be zero.
+ *  - A struct's first member is its size: set it to sizeof(struct). Smaller than in level 1.0, or, for a struct that the
+ *    library reads, larger with a non-zero unknown tail, gives INT8Q_ABI_MISMATCH. Of a struct that the library fills,
+ *    members that it does not know stay as they were. Reserved members must be zero.
  *  - Thread safety: functions without a context may be called from any thread. See int8q_create_context for the others.
  */
 #ifndef INT8Q_INT8Q_H_

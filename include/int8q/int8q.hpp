@@ -12,8 +12,8 @@
 // Before the include:
 //   INT8Q_NO_EXCEPTIONS  nothing throws; a failure is kept instead: object.status(), int8q_last_error(). Calls on an object
 //                        that failed to be made return INT8Q_INVALID_HANDLE.
-//   INT8Q_HPP_DLOPEN     nothing is linked: the library is opened at the first use, INT8Q_LIBRARY or libint8q.so.1, and each
-//                        function is looked up at its first call.
+//   INT8Q_HPP_DLOPEN     nothing is linked: the library is opened at the first use (open_library says which), and each function
+//                        is looked up at its first call.
 //
 // Thread safety is the C ABI's: a Context belongs to one call at a time, a Linear is immutable and shared freely, a Workspace
 // belongs to one call at a time.
@@ -33,6 +33,7 @@
 #include <dlfcn.h>
 #endif
 #if !defined(INT8Q_NO_EXCEPTIONS)
+#include <exception>
 #include <stdexcept>
 #endif
 
@@ -75,40 +76,55 @@ inline std::string level_text(uint32_t level) { return std::to_string(level >> 1
 
 #if defined(INT8Q_HPP_DLOPEN)
 
-inline const char* library_path() {
-  const char* chosen = std::getenv("INT8Q_LIBRARY");
-  return chosen != nullptr && *chosen != '\0' ? chosen : "libint8q.so.1";
+// The library, opened once in a process and never closed (nor is this destroyed: static objects may outlive it).
+struct Library {
+  std::string path;
+  void* handle;
+  std::string reason;  // why it did not open
+
+  explicit Library(const char* wanted)
+      : path(choose(wanted)), handle(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)), reason(handle != nullptr ? "" : dlerror()) {}
+  static const char* choose(const char* wanted) {
+    if (wanted == nullptr) wanted = std::getenv("INT8Q_LIBRARY");
+    return wanted != nullptr && *wanted != '\0' ? wanted : "libint8q.so.1";
+  }
+};
+
+inline const Library& library(const char* wanted = nullptr) {
+  static const Library* const opened = new Library(wanted);
+  return *opened;
 }
 
-// The opened library, NULL if it does not open; never closed.
-inline void* library() {
-  static void* const handle = dlopen(library_path(), RTLD_NOW | RTLD_LOCAL);
-  return handle;
+inline const char* library_path() { return library().path.c_str(); }
+
+inline void* find(const char* name) { return library().handle == nullptr ? nullptr : dlsym(library().handle, name); }
+
+// Calls a function that reports no status; `otherwise` if the library has none of that name.
+template <class F, class Result>
+Result call_or(const char* name, Result otherwise) {
+  void* symbol = find(name);
+  return symbol == nullptr ? otherwise : reinterpret_cast<F*>(symbol)();
 }
 
-inline uint32_t loaded_level() {
-  void* symbol = library() == nullptr ? nullptr : dlsym(library(), "int8q_abi_version");
-  return symbol == nullptr ? 0 : reinterpret_cast<uint32_t (*)()>(symbol)();
-}
+inline uint32_t loaded_level() { return call_or<decltype(int8q_abi_version)>("int8q_abi_version", uint32_t{0}); }
+inline const char* last_error() { return call_or<decltype(int8q_last_error)>("int8q_last_error", ""); }
+inline const char* version() { return call_or<decltype(int8q_version_string)>("int8q_version_string", ""); }
 
 inline std::string missing(const char* name, uint32_t since) {
-  if (library() == nullptr) {
-    const char* reason = dlerror();
-    return std::string("int8q: ") + library_path() + " does not load" +
-           (reason != nullptr ? std::string(": ") + reason : "") + "; set INT8Q_LIBRARY to the path of libint8q.so.1";
+  if (library().handle == nullptr) {
+    return "int8q: " + library().path + " does not load: " + library().reason +
+           "; set INT8Q_LIBRARY to the path of libint8q.so.1";
   }
   return std::string(name) + " needs ABI " + level_text(since) + ", loaded " + level_text(loaded_level()) + " at " +
-         library_path();
+         library().path;
 }
-
-inline void* find(const char* name) { return library() == nullptr ? nullptr : dlsym(library(), name); }
 
 // Calls a function of the library by name; a missing one is an AbiError, or INT8Q_ABI_MISMATCH without exceptions.
 template <class F, class... Args>
 int32_t call_status(void* symbol, const char* name, Args... args) {
   if (symbol == nullptr) {
 #if !defined(INT8Q_NO_EXCEPTIONS)
-    throw AbiError(INT8Q_TARGET_LEVEL, loaded_level(), library_path(), missing(name, INT8Q_TARGET_LEVEL));
+    throw AbiError(INT8Q_TARGET_LEVEL, loaded_level(), library().path, missing(name, INT8Q_TARGET_LEVEL));
 #else
     static_cast<void>(name);
     return INT8Q_ABI_MISMATCH;
@@ -123,16 +139,12 @@ int32_t call_status(void* symbol, const char* name, Args... args) {
     return ::int8q::detail::call_status<decltype(function)>(symbol, #function, __VA_ARGS__); \
   }())
 
-inline const char* last_error() {
-  void* symbol = find("int8q_last_error");
-  return symbol == nullptr ? "" : reinterpret_cast<const char* (*)()>(symbol)();
-}
-
 #else
 
 inline const char* library_path() { return "the linked library"; }
 inline uint32_t loaded_level() { return int8q_abi_version(); }
 inline const char* last_error() { return int8q_last_error(); }
+inline const char* version() { return int8q_version_string(); }
 #define INT8Q_CALL(function, ...) function(__VA_ARGS__)
 
 #endif
@@ -150,6 +162,17 @@ inline int32_t check(int32_t status) {
 inline int32_t negotiate() {
   static const int32_t status = INT8Q_CALL(int8q_negotiate, INT8Q_TARGET_LEVEL, static_cast<uint32_t*>(nullptr));
   return check(status);
+}
+
+// The text that write(buffer, capacity, &length) gives, as int8q_diagnose_json does.
+template <class Write>
+std::string text_of(Write&& write) {
+  uint64_t length = 0;
+  static_cast<void>(write(nullptr, uint64_t{0}, &length));
+  std::string text(static_cast<size_t>(length) + 1, '\0');
+  check(write(text.data(), static_cast<uint64_t>(text.size()), &length));
+  text.resize(static_cast<size_t>(length));
+  return text;
 }
 
 template <class Handle, int32_t (*Destroy)(Handle*)>
@@ -185,6 +208,27 @@ inline int32_t destroy_linear(int8q_linear* l) { return INT8Q_CALL(int8q_destroy
 inline int32_t close_safetensors(int8q_safetensors* f) { return INT8Q_CALL(int8q_close_safetensors, f); }
 
 }  // namespace detail
+
+// ------------------------------------------------------------------------------------------------ Bootstrap
+
+#if defined(INT8Q_HPP_DLOPEN)
+// Opens the library at `path`, or if that is NULL at INT8Q_LIBRARY of the environment, else libint8q.so.1 where the loader
+// finds it. The first use in a process decides; later calls only tell whether that one serves this header.
+inline int32_t open_library(const char* path = nullptr) {
+  detail::library(path);
+  return detail::negotiate();
+}
+#endif
+
+// "int8q 0.1.0 (ABI 1.0)"; "" if no library loads.
+inline const char* version_string() { return detail::version(); }
+
+// JSON: library, CPU, ISAs, threads, GPU state (int8q_diagnose_json).
+inline std::string diagnose() {
+  return detail::text_of([](char* buffer, uint64_t capacity, uint64_t* length) {
+    return INT8Q_CALL(int8q_diagnose_json, buffer, capacity, length);
+  });
+}
 
 // ------------------------------------------------------------------------------------------------ Matrices
 
@@ -280,12 +324,9 @@ class Context : public detail::Owner<int8q_context, detail::destroy_context> {
 
   // JSON: ISA, threads, the kernel of each operation.
   std::string describe() const {
-    uint64_t length = 0;
-    static_cast<void>(INT8Q_CALL(int8q_describe_context, handle_, static_cast<char*>(nullptr), uint64_t{0}, &length));
-    std::string text(length + 1, '\0');
-    detail::check(INT8Q_CALL(int8q_describe_context, handle_, text.data(), static_cast<uint64_t>(text.size()), &length));
-    text.resize(length);
-    return text;
+    return detail::text_of([this](char* buffer, uint64_t capacity, uint64_t* length) {
+      return INT8Q_CALL(int8q_describe_context, handle_, buffer, capacity, length);
+    });
   }
 
  private:
@@ -368,11 +409,12 @@ class Linear : public detail::Owner<int8q_linear, detail::destroy_linear> {
     return result;
   }
 
-  // Unpacks without loss: codes int8 [N,K] and col_stats [N]; either may be empty.
-  int32_t export_codes(Context& context, const Matrix& codes, float* col_stats) const {
-    return detail::check(INT8Q_CALL(int8q_export_linear, context.get(), handle_, codes.get(), col_stats,
-                                    static_cast<const int8q_matrix*>(nullptr), static_cast<int64_t*>(nullptr),
-                                    static_cast<const int8q_matrix*>(nullptr)));
+  // Unpacks without loss: codes int8 [N,K], col_stats [N], bias fp32 [1,N], and the kept columns' indices [kept_count] and
+  // fp16 weights [N, kept_count]; each may be empty (int8q_export_linear).
+  int32_t export_to(Context& context, const Matrix& codes, float* col_stats = nullptr, const Matrix& bias = {},
+                    int64_t* kept_cols = nullptr, const Matrix& kept_weights = {}) const {
+    return detail::check(INT8Q_CALL(int8q_export_linear, context.get(), handle_, codes.get(), col_stats, bias.get(), kept_cols,
+                                    kept_weights.get()));
   }
 
   int8q_linear_info info() const {
@@ -486,6 +528,19 @@ inline int32_t dequantize_rows(Context& context, const Matrix& q, const float* s
   return detail::check(INT8Q_CALL(int8q_dequantize_rows, context.get(), q.get(), stats, y.get()));
 }
 
+// Calibration: counts[k] grows by the rows of x with an outlier in column k; select_outlier_cols then names the columns to
+// keep in fp16 and returns how many (int8q_count_outliers, int8q_select_outlier_cols).
+inline int32_t count_outliers(Context& context, const Matrix& x, float threshold, int64_t* counts) {
+  return detail::check(INT8Q_CALL(int8q_count_outliers, context.get(), x.get(), threshold, counts));
+}
+
+inline int64_t select_outlier_cols(const int64_t* counts, int64_t cols, int64_t rows, double min_fraction,
+                                   int64_t* outlier_cols) {
+  int64_t count = 0;
+  detail::check(INT8Q_CALL(int8q_select_outlier_cols, counts, cols, rows, min_fraction, outlier_cols, &count));
+  return count;
+}
+
 // ------------------------------------------------------------------------------------------------ Checkpoints
 
 // A validated, mapped safetensors file (int8q_open_safetensors). Tensors' pointers die with it.
@@ -519,6 +574,42 @@ class Safetensors : public detail::Owner<int8q_safetensors, detail::close_safete
     return detail::check(status) == INT8Q_OK;
   }
 };
+
+// Quantizes a file or folder (int8q_quantize_checkpoint). options.size is filled in. progress(const int8q_progress&) returns
+// whether to go on; an exception that it throws stops the call and is thrown on from here.
+template <class Progress>
+int32_t quantize_checkpoint(Context& context, const char* in, const char* out, int8q_checkpoint_options options,
+                            Progress&& progress) {
+  struct Call {
+    std::remove_reference_t<Progress>& progress;
+#if !defined(INT8Q_NO_EXCEPTIONS)
+    std::exception_ptr thrown{};
+#endif
+    int32_t stop(const int8q_progress& p) {
+#if !defined(INT8Q_NO_EXCEPTIONS)
+      try {
+        return progress(p) ? 0 : 1;
+      } catch (...) {
+        thrown = std::current_exception();
+        return 1;
+      }
+#else
+      return progress(p) ? 0 : 1;
+#endif
+    }
+  } call{progress};
+  const int8q_progress_fn report = [](void* self, const int8q_progress* p) { return static_cast<Call*>(self)->stop(*p); };
+  options.size = sizeof options;
+  const int32_t status = INT8Q_CALL(int8q_quantize_checkpoint, context.get(), in, out, &options, report, &call);
+#if !defined(INT8Q_NO_EXCEPTIONS)
+  if (call.thrown) std::rethrow_exception(call.thrown);
+#endif
+  return detail::check(status);
+}
+
+inline int32_t quantize_checkpoint(Context& context, const char* in, const char* out, int8q_checkpoint_options options = {}) {
+  return quantize_checkpoint(context, in, out, options, [](const int8q_progress&) { return true; });
+}
 
 }  // namespace v1
 }  // namespace int8q

@@ -9,12 +9,15 @@
 #include <new>
 
 #include "core/error.h"
+#include "core/float_environment.h"
 
 namespace int8q::api {
 
-// Runs body() and returns its status; nothing leaves by exception.
+// Runs body() and returns its status; nothing leaves by exception. Already the reading of scalar arguments is independent of
+// the caller's rounding mode and denormal flags.
 template <class Body>
 int32_t guarded(Body&& body) noexcept {
+  FloatEnvironment environment;
   try {
     body();
     return INT8Q_OK;

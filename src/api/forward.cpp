@@ -2,7 +2,6 @@
 //
 // Forward, part-wise forward, backward: validate without allocating, then delegate to cpu/layer.h.
 #include "api/arguments.h"
-#include "core/float_environment.h"
 
 namespace int8q::api {
 namespace {
@@ -143,7 +142,6 @@ int32_t int8q_quantize_part(int8q_context* context, const int8q_linear* linear, 
     const int64_t needed = int8q::forward_workspace_bytes(*c.kernels, l, in.rows, parts);
     check_workspace(workspace, workspace_bytes, needed);
     check_overlap(extent(workspace, needed, "workspace"), {extent(in, "x"), blob_extent(l)});
-    int8q::FloatEnvironment environment;
     int8q::quantize_input_part(*c.kernels, l, float_rows(in), workspace, part, parts);
   });
 }
@@ -159,7 +157,6 @@ int32_t int8q_forward_part(int8q_context* context, const int8q_linear* linear, c
     const int64_t needed = int8q::forward_workspace_bytes(*c.kernels, l, rows, parts);
     const Call call = check_forward(l, x, y, workspace, needed, workspace_bytes);
     if (rows == 0 || l.n() == 0) return;
-    int8q::FloatEnvironment environment;
     int8q::forward_part(*c.kernels, l, float_rows(call.x), output(call.y), (flags & INT8Q_ACCUMULATE) != 0, workspace, part,
                         parts);
   });

@@ -56,7 +56,13 @@ void validate_header(const BlobHeader& header, uint64_t bytes) {
   if (header.header_checksum != header_checksum(header)) {
     corrupt("header checksum", static_cast<long long>(header.header_checksum), "the checksum of the header");
   }
-  if (header.n < 0) corrupt("out_features", header.n, "a size >= 0");
+  for (const uint8_t byte : header.reserved) {
+    if (byte != 0) corrupt("a reserved byte", byte, "0");
+  }
+  // A row has 8 bytes of sums and stats at least: with this no product of sizes below can overflow.
+  if (header.n < 0 || static_cast<uint64_t>(header.n) > bytes / 8) {
+    corrupt("out_features", header.n, "0 to what the bytes passed can hold");
+  }
   if (header.k < 0 || header.k > kMaxK) corrupt("in_features", header.k, "0 to 133144");
   if (header.kept_count < 0 || header.kept_count > header.k) corrupt("kept_count", header.kept_count, "0 to in_features");
   if (header.has_bias != 0 && header.has_bias != 1) corrupt("has_bias", header.has_bias, "0 or 1");

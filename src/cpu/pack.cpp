@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "core/dtype.h"
-#include "core/float_environment.h"
 #include "cpu/layer.h"
 
 namespace int8q {
@@ -135,7 +134,6 @@ void pack_blob(Context& context, void* scratch, const WeightSource& weight, void
     packer.pack_panels(part_range(panels, part, parts), static_cast<int8_t*>(scratch) + part * part_bytes);
   });
   packer.check();
-  FloatEnvironment environment;
   packer.pack_bias();
   packer.pack_kept();
   seal_blob(blob);

@@ -1,24 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// AVX2 + FMA + F16C: exact integer products by vpmaddwd (simd/pairs.h).
+// AVX2 + FMA + F16C: exact integer products by vpmaddwd. A group of four k's of B is a dword {b0 b1 b2 b3} a row:
+//
+//   even = vpsraw(vpsllw(b, 8), 8) = {b0, b2},  odd = vpsraw(b, 8) = {b1, b3}   as s16 pairs
+//   acc += vpmaddwd({a0, a2}, even) + vpmaddwd({a1, a3}, odd)
+//
+// |a * b| <= 128 * 128, four of them 65,536: nothing saturates. Three shifts a vector of B are shared by the tile's rows.
 //
 // gemm 4x16: 4 rows x 2 ymm = 8 accumulators, 4 halves of B, 2 broadcasts, 1 product = 15 of 16 registers.
+// dot 2x4: 2 x 4 accumulators, 4 of B, 1 of A, 1 product = 14.
+// backward 6x16: 6 x 2 accumulators, 2 of w, 1 of g = 15.
 #include "cpu/kernels.h"
 #include "cpu/simd/dot.h"
 #include "cpu/simd/gemm.h"
-#include "cpu/simd/pairs.h"
+#include "cpu/simd/ops256.h"
 #include "cpu/simd/table.h"
-#include "cpu/simd/vec256.h"
 
 namespace int8q::cpu {
 namespace {
 
 using V = Vec256;
 
-constexpr Products kProducts = {{"gemm_s16s8_4x16_avx2", gemm<Pairs256, 4, 1>},
-                                {"gemv_s16s8_4x16_avx2", gemm<Pairs256, 4, 1>},
-                                {"dot_s8s8_2x4_avx2", dot<Dot256, 2, 4>},
-                                {"backward_f32_4x16_avx2", backward<V, 4, 2>}};
+struct Pairs : Ymm {
+  struct A {
+    Vec even, odd;
+  };
+  using B = A;
+  static constexpr int kCodeBytes = 8;
+
+  static B load_b(const int8_t* p) {
+    const Vec b = load(p);
+    return {_mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8), _mm256_srai_epi16(b, 8)};
+  }
+  static A load_a(const uint8_t* codes) { return {broadcast(codes), broadcast(codes + 4)}; }
+  static Vec mac(Vec acc, const A& a, const B& b) {
+    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a.even, b.even));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(a.odd, b.odd));
+  }
+};
+
+struct Widened : Ymm {
+  static constexpr int kBytes = 16;
+  static constexpr bool kBiased = false;
+  static Vec bias() { return zero(); }
+  static Vec load_a(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static Vec load_b(const int8_t* p) { return load_a(p); }
+  static Vec tail_a(const int8_t* p, int64_t bytes) {
+    return _mm256_cvtepi8_epi16(_mm256_castsi256_si128(V::load_bytes(p, bytes)));
+  }
+  static Vec tail_b(const int8_t* p, int64_t bytes) { return tail_a(p, bytes); }
+  static Vec mac(Vec acc, Vec a, Vec b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+};
+
+void gemv(const GemmBlock& block) {
+  if (block.rows == 1) return gemm<Pairs, 1, 2>(block);
+  gemm<Pairs, 4, 1, Ahead::kFirstTile>(block);
+}
+
+constexpr Products kProducts = {{"gemm_s16s8_4x16_avx2", gemm<Pairs, 4, 1, Ahead::kFirstTile>},
+                                {"gemv_s16s8_4x16_avx2", gemv},
+                                {"dot_s8s8_2x4_avx2", dot<Widened, 2, 4>},
+                                {"backward_f32_6x16_avx2", backward<V, 6, 2>}};
 
 constexpr Kernels kTable = INT8Q_KERNEL_TABLE("avx2", CodeLayout::kS16Pairs, ToPairs, "s16", kProducts);
 

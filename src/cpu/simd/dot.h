@@ -1,73 +1,82 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Row-major products for few rows of A: c[i][n] = a[i] . b[n], both widened from s8 to s16, where vpmaddwd is exact for all
-// int8, -128 too: a pair is at most 2 * 128 * 128, the sum at most 128 * 128 * 131,071 < 2^31. Bound by reading B once.
+// Row-major products for few rows of A, once for every dot-product instruction: c[i][n] = a[i] . b[n].
+//
+// A step loads kBytes of C rows of B, then of each of R rows of A, whose R * C products stay in registers. C rows of B stay
+// in L1 for all rows of A: B is read from memory once. Op says what a vector is: Vec, load_a(p), load_b(p), tail_a(p, n),
+// tail_b(p, n) of n bytes with zeros behind, mac(acc, a, b), sub(a, b), sum(acc).
+//
+// Exact for all int8. Without VNNI both sides are widened to s16 for vpmaddwd: a pair is at most 2 * 128 * 128. With VNNI a
+// is u8 = a + 128, and one more row of A, all 128, gives what to subtract (kBiased). All wraps modulo 2^32; the true sum
+// fits: at most 128 * 128 * 131,071 < 2^31.
 #pragma once
 
-#include "cpu/simd/rows.h"
+#include "cpu/simd/tiles.h"
 
 namespace int8q::cpu {
 namespace {
 
-// Op: Vec of s16; kBytes s8 a step; widen(p), mac(acc, a, b), sum(acc).
-template <class Op, int R, int C>
-void dot_tile(const DotBlock& block, int64_t row, int64_t col) {
+// Adds the last k % kBytes elements; apart from dot_tile, whose registers it would take.
+template <class Op>
+__attribute__((noinline)) void add_tail(const DotBlock& block, int64_t row, int rows, int64_t col, int cols) {
   using Vec = typename Op::Vec;
-  Vec acc[R][C];
-  for (int r = 0; r < R; ++r) {
+  const int64_t rest = block.k % Op::kBytes, done = block.k - rest;
+  for (int64_t c = col; c < col + cols; ++c) {
+    const Vec w = Op::tail_b(block.b + c * block.b_stride + done, rest);
+    for (int64_t r = row; r < row + rows; ++r) {
+      Vec acc = Op::mac(Op::zero(), Op::tail_a(block.a + r * block.a_stride + done, rest), w);
+      if (Op::kBiased) acc = Op::sub(acc, Op::mac(Op::zero(), Op::bias(), w));
+      block.c[r * block.c_stride + c] += Op::sum(acc);
+    }
+  }
+}
+
+template <class Op, int R, int C>
+inline __attribute__((always_inline)) void dot_tile(const DotBlock& block, int64_t row, int64_t col) {
+  using Vec = typename Op::Vec;
+  constexpr int kRows = R + (Op::kBiased ? 1 : 0);
+  Vec acc[kRows][C];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
     for (int c = 0; c < C; ++c) acc[r][c] = Op::zero();
   }
   const int8_t* a = block.a + row * block.a_stride;
   const int8_t* b = block.b + col * block.b_stride;
-  int64_t k = 0;
-  for (; k + Op::kBytes <= block.k; k += Op::kBytes) {
-    Vec x[R];
-    for (int r = 0; r < R; ++r) x[r] = Op::widen(a + r * block.a_stride + k);
-    for (int c = 0; c < C; ++c) {
-      const Vec w = Op::widen(b + c * block.b_stride + k);
-      for (int r = 0; r < R; ++r) acc[r][c] = Op::mac(acc[r][c], x[r], w);
+  for (int64_t k = Op::kBytes; k <= block.k; k += Op::kBytes, a += Op::kBytes, b += Op::kBytes) {
+    Vec w[C];
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) w[c] = Op::load_b(b + c * block.b_stride);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Vec x = r < R ? Op::load_a(a + r * block.a_stride) : Op::bias();
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) acc[r][c] = Op::mac(acc[r][c], x, w[c]);
     }
   }
-  if (k < block.k) {
-    for (int c = 0; c < C; ++c) {
-      const Vec w = Op::widen(TailBuffer<64>(b + c * block.b_stride + k, block.k - k).bytes);
-      for (int r = 0; r < R; ++r) {
-        acc[r][c] = Op::mac(acc[r][c], Op::widen(TailBuffer<64>(a + r * block.a_stride + k, block.k - k).bytes), w);
-      }
-    }
-  }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) block.c[(row + r) * block.c_stride + col + c] = Op::sum(acc[r][c]);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) {
+      const Vec sum = Op::kBiased ? Op::sub(acc[r][c], acc[kRows - 1][c]) : acc[r][c];
+      block.c[(row + r) * block.c_stride + col + c] = Op::sum(sum);
+    }
   }
+  if (block.k % Op::kBytes != 0) add_tail<Op>(block, row, R, col, C);
 }
 
-template <class Op, int R, int C>
-void dot_rows(const DotBlock& block, int64_t row) {
-  int64_t n = 0;
-  for (; n + C <= block.cols; n += C) dot_tile<Op, R, C>(block, row, n);
-  for (; n < block.cols; ++n) dot_tile<Op, R, 1>(block, row, n);
-}
-
-// R x C accumulators and R rows of A in registers: 4 x 4 of 32 zmm, 2 x 4 of 16 ymm.
 template <class Op, int R, int C>
 void dot(const DotBlock& block) {
-  int64_t i = 0;
-  for (; i + R <= block.rows; i += R) dot_rows<Op, R, C>(block, i);
-  for (; i < block.rows; ++i) dot_rows<Op, 1, C>(block, i);
-}
-
-struct Dot256 {
-  using Vec = __m256i;
-  static constexpr int kBytes = 16;
-  static Vec zero() { return _mm256_setzero_si256(); }
-  static Vec widen(const void* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
-  static Vec mac(Vec acc, Vec a, Vec b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
-  static int32_t sum(Vec v) {
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+  int64_t n = 0;
+  for (; n + C <= block.cols; n += C) {
+    for_each_row_tile<R>(block.rows,
+                         [&](int64_t row, auto tile) { dot_tile<Op, decltype(tile)::kCount, C>(block, row, n); });
   }
-};
+  for (; n < block.cols; ++n) {
+    for_each_row_tile<R>(block.rows,
+                         [&](int64_t row, auto tile) { dot_tile<Op, decltype(tile)::kCount, 1>(block, row, n); });
+  }
+}
 
 }  // namespace
 }  // namespace int8q::cpu

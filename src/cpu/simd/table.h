@@ -3,7 +3,7 @@
 // The rows of an ISA's kernel table that are the templates of this folder over its vector type and code layout.
 #pragma once
 
-#include "cpu/simd/tiles.h"
+#include "cpu/simd/outliers.h"
 
 // Names carry the ISA; three dtypes a kernel.
 #define INT8Q_BY_DTYPE(op, isa, run)                                                         \

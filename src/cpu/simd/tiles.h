@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Kernels over tiles of Y and dX, once for every vector type V: outlier columns, epilogue, backward.
+// Kernels over tiles of Y and dX, once for every vector type V: epilogue, unpack, backward.
 #pragma once
 
 #include "cpu/simd/rows.h"
@@ -8,114 +8,55 @@
 namespace int8q::cpu {
 namespace {
 
+template <int R>
+struct Rows {
+  static constexpr int kCount = R;
+};
+
+template <int R, class Tile>
+inline void row_tile(int64_t row, int64_t rows, const Tile& tile) {
+  if constexpr (R > 1) {
+    if (rows < R) return row_tile<R - 1>(row, rows, tile);
+  }
+  tile(row, Rows<R>{});
+}
+
+// tile(row, Rows<n>) for as few tiles of n <= R rows as there can be, all of them equal or one row apart: one row's
+// accumulators alone would not cover an instruction's latency.
+template <int R, class Tile>
+inline void for_each_row_tile(int64_t rows, const Tile& tile) {
+  if (rows == 0) return;
+  const int64_t tiles = (rows + R - 1) / R, least = rows / tiles, longer = rows % tiles;
+  int64_t row = 0;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t count = least + (t < longer ? 1 : 0);
+    row_tile<R>(row, count, tile);
+    row += count;
+  }
+}
+
+// y = fma(acc, (row_stat * col_stat) / 16129, out) + bias (+ y), one rounding to D.
 template <class V, int D>
 void epilogue(const EpilogueBlock& block) {
-  using F = typename V::F;
-  const F inv = V::set(kInv16129);
+  const auto inv = V::set(kInv16129);
   for (int64_t i = 0; i < block.rows; ++i) {
     const int32_t* acc = block.acc + i * block.acc_stride;
     const float* out = block.out == nullptr ? nullptr : block.out + i * block.acc_stride;
     uint8_t* y = block.y + i * block.y_stride;
-    const F row_stat = V::set(block.row_stats[i]);
-    for (int64_t n = 0; n < block.cols; n += V::kLanes) {
-      const int64_t count = block.cols - n;
-      const F scale = V::mul(V::mul(row_stat, load_some<V, 0>(block.col_stats, n, count)), inv);
-      // s32 moves through the fp32 loads as bits.
-      const F sum = V::to_float(V::bits(load_some<V, 0>(acc, n, count)));
-      F value = V::fma(sum, scale, out == nullptr ? V::zero() : load_some<V, 0>(out, n, count));
-      if (block.bias != nullptr) value = V::add(value, load_some<V, 0>(block.bias, n, count));
-      if (block.accumulate) value = V::add(value, load_some<V, D>(y, n, count));
-      store_some<V, D>(y, n, count, value);
-    }
+    const auto row_stat = V::set(block.row_stats[i]);
+    for_each_vector<V>(
+        block.cols, [&](int64_t n, auto lanes) __attribute__((always_inline)) {
+          const auto scale = V::mul(V::mul(row_stat, V::template load<0>(block.col_stats + n, lanes)), inv);
+          const auto other = out == nullptr ? V::zero() : V::template load<0>(out + n, lanes);
+          auto value = V::fma(V::to_float(V::load32(acc + n, lanes)), scale, other);
+          if (block.bias != nullptr) value = V::add(value, V::template load<0>(block.bias + n, lanes));
+          if (block.accumulate) value = V::add(value, V::template load<D>(y + n * kBytes<D>, lanes));
+          V::template store<D>(y + n * kBytes<D>, value, lanes);
+        });
   }
 }
 
-// The weights of one chunk of outlier columns for one panel, as floats and as codes: 64 x 16 x 8 bytes, in L1.
-struct OutlierWeights {
-  static constexpr int64_t kColumns = 64;
-  alignas(64) float w[kColumns][kPanelRows];
-  alignas(64) int32_t q[kColumns][kPanelRows];
-};
-
-template <class V>
-void load_outlier_weights(const OutlierBlock& block, int64_t panel, int64_t first, int64_t count, OutlierWeights& weights) {
-  using F = typename V::F;
-  using I = typename V::I;
-  const int64_t col = panel * kPanelRows;
-  for (int64_t t = 0; t < count; ++t) {
-    const int64_t c = block.cols[first + t];
-    const auto* group = reinterpret_cast<const int32_t*>(block.panels + panel * block.panel_stride + c / kGroup * 64);
-    const uint16_t* kept = block.kept[first + t];
-    for (int n = 0; n < kPanelRows; n += V::kLanes) {
-      const I q = V::byte_of_dword(V::load(group + n), static_cast<int>(c % kGroup));
-      F w;
-      if (kept != nullptr) {
-        w = V::load_f16(kept + col + n);
-      } else {
-        w = V::mul(V::mul(V::to_float(q), V::load(block.col_stats + col + n)), V::set(kInv127));
-      }
-      V::store(&weights.w[t][n], w);
-      V::store(&weights.q[t][n], q);
-    }
-  }
-}
-
-// R rows x one panel: accumulators stay in registers over the chunk's columns.
-template <class V, int R>
-void outlier_rows(const OutlierBlock& block, int64_t row, int64_t col, int64_t first, int64_t count,
-                  const OutlierWeights& weights) {
-  constexpr int kVecs = kPanelRows / V::kLanes;
-  typename V::F out[R][kVecs];
-  typename V::I acc[R][kVecs];
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVecs; ++v) {
-      const int64_t at = (row + r) * block.acc_stride + col + v * V::kLanes;
-      out[r][v] = V::load(block.out + at);
-      acc[r][v] = V::load(block.acc + at);
-    }
-  }
-  const float* x = block.x + row * block.x_stride + first;
-  const int32_t* codes = block.codes == nullptr ? nullptr : block.codes + row * block.x_stride + first;
-  for (int64_t t = 0; t < count; ++t) {
-    for (int r = 0; r < R; ++r) {
-      const float value = x[r * block.x_stride + t];
-      if (codes != nullptr) {
-        const typename V::I code = V::set(codes[r * block.x_stride + t]);
-        for (int v = 0; v < kVecs; ++v) {
-          acc[r][v] = V::sub(acc[r][v], V::mul_small(code, V::load(&weights.q[t][v * V::kLanes])));
-        }
-      }
-      if (block.skip_zero && value == 0.0f) continue;
-      for (int v = 0; v < kVecs; ++v) {
-        out[r][v] = V::fma(V::set(value), V::load(&weights.w[t][v * V::kLanes]), out[r][v]);
-      }
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVecs; ++v) {
-      const int64_t at = (row + r) * block.acc_stride + col + v * V::kLanes;
-      V::store(block.out + at, out[r][v]);
-      V::store(block.acc + at, acc[r][v]);
-    }
-  }
-}
-
-template <class V>
-void outliers(const OutlierBlock& block) {
-  constexpr int kRows = V::kLanes == 16 ? 4 : 2;  // 2 x kRows accumulators a row and vector, 8 of 16 or 32 registers
-  OutlierWeights weights;
-  for (int64_t first = 0; first < block.count; first += OutlierWeights::kColumns) {
-    const int64_t left = block.count - first, count = left < OutlierWeights::kColumns ? left : OutlierWeights::kColumns;
-    for (int64_t p = 0; p < block.panel_count; ++p) {
-      load_outlier_weights<V>(block, p, first, count, weights);
-      int64_t i = 0;
-      for (; i + kRows <= block.rows; i += kRows) outlier_rows<V, kRows>(block, i, p * kPanelRows, first, count, weights);
-      for (; i < block.rows; ++i) outlier_rows<V, 1>(block, i, p * kPanelRows, first, count, weights);
-    }
-  }
-}
-
-// Four groups of four rows are a 4 x 4 transpose of dwords: row r's 16 codes come together.
+// w = float(codes). Four groups of four rows are a 4 x 4 transpose of dwords: row r's 16 codes come together.
 template <class V>
 void unpack(const int8_t* panel, int64_t k_begin, int64_t k_count, float* w, int64_t w_stride) {
   for (int64_t j = 0; j < k_count; j += 16) {
@@ -125,52 +66,60 @@ void unpack(const int8_t* panel, int64_t k_begin, int64_t k_count, float* w, int
       for (int i = 0; i < 4; ++i) g[i] = _mm_loadu_ps(reinterpret_cast<const float*>(group + i * 64 + r * 4));
       _MM_TRANSPOSE4_PS(g[0], g[1], g[2], g[3]);
       for (int i = 0; i < 4; ++i) {
-        alignas(16) int8_t codes[16];
-        _mm_store_ps(reinterpret_cast<float*>(codes), g[i]);
         for (int v = 0; v < 16; v += V::kLanes) {
-          V::store(w + (r + i) * w_stride + j + v, V::to_float(V::load_s8(codes + v)));
+          const auto codes = V::to_float(V::widen_s8(_mm_castps_si128(g[i]), v));
+          V::template store<0>(w + (r + i) * w_stride + j + v, codes, typename V::Whole{});
         }
       }
     }
   }
 }
 
-// R rows x C vectors of dX, one fma chain an element: R * C accumulators, C loads of w and R broadcasts of g for R * C fmas.
+// R rows x C vectors of dX, one fma chain an element: C loads of w and R broadcasts of g for R * C fmas.
 template <class V, int R, int C>
 void backward_tile(const BackwardBlock& block, int64_t row, int64_t col) {
-  typename V::F acc[R][C];
+  using F = typename V::F;
+  constexpr typename V::Whole kWhole{};
+  F acc[R][C];
   float* dx = block.dx + row * block.dx_stride + col;
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) acc[r][c] = V::load(dx + r * block.dx_stride + c * V::kLanes);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) acc[r][c] = V::template load<0>(dx + r * block.dx_stride + c * V::kLanes, kWhole);
   }
   const float* g = block.g + row * block.g_stride;
   const float* w = block.w + col;
   for (int64_t n = 0; n < block.n; ++n, w += block.w_stride) {
-    typename V::F b[C];
-    for (int c = 0; c < C; ++c) b[c] = V::load(w + c * V::kLanes);
+    F b[C];
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) b[c] = V::template load<0>(w + c * V::kLanes, kWhole);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const typename V::F a = V::set(g[r * block.g_stride + n]);
+      const F a = V::set(g[r * block.g_stride + n]);
+#pragma GCC unroll 8
       for (int c = 0; c < C; ++c) acc[r][c] = V::fma(a, b[c], acc[r][c]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < C; ++c) V::store(dx + r * block.dx_stride + c * V::kLanes, acc[r][c]);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) V::template store<0>(dx + r * block.dx_stride + c * V::kLanes, acc[r][c], kWhole);
   }
 }
 
 template <class V, int R, int C>
 void backward_columns(const BackwardBlock& block, int64_t col) {
-  int64_t i = 0;
-  for (; i + R <= block.rows; i += R) backward_tile<V, R, C>(block, i, col);
-  for (; i < block.rows; ++i) backward_tile<V, 1, C>(block, i, col);
+  for_each_row_tile<R>(block.rows,
+                       [&](int64_t row, auto tile) { backward_tile<V, decltype(tile)::kCount, C>(block, row, col); });
 }
 
-// kRows x kVecs vectors: 6 x 4 of 32 zmm, 4 x 2 of 16 ymm.
-template <class V, int kRows, int kVecs>
+// R x C vectors: 6 x 4 of 32 zmm or 6 x 2 of 16 ymm are accumulators, C more hold w and one g. A multiple of 16 columns
+// that is none of C vectors ends in tiles of 16.
+template <class V, int R, int C>
 void backward(const BackwardBlock& block) {
   int64_t j = 0;
-  for (; j + kVecs * V::kLanes <= block.k; j += kVecs * V::kLanes) backward_columns<V, kRows, kVecs>(block, j);
-  for (; j < block.k; j += kPanelRows) backward_columns<V, kRows, kPanelRows / V::kLanes>(block, j);
+  for (; j + C * V::kLanes <= block.k; j += C * V::kLanes) backward_columns<V, R, C>(block, j);
+  for (; j < block.k; j += kPanelRows) backward_columns<V, R, kPanelRows / V::kLanes>(block, j);
 }
 
 }  // namespace

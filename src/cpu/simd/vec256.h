@@ -2,6 +2,9 @@
 //
 // Eight 32-bit lanes of AVX2 + FMA + F16C, for the templates of this folder. Everything is in an anonymous namespace: no
 // symbol compiled with an ISA's flags may be shared between object files. D is a dtype: 0 fp32, 1 fp16, 2 bf16.
+//
+// Whole is a full vector at p, Part(n) its first n lanes, 0 < n < lanes: the others load as zeros and are not stored, and
+// no byte of them is touched.
 #pragma once
 
 #include <immintrin.h>
@@ -14,7 +17,25 @@ struct Vec256 {
   static constexpr int kLanes = 8;
   using F = __m256;
   using I = __m256i;
-  using Mask = __m256i;  // all ones where true
+
+  struct Whole {};
+  struct Part {
+    int64_t count;
+    explicit Part(int64_t n) : count(n) {}
+  };
+
+  static I load32(const void* p, Whole) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static I load32(const void* p, Part l) { return load_bytes(p, 4 * l.count); }
+  static __m128i load16(const void* p, Whole) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+  static __m128i load16(const void* p, Part l) { return _mm256_castsi256_si128(load_bytes(p, 2 * l.count)); }
+  static __m128i load8(const void* p, Whole) { return _mm_loadl_epi64(static_cast<const __m128i*>(p)); }
+  static __m128i load8(const void* p, Part l) { return _mm256_castsi256_si128(load_bytes(p, l.count)); }
+  static void store32(void* p, I v, Whole) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+  static void store32(void* p, I v, Part l) { store_bytes(p, v, 4 * l.count); }
+  static void store16(void* p, __m128i v, Whole) { _mm_storeu_si128(static_cast<__m128i*>(p), v); }
+  static void store16(void* p, __m128i v, Part l) { store_bytes(p, _mm256_castsi128_si256(v), 2 * l.count); }
+  static void store8(void* p, __m128i v, Whole) { _mm_storel_epi64(static_cast<__m128i*>(p), v); }
+  static void store8(void* p, __m128i v, Part l) { store_bytes(p, _mm256_castsi128_si256(v), l.count); }
 
   static F set(float f) { return _mm256_set1_ps(f); }
   static I set(int32_t i) { return _mm256_set1_epi32(i); }
@@ -23,79 +44,162 @@ struct Vec256 {
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  // c in lanes where a is +-0, a NaN is not.
+  static F fma_unless_zero(F a, F b, F c) {
+    return _mm256_blendv_ps(c, fma(a, b, c), _mm256_cmp_ps(a, zero(), _CMP_NEQ_UQ));
+  }
   static I bits(F f) { return _mm256_castps_si256(f); }
+  static F from_bits(I i) { return _mm256_castsi256_ps(i); }
   static F to_float(I i) { return _mm256_cvtepi32_ps(i); }
-  static I to_nearest(F f) { return _mm256_cvtps_epi32(f); }
-  static I magnitude(F f) { return _mm256_and_si256(bits(f), _mm256_set1_epi32(0x7fffffff)); }
   static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
-  // a * b for |a|, |b| < 2^15: one 16-bit product a lane.
-  static I mul_small(I a, I b) { return _mm256_madd_epi16(_mm256_and_si256(a, _mm256_set1_epi32(0xffff)), b); }
 
-  static I max_unsigned(I a, I b) { return _mm256_max_epu32(a, b); }
-  static Mask within(I a, int32_t low, int32_t high) {  // low <= a <= high, signed, low > INT_MIN, high < INT_MAX
-    return _mm256_and_si256(_mm256_cmpgt_epi32(a, set(low - 1)), _mm256_cmpgt_epi32(set(high + 1), a));
-  }
-  static uint32_t lane_bits(Mask m) { return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(m))); }
-  static I clear(Mask m, I a) { return _mm256_andnot_si256(m, a); }
-
-  static uint32_t reduce_max_unsigned(I a) {
-    __m128i m = _mm_max_epu32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
-    m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4e));
-    return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1))));
+  // rint(f), half to even, where the bits of |x| are below limit, else 0.
+  static I round_where_below(F x, I limit, F f) {
+    const I magnitude = _mm256_and_si256(bits(x), set(0x7fffffff));
+    return _mm256_and_si256(_mm256_cmpgt_epi32(limit, magnitude), _mm256_cvtps_epi32(f));
   }
 
-  static F load(const float* p) { return _mm256_loadu_ps(p); }
-  static I load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  static void store(float* p, F f) { _mm256_storeu_ps(p, f); }
-  static void store(int32_t* p, I i) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), i); }
-  static I load_s8(const void* p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))); }
-  static F load_f16(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
-
-  template <int D>
-  static F load(const void* p) {
-    if constexpr (D == 0) return _mm256_loadu_ps(static_cast<const float*>(p));
-    if constexpr (D == 1) return load_f16(p);
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))), 16));
+  template <int D, class Lanes>
+  static F load(const void* p, Lanes lanes) {
+    if constexpr (D == 0) return from_bits(load32(p, lanes));
+    if constexpr (D == 1) return _mm256_cvtph_ps(load16(p, lanes));
+    return from_bits(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(p, lanes)), 16));
   }
 
-  template <int D>
-  static void store(void* p, F f) {
-    if constexpr (D == 0) {
-      _mm256_storeu_ps(static_cast<float*>(p), f);
-    } else if constexpr (D == 1) {
-      _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_cvtps_ph(f, _MM_FROUND_TO_NEAREST_INT));
-    } else {
-      const I b = bits(f);
-      const I odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), set(1));
-      const I rounded = _mm256_srli_epi32(_mm256_add_epi32(b, _mm256_add_epi32(odd, set(0x7fff))), 16);
-      const I quiet = _mm256_or_si256(_mm256_srli_epi32(b, 16), set(0x40));
-      const I nan = _mm256_cmpgt_epi32(magnitude(f), set(0x7f800000));
-      _mm_storeu_si128(static_cast<__m128i*>(p), narrow_u16(_mm256_blendv_epi8(rounded, quiet, nan)));
+  // Rounds to nearest even; bf16 in integers, since vcvtneps2bf16 would flush denormals. A NaN stays one: quiet, high half.
+  template <int D, class Lanes>
+  static void store(void* p, F f, Lanes lanes) {
+    if constexpr (D == 0) store32(p, bits(f), lanes);
+    if constexpr (D == 1) store16(p, _mm256_cvtps_ph(f, _MM_FROUND_TO_NEAREST_INT), lanes);
+    if constexpr (D == 2) {
+      const I odd = _mm256_and_si256(_mm256_srli_epi32(bits(f), 16), set(1));
+      const I to_even = _mm256_add_epi32(_mm256_add_epi32(bits(f), set(0x7fff)), odd);
+      const I quiet = _mm256_or_si256(bits(f), set(0x400000));
+      const I rounded = bits(_mm256_blendv_ps(from_bits(to_even), from_bits(quiet), _mm256_cmp_ps(f, f, _CMP_UNORD_Q)));
+      const I high = _mm256_srli_epi32(rounded, 16);
+      store16(p, _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)), lanes);
     }
   }
 
-  // Codes in [-127, 127]: int8_t, uint8_t + 128, or int16_t with each group of four as {0, 2, 1, 3}.
-  static void store_s8(void* p, I q) {
-    const __m128i s16 = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-    _mm_storel_epi64(static_cast<__m128i*>(p), _mm_packs_epi16(s16, s16));
+  // Codes: int8_t, uint8_t + 128, or int16_t with each group of four as {0, 2, 1, 3}.
+  template <class Lanes>
+  static I load_s8(const void* p, Lanes lanes) {
+    return _mm256_cvtepi8_epi32(load8(p, lanes));
+  }
+  // Codes [first, first + 8) of 16, first 0 or 8.
+  static I widen_s8(__m128i codes, int first) {
+    return _mm256_cvtepi8_epi32(first == 0 ? codes : _mm_unpackhi_epi64(codes, codes));
+  }
+  template <class Lanes>
+  static void store_s8(void* p, I q, Lanes lanes) {
+    store8(p, _mm_packs_epi16(narrow_s16(q), narrow_s16(q)), lanes);
   }
   static void store_u8(void* p, I q) {
-    const __m128i s16 = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-    _mm_storel_epi64(static_cast<__m128i*>(p), _mm_xor_si128(_mm_packs_epi16(s16, s16), _mm_set1_epi8(-128)));
+    store8(p, _mm_xor_si128(_mm_packs_epi16(narrow_s16(q), narrow_s16(q)), _mm_set1_epi8(-128)), Whole{});
   }
   static void store_pairs(void* p, I q) {
-    const __m128i s16 = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-    _mm_storeu_si128(static_cast<__m128i*>(p), _mm_shufflehi_epi16(_mm_shufflelo_epi16(s16, 0xd8), 0xd8));
+    store16(p, _mm_shufflehi_epi16(_mm_shufflelo_epi16(narrow_s16(q), 0xd8), 0xd8), Whole{});
   }
 
-  // The byte c % 4 of each dword, sign-extended.
-  static I byte_of_dword(I dwords, int byte) {
-    return _mm256_srai_epi32(_mm256_sll_epi32(dwords, _mm_cvtsi32_si128(24 - 8 * byte)), 24);
+  // The top byte of each dword shifted left, sign-extended.
+  static I top_byte(I dwords, int shift) {
+    return _mm256_srai_epi32(_mm256_sll_epi32(dwords, _mm_cvtsi32_si128(shift)), 24);
+  }
+  // s16 pairs { low, high } of two vectors of codes; p[0], p[1] in every lane; a.low * b.low + a.high * b.high.
+  static I pair(I low, I high) { return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa); }
+  static I broadcast_pair(const int32_t* p) {
+    int64_t two;
+    __builtin_memcpy(&two, p, 8);
+    return _mm256_packs_epi32(_mm256_set1_epi64x(two), _mm256_set1_epi64x(two));
+  }
+  static I multiply_pairs(I a, I b) { return _mm256_madd_epi16(a, b); }
+
+  // The bits of |x| as they are stored, 32 or 16 a lane: what the scan takes its maximum of.
+  template <int D>
+  struct Stored {
+    static constexpr int kLanes = D == 0 ? 8 : 16;
+    using Mask = I;
+    static I magnitudes(const void* p, Whole) {
+      return _mm256_and_si256(load32(p, Whole{}), limit(D == 0 ? 0x7fffffff : 0x7fff));
+    }
+    static I magnitudes(const void* p, Part l) {
+      return _mm256_and_si256(load_bytes(p, l.count * (D == 0 ? 4 : 2)), limit(D == 0 ? 0x7fffffff : 0x7fff));
+    }
+    static I limit(uint32_t word) { return set(static_cast<int32_t>(D == 0 ? word : word << 16 | word)); }
+    static Mask between(I low, I a, I high) {  // neither a sign bit set: signed comparisons do
+      if constexpr (D == 0)
+        return _mm256_andnot_si256(_mm256_or_si256(_mm256_cmpgt_epi32(low, a), _mm256_cmpgt_epi32(a, high)), set(-1));
+      return _mm256_andnot_si256(_mm256_or_si256(_mm256_cmpgt_epi16(low, a), _mm256_cmpgt_epi16(a, high)), set(-1));
+    }
+    static uint64_t lane_bits(Mask m) {
+      if constexpr (D == 0) return static_cast<uint32_t>(_mm256_movemask_ps(from_bits(m)));
+      const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
+      return static_cast<uint32_t>(_mm_movemask_epi8(bytes));
+    }
+    static I max_where_not(Mask m, I a, I b) {
+      if constexpr (D == 0) return _mm256_max_epu32(a, _mm256_andnot_si256(m, b));
+      return _mm256_max_epu16(a, _mm256_andnot_si256(m, b));
+    }
+    static uint32_t maximum(I a) {
+      if constexpr (D != 0) a = _mm256_max_epu32(_mm256_srli_epi32(a, 16), _mm256_and_si256(a, set(0xffff)));
+      __m128i m = _mm_max_epu32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+      m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0x4e));
+      return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1))));
+    }
+  };
+
+  // `bytes` < 32 of them, zeros behind, through registers: vpmaskmovd has no bytes, and QEMU 7.2 reads what it masks out.
+  static I load_bytes(const void* p, int64_t bytes) {
+    const auto* from = static_cast<const uint8_t*>(p) + (bytes & 24);
+    uint64_t eight = 0, rest = 0;
+    if ((bytes & 8) != 0) __builtin_memcpy(&eight, from - 8, 8);
+    if ((bytes & 1) != 0) rest = from[bytes & 6];
+    if ((bytes & 2) != 0) {
+      uint16_t two;
+      __builtin_memcpy(&two, from + (bytes & 4), 2);
+      rest = rest << 16 | two;
+    }
+    if ((bytes & 4) != 0) {
+      uint32_t four;
+      __builtin_memcpy(&four, from, 4);
+      rest = rest << 32 | four;
+    }
+    const auto low = static_cast<long long>((bytes & 8) != 0 ? eight : rest);
+    const __m128i last = _mm_set_epi64x((bytes & 8) != 0 ? static_cast<long long>(rest) : 0, low);
+    if ((bytes & 16) == 0) return _mm256_zextsi128_si256(last);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p))), last, 1);
   }
 
  private:
-  static __m128i narrow_u16(I i) { return _mm_packus_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1)); }
+  static __m128i narrow_s16(I q) { return _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1)); }
+
+  // The first `bytes` < 32 of v.
+  static void store_bytes(void* p, I v, int64_t bytes) {
+    auto* to = static_cast<uint8_t*>(p);
+    __m128i left = _mm256_castsi256_si128(v);
+    if ((bytes & 16) != 0) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), left);
+      to += 16;
+      left = _mm256_extracti128_si256(v, 1);
+    }
+    if ((bytes & 8) != 0) {
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(to), left);
+      to += 8;
+      left = _mm_unpackhi_epi64(left, left);
+    }
+    uint64_t rest = static_cast<uint64_t>(_mm_cvtsi128_si64(left));
+    if ((bytes & 4) != 0) {
+      __builtin_memcpy(to, &rest, 4);
+      to += 4;
+      rest >>= 32;
+    }
+    if ((bytes & 2) != 0) {
+      __builtin_memcpy(to, &rest, 2);
+      to += 2;
+      rest >>= 16;
+    }
+    if ((bytes & 1) != 0) *to = static_cast<uint8_t>(rest);
+  }
 };
 
 }  // namespace

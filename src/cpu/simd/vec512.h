@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Sixteen 32-bit lanes of AVX-512 F, BW, VL, DQ: vec256.h in zmm.
+// Sixteen 32-bit lanes of AVX-512 F, BW, VL, DQ: vec256.h in zmm. Tails are masked loads and stores, which do not touch
+// what is masked out.
 #pragma once
 
 #include <immintrin.h>
@@ -13,7 +14,26 @@ struct Vec512 {
   static constexpr int kLanes = 16;
   using F = __m512;
   using I = __m512i;
-  using Mask = __mmask16;
+
+  struct Whole {};
+  struct Part {
+    uint32_t mask;
+    explicit Part(int64_t count) : mask((1u << count) - 1) {}
+    __mmask16 m16() const { return static_cast<__mmask16>(mask); }
+  };
+
+  static I load32(const void* p, Whole) { return _mm512_loadu_si512(p); }
+  static I load32(const void* p, Part l) { return _mm512_maskz_loadu_epi32(l.m16(), p); }
+  static __m256i load16(const void* p, Whole) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static __m256i load16(const void* p, Part l) { return _mm256_maskz_loadu_epi16(l.m16(), p); }
+  static __m128i load8(const void* p, Whole) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+  static __m128i load8(const void* p, Part l) { return _mm_maskz_loadu_epi8(l.m16(), p); }
+  static void store32(void* p, I v, Whole) { _mm512_storeu_si512(p, v); }
+  static void store32(void* p, I v, Part l) { _mm512_mask_storeu_epi32(p, l.m16(), v); }
+  static void store16(void* p, __m256i v, Whole) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+  static void store16(void* p, __m256i v, Part l) { _mm256_mask_storeu_epi16(p, l.m16(), v); }
+  static void store8(void* p, __m128i v, Whole) { _mm_storeu_si128(static_cast<__m128i*>(p), v); }
+  static void store8(void* p, __m128i v, Part l) { _mm_mask_storeu_epi8(p, l.m16(), v); }
 
   static F set(float f) { return _mm512_set1_ps(f); }
   static I set(int32_t i) { return _mm512_set1_epi32(i); }
@@ -22,64 +42,93 @@ struct Vec512 {
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F fma_unless_zero(F a, F b, F c) {
+    return _mm512_mask3_fmadd_ps(a, b, c, _mm512_cmp_ps_mask(a, zero(), _CMP_NEQ_UQ));
+  }
   static I bits(F f) { return _mm512_castps_si512(f); }
+  static F from_bits(I i) { return _mm512_castsi512_ps(i); }
   static F to_float(I i) { return _mm512_cvtepi32_ps(i); }
-  static I to_nearest(F f) { return _mm512_cvtps_epi32(f); }
-  static I magnitude(F f) { return _mm512_and_si512(bits(f), _mm512_set1_epi32(0x7fffffff)); }
   static I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
-  static I mul_small(I a, I b) { return _mm512_madd_epi16(_mm512_and_si512(a, _mm512_set1_epi32(0xffff)), b); }
 
-  static I max_unsigned(I a, I b) { return _mm512_max_epu32(a, b); }
-  static Mask within(I a, int32_t low, int32_t high) {
-    return static_cast<Mask>(_mm512_cmpge_epi32_mask(a, set(low)) & _mm512_cmple_epi32_mask(a, set(high)));
-  }
-  static uint32_t lane_bits(Mask m) { return m; }
-  static I clear(Mask m, I a) { return _mm512_maskz_mov_epi32(static_cast<Mask>(~m), a); }
-  static uint32_t reduce_max_unsigned(I a) { return _mm512_reduce_max_epu32(a); }
-
-  static F load(const float* p) { return _mm512_loadu_ps(p); }
-  static I load(const int32_t* p) { return _mm512_loadu_si512(p); }
-  static void store(float* p, F f) { _mm512_storeu_ps(p, f); }
-  static void store(int32_t* p, I i) { _mm512_storeu_si512(p, i); }
-  static I load_s8(const void* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
-  static F load_f16(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
-
-  template <int D>
-  static F load(const void* p) {
-    if constexpr (D == 0) return _mm512_loadu_ps(p);
-    if constexpr (D == 1) return load_f16(p);
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))), 16));
+  static I round_where_below(F x, I limit, F f) {
+    const I magnitude = _mm512_and_si512(bits(x), set(0x7fffffff));
+    return _mm512_maskz_cvtps_epi32(_mm512_cmplt_epi32_mask(magnitude, limit), f);
   }
 
-  template <int D>
-  static void store(void* p, F f) {
-    if constexpr (D == 0) {
-      _mm512_storeu_ps(p, f);
-    } else if constexpr (D == 1) {
-      _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(f, _MM_FROUND_TO_NEAREST_INT));
-    } else {
-      const I b = bits(f);
-      const I odd = _mm512_and_si512(_mm512_srli_epi32(b, 16), set(1));
-      const I rounded = _mm512_srli_epi32(_mm512_add_epi32(b, _mm512_add_epi32(odd, set(0x7fff))), 16);
-      const Mask nan = _mm512_cmpgt_epi32_mask(magnitude(f), set(0x7f800000));
-      const I chosen = _mm512_mask_or_epi32(rounded, nan, _mm512_srli_epi32(b, 16), set(0x40));
-      _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(chosen));
+  template <int D, class Lanes>
+  static F load(const void* p, Lanes lanes) {
+    if constexpr (D == 0) return from_bits(load32(p, lanes));
+    if constexpr (D == 1) return _mm512_cvtph_ps(load16(p, lanes));
+    return from_bits(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load16(p, lanes)), 16));
+  }
+
+  template <int D, class Lanes>
+  static void store(void* p, F f, Lanes lanes) {
+    if constexpr (D == 0) store32(p, bits(f), lanes);
+    if constexpr (D == 1) store16(p, _mm512_cvtps_ph(f, _MM_FROUND_TO_NEAREST_INT), lanes);
+    if constexpr (D == 2) {
+      const __mmask16 odd = _mm512_test_epi32_mask(bits(f), set(0x10000));
+      const I half_down = _mm512_add_epi32(bits(f), set(0x7fff));
+      const I to_even = _mm512_mask_add_epi32(half_down, odd, half_down, set(1));
+      const __mmask16 nan = _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q);
+      const I rounded = _mm512_mask_or_epi32(to_even, nan, bits(f), set(0x400000));
+      store16(p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)), lanes);
     }
   }
 
-  static void store_s8(void* p, I q) { _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(q)); }
-  static void store_u8(void* p, I q) {
-    _mm_storeu_si128(static_cast<__m128i*>(p), _mm_xor_si128(_mm512_cvtepi32_epi8(q), _mm_set1_epi8(-128)));
+  template <class Lanes>
+  static I load_s8(const void* p, Lanes lanes) {
+    return widen_s8(load8(p, lanes), 0);
   }
+  static I widen_s8(__m128i codes, int) { return _mm512_cvtepi8_epi32(codes); }
+  template <class Lanes>
+  static void store_s8(void* p, I q, Lanes lanes) {
+    store8(p, _mm512_cvtepi32_epi8(q), lanes);
+  }
+  static void store_u8(void* p, I q) { store8(p, _mm_xor_si128(_mm512_cvtepi32_epi8(q), _mm_set1_epi8(-128)), Whole{}); }
   static void store_pairs(void* p, I q) {
-    const __m256i s16 = _mm512_cvtepi32_epi16(q);
-    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(s16, 0xd8), 0xd8));
+    store16(p, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(_mm512_cvtepi32_epi16(q), 0xd8), 0xd8), Whole{});
   }
 
-  static I byte_of_dword(I dwords, int byte) {
-    return _mm512_srai_epi32(_mm512_sll_epi32(dwords, _mm_cvtsi32_si128(24 - 8 * byte)), 24);
+  static I top_byte(I dwords, int shift) {
+    return _mm512_srai_epi32(_mm512_sll_epi32(dwords, _mm_cvtsi32_si128(shift)), 24);
   }
+  static I pair(I low, I high) { return _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_slli_epi32(high, 16)); }
+  static I broadcast_pair(const int32_t* p) {
+    int64_t two;
+    __builtin_memcpy(&two, p, 8);
+    return _mm512_packs_epi32(_mm512_set1_epi64(two), _mm512_set1_epi64(two));
+  }
+  static I multiply_pairs(I a, I b) { return _mm512_madd_epi16(a, b); }
+
+  template <int D>
+  struct Stored {
+    static constexpr int kLanes = D == 0 ? 16 : 32;
+    using Mask = uint32_t;
+    template <class Lanes>
+    static I magnitudes(const void* p, Lanes lanes) {
+      if constexpr (D == 0) return _mm512_and_si512(load32(p, lanes), set(0x7fffffff));
+      return _mm512_and_si512(load(p, lanes), set(0x7fff7fff));
+    }
+    static I limit(uint32_t word) { return set(static_cast<int32_t>(D == 0 ? word : word << 16 | word)); }
+    static Mask between(I low, I a, I high) {
+      if constexpr (D == 0) return _mm512_mask_cmple_epi32_mask(_mm512_cmpge_epi32_mask(a, low), a, high);
+      return _mm512_mask_cmple_epi16_mask(_mm512_cmpge_epi16_mask(a, low), a, high);
+    }
+    static uint64_t lane_bits(Mask m) { return m; }
+    static I max_where_not(Mask m, I a, I b) {
+      if constexpr (D == 0) return _mm512_mask_max_epu32(a, static_cast<__mmask16>(~m), a, b);
+      return _mm512_mask_max_epu16(a, ~m, a, b);
+    }
+    static uint32_t maximum(I a) {
+      if constexpr (D == 0) return _mm512_reduce_max_epu32(a);
+      return _mm512_reduce_max_epu32(_mm512_max_epu32(_mm512_srli_epi32(a, 16), _mm512_and_si512(a, set(0xffff))));
+    }
+
+   private:
+    static I load(const void* p, Whole) { return _mm512_loadu_si512(p); }
+    static I load(const void* p, Part l) { return _mm512_maskz_loadu_epi16(l.mask, p); }
+  };
 };
 
 }  // namespace

@@ -3,14 +3,19 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdlib>
-
-#include <fmt/core.h>
-
-#include "int8q/int8q.h"
+#include <cstring>
 
 namespace tool {
 namespace {
+
+int output_error = 0;  // errno of the first failed write to stdout
+
+void note(bool written) {
+  if (!written && output_error == 0) output_error = errno;
+}
 
 Exit exit_of(int32_t status) {
   switch (status) {
@@ -28,13 +33,17 @@ Exit exit_of(int32_t status) {
 
 const char* hint_of(int32_t status) {
   switch (status) {
+    case INT8Q_INVALID_ARGUMENT: return "--help shows the options; -f replaces an existing OUT";
     case INT8Q_NOT_FOUND: return "check the path; a folder needs model.safetensors or model.safetensors.index.json";
     case INT8Q_IO: return "check permissions and free space; the output is left as it was";
     case INT8Q_CORRUPT: return "the file is damaged or no safetensors file; fetch it again";
     case INT8Q_NOT_FINITE: return "these weights cannot be quantized; leave the tensor alone with --exclude";
+    case INT8Q_UNSUPPORTED: return "pass a float checkpoint in safetensors; `int8q inspect PATH` shows what a file holds";
+    case INT8Q_SIZE_OVERFLOW: return "leave the tensor alone with --exclude";
+    case INT8Q_OUT_OF_MEMORY: return "free memory, or use fewer threads";
+    case INT8Q_ABI_MISMATCH: return "install the command and libint8q.so.1 of the same release";
     case INT8Q_CANCELLED: return "nothing was left behind; run it again to start over";
-    case INT8Q_INTERNAL: return "this is a defect of int8q; please report it with the output of `int8q doctor --json`";
-    default: return "";
+    default: return "this is a defect of int8q; please report it with the output of `int8q doctor --json`";
   }
 }
 
@@ -46,11 +55,41 @@ void check(int32_t status) {
   if (status != INT8Q_OK) fail_with_status(status);
 }
 
+Context::Context(const char* isa, int32_t threads) {
+  int8q_context_options options{};
+  options.size = sizeof options;
+  options.isa = isa;
+  options.threads = threads;
+  const int32_t status = int8q_create_context(&options, &handle);
+  if (status == INT8Q_UNSUPPORTED || status == INT8Q_INVALID_ARGUMENT) {
+    throw Failure(kUsage, int8q_last_error(), "`int8q doctor` lists what this CPU runs and what the environment asks for");
+  }
+  check(status);
+}
+
+void write_text(const std::string& text) { note(std::fwrite(text.data(), 1, text.size(), stdout) == text.size()); }
+
+void flush_output() { note(std::fflush(stdout) == 0); }
+
+void finish_output() {
+  flush_output();
+  if (output_error == 0 || output_error == EPIPE) return;
+  throw Failure(kInputOutput, fmt::format("writing to standard output failed: {}", std::strerror(output_error)),
+                "send the output elsewhere, or free space; files that were asked for are complete");
+}
+
 bool is_terminal(std::FILE* stream) { return isatty(fileno(stream)) == 1; }
 
 bool may_color(std::FILE* stream) {
   const char* no_color = std::getenv("NO_COLOR");
   return is_terminal(stream) && (no_color == nullptr || *no_color == '\0');
+}
+
+std::string shown(const std::string& text) {
+  std::string clean = text;
+  std::replace_if(
+      clean.begin(), clean.end(), [](char c) { return (c >= 0 && c < ' ') || c == 0x7f; }, '?');
+  return clean;
 }
 
 std::string human_bytes(double bytes) {

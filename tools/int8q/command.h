@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the subcommands share: exit statuses, failures with hints, output that knows terminals.
+// What the subcommands share: exit statuses, failures with hints, contexts, output that knows terminals and broken pipes.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,10 @@
 #include <stdexcept>
 #include <string>
 
+#include <fmt/core.h>
 #include <CLI/CLI.hpp>
+
+#include "int8q/int8q.h"
 
 namespace tool {
 
@@ -24,7 +27,7 @@ enum Exit {
 
 // Ends the command: `int8q: error: MESSAGE`, `hint: HINT` on stderr, and an exit status.
 struct Failure : std::runtime_error {
-  Failure(Exit status, const std::string& message, const std::string& advice = "")
+  Failure(Exit status, const std::string& message, const std::string& advice)
       : std::runtime_error(message), exit(status), hint(advice) {}
   Exit exit;
   std::string hint;
@@ -34,10 +37,32 @@ struct Failure : std::runtime_error {
 [[noreturn]] void fail_with_status(int32_t status);
 void check(int32_t status);
 
+// A context; an ISA that is unknown or that this CPU lacks is a usage error, from an option or the environment alike.
+struct Context {
+  int8q_context* handle = nullptr;
+  Context(const char* isa, int32_t threads);
+  ~Context() { int8q_destroy_context(handle); }
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+};
+
+// Standard output. Unlike fmt::print it never throws, so it may be used inside the library's callbacks; the first error
+// is kept for finish_output.
+void write_text(const std::string& text);
+template <class... Arguments>
+void print(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
+  write_text(fmt::format(format, std::forward<Arguments>(arguments)...));
+}
+void flush_output();
+// Fails if something was not written. A reader that has closed its pipe (`| head`) has what it wants and is no failure.
+void finish_output();
+
 // Colour and carriage returns are for terminals; NO_COLOR is respected.
 bool is_terminal(std::FILE* stream);
 bool may_color(std::FILE* stream);
 
+// Text of a file, such as a tensor's name, without control characters: a terminal would obey them.
+std::string shown(const std::string& text);
 std::string human_bytes(double bytes);      // "12.3 MB", powers of ten
 std::string human_seconds(double seconds);  // "1:23"
 

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // int8q doctor: what the library is, what it found, what it chose, whether it computes right, and what to do about faults.
-#include <memory>
-#include <vector>
+#include <sched.h>
 
-#include <fmt/core.h>
+#include <memory>
 
 #include "command.h"
 #include "selftest.h"
@@ -31,15 +30,23 @@ void check_abi(Diagnosis& d) {
   if (status != INT8Q_OK) d.fault(int8q_last_error(), "install the command and libint8q.so.1 of the same release");
 }
 
+// The library says how many threads it would take; what it took them from is shown beside.
+void check_threads(Diagnosis& d) {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) d.json["affinity"] = CPU_COUNT(&set);
+}
+
 void check_context(Diagnosis& d) {
-  int8q_context* context = nullptr;
-  if (int8q_create_context(nullptr, &context) != INT8Q_OK) {
+  try {
+    d.json["context"] = describe(Context(nullptr, 0).handle);
+  } catch (const Failure& failure) {
     const bool isa = !d.json["environment"]["INT8Q_CPU_ISA"].is_null() && d.json["cpu"]["chosen"]["name"].is_null();
-    d.fault(int8q_last_error(), isa ? "unset INT8Q_CPU_ISA" : "unset INT8Q_NUM_THREADS, or set it to 1 or more");
+    const bool threads = d.json["environment"]["INT8Q_NUM_THREADS"].is_string() && failure.exit == kUsage;
+    d.fault(failure.what(), isa       ? "unset INT8Q_CPU_ISA"
+                            : threads ? "unset INT8Q_NUM_THREADS, or set it to 1 or more"
+                                      : failure.hint);
     return;
   }
-  d.json["context"] = describe(context);
-  int8q_destroy_context(context);
   const Json result = run_selftest(nullptr);
   d.json["selftest"] = {{"checked", result["checked"]}, {"wrong", result["wrong"]}};
   if (result["wrong"] != 0) {
@@ -53,38 +60,46 @@ std::string text_or(const Json& value, const char* otherwise) {
   return value.is_string() ? value.get<std::string>() : otherwise;
 }
 
-void print(const Diagnosis& d) {
+std::string threads_text(const Json& j) {
+  const int available = j["threads"].get<int>(), affinity = j.value("affinity", available);
+  std::string text = j.contains("context")
+                         ? fmt::format("{} used, {} available", j["context"]["threads"].get<int>(), available)
+                         : fmt::format("{} available", available);
+  text += fmt::format(": {} in the affinity mask", affinity);
+  return text + (available < affinity ? fmt::format(", {} by the cgroup's quota", available) : ", no lower cgroup quota");
+}
+
+void show(const Diagnosis& d) {
   const Json& j = d.json;
-  fmt::print("int8q {}, ABI {} (wanted {})\n", j["version"].get<std::string>(), j["abi"]["offered"].get<std::string>(),
-             j["abi"]["wanted"].get<std::string>());
-  fmt::print("library   {}\n", j["library"].get<std::string>());
-  fmt::print("cpu       {} ({})\n", j["cpu"]["brand"].get<std::string>(), j["cpu"]["architecture"].get<std::string>());
+  print("int8q {}, ABI {} (wanted {})\n", j["version"].get<std::string>(), j["abi"]["offered"].get<std::string>(),
+        j["abi"]["wanted"].get<std::string>());
+  print("library   {}\n", j["library"].get<std::string>());
+  print("cpu       {} ({})\n", j["cpu"]["brand"].get<std::string>(), j["cpu"]["architecture"].get<std::string>());
   std::string isas;
   for (const Json& isa : j["cpu"]["isas"]) {
     isas +=
         fmt::format(" {}{}", isa["name"].get<std::string>(), isa["runnable"].get<bool>() ? "" : " (not on this CPU)") + ",";
   }
   isas.pop_back();
-  fmt::print("isas     {}\n", isas);
-  fmt::print("chosen    {}: {}\n", text_or(j["cpu"]["chosen"]["name"], "none"),
-             j["cpu"]["chosen"]["why"].get<std::string>());
-  fmt::print("threads   {} (affinity mask and cgroup quota)\n", j["threads"].get<int>());
-  fmt::print("gpu       {}: {}\n", j["gpu"]["state"].get<std::string>(), j["gpu"]["why"].get<std::string>());
+  print("isas     {}\n", isas);
+  print("chosen    {}: {}\n", text_or(j["cpu"]["chosen"]["name"], "none"), j["cpu"]["chosen"]["why"].get<std::string>());
+  print("threads   {}\n", threads_text(j));
+  print("gpu       {}: {}\n", j["gpu"]["state"].get<std::string>(), j["gpu"]["why"].get<std::string>());
   for (const auto& [name, value] : j["environment"].items()) {
-    if (value.is_string()) fmt::print("{}={}\n", name, value.get<std::string>());
+    if (value.is_string()) print("{}={}\n", name, value.get<std::string>());
   }
   if (j.contains("context")) {
-    fmt::print("kernels\n");
+    print("kernels\n");
     for (const auto& [operation, name] : j["context"]["kernels"].items()) {
-      fmt::print("  {:<16} {}\n", operation, name.get<std::string>());
+      print("  {:<16} {}\n", operation, name.get<std::string>());
     }
-    fmt::print("selftest  {} outputs, {} wrong\n", j["selftest"]["checked"].get<int64_t>(),
-               j["selftest"]["wrong"].get<int64_t>());
+    print("selftest  {} outputs, {} wrong\n", j["selftest"]["checked"].get<int64_t>(),
+          j["selftest"]["wrong"].get<int64_t>());
   }
   for (const Json& fault : d.faults) {
-    fmt::print("FAULT     {}\n          do: {}\n", fault["fault"].get<std::string>(), fault["remedy"].get<std::string>());
+    print("FAULT     {}\n          do: {}\n", fault["fault"].get<std::string>(), fault["remedy"].get<std::string>());
   }
-  if (d.faults.empty()) fmt::print("no fault found\n");
+  if (d.faults.empty()) print("no fault found\n");
 }
 
 }  // namespace
@@ -101,12 +116,13 @@ void add_doctor(CLI::App& app, int& exit) {
   command->callback([json, &exit] {
     Diagnosis d{diagnose()};
     check_abi(d);
+    check_threads(d);
     check_context(d);
     if (*json) {
       d.json["faults"] = d.faults;
-      fmt::print("{}\n", d.json.dump(2, ' ', false, Json::error_handler_t::replace));
+      write_text(d.json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
     } else {
-      print(d);
+      show(d);
     }
     if (!d.faults.empty()) exit = kFault;
   });

@@ -6,15 +6,14 @@
 #include <filesystem>
 #include <map>
 #include <memory>
-#include <optional>
 #include <vector>
 
-#include <fmt/core.h>
 #include <nlohmann/json.hpp>
 
 #include "command.h"
 #include "dtype.h"
 #include "int8q/int8q.h"
+#include "safetensors_file.h"
 
 namespace tool {
 namespace {
@@ -29,37 +28,6 @@ struct Options {
   bool json = false, stats = true;
 };
 
-class File {
- public:
-  explicit File(const std::string& path) { check(int8q_open_safetensors(path.c_str(), &file_)); }
-  ~File() { int8q_close_safetensors(file_); }
-  File(const File&) = delete;
-  File& operator=(const File&) = delete;
-
-  int64_t count() const {
-    int64_t n = 0;
-    check(int8q_count_tensors(file_, &n));
-    return n;
-  }
-  int8q_tensor tensor(int64_t i) const {
-    int8q_tensor t{};
-    t.size = sizeof t;
-    check(int8q_get_tensor(file_, i, &t));
-    return t;
-  }
-  std::optional<int8q_tensor> find(const std::string& name) const {
-    int8q_tensor t{};
-    t.size = sizeof t;
-    const int32_t status = int8q_find_tensor(file_, name.c_str(), &t);
-    if (status == INT8Q_NOT_FOUND) return std::nullopt;
-    check(status);
-    return t;
-  }
-
- private:
-  int8q_safetensors* file_ = nullptr;
-};
-
 std::vector<std::string> files_of(const std::string& path) {
   std::error_code error;
   if (!std::filesystem::is_directory(path, error)) return {path};
@@ -67,7 +35,7 @@ std::vector<std::string> files_of(const std::string& path) {
   for (const auto& entry : std::filesystem::directory_iterator(path, error)) {
     if (entry.path().extension() == ".safetensors") files.push_back(entry.path().string());
   }
-  if (error) throw Failure(kInputOutput, path + ": " + error.message());
+  if (error) throw Failure(kInputOutput, path + ": " + error.message(), "check the path and its permissions");
   if (files.empty()) {
     throw Failure(kInputOutput, path + " holds no .safetensors file",
                   "pickled checkpoints (.bin, .pt) are not read; convert them first");
@@ -98,28 +66,34 @@ Json float_stats(const int8q_tensor& t) {
     std::vector<double> sorted = squares;
     std::nth_element(sorted.begin(), sorted.begin() + cols / 2, sorted.end());
     const double limit = sorted[static_cast<size_t>(cols / 2)] * kProneRatio * kProneRatio;
-    for (int64_t j = 0; j < cols; ++j) {
+    // Where most columns are zero, "far from the median column" says nothing.
+    for (int64_t j = 0; j < cols && limit > 0.0; ++j) {
       if (squares[static_cast<size_t>(j)] > limit) prone.push_back(j);
     }
   }
-  const double elements = std::max(1.0, static_cast<double>(rows) * static_cast<double>(cols));
+  const double elements = std::max(1.0, static_cast<double>(rows) * static_cast<double>(cols) - static_cast<double>(bad));
   return {{"absmax", absmax}, {"mean_abs", sum / elements}, {"not_finite", bad}, {"outlier_prone_columns", prone}};
 }
 
 Json int8_stats(const int8q_tensor& codes, const int8q_tensor& scb) {
   std::vector<float> stats;
-  for (int64_t i = 0; i < scb.shape[0]; ++i) stats.push_back(float_at(INT8Q_F32, scb.data, i));
+  int64_t bad = 0;
+  for (int64_t i = 0; i < scb.shape[0]; ++i) {
+    const float stat = float_at(INT8Q_F32, scb.data, i);
+    std::isfinite(stat) && stat >= 0.0f ? stats.push_back(stat) : void(++bad);  // NaN has no place in an order
+  }
   std::sort(stats.begin(), stats.end());
   const auto* q = static_cast<const int8_t*>(codes.data);
   const auto full = std::count_if(q, q + codes.bytes, [](int8_t c) { return c == 127 || c == -127; });
-  Json json = {{"codes_at_127", codes.bytes == 0 ? 0.0 : static_cast<double>(full) / static_cast<double>(codes.bytes)}};
+  const double elements = std::max(1.0, static_cast<double>(codes.bytes));
+  Json json = {{"codes_at_127", static_cast<double>(full) / elements}, {"scb_invalid", bad}};
   if (!stats.empty()) {
     json["scb"] = {{"min", stats.front()}, {"median", stats[stats.size() / 2]}, {"max", stats.back()}};
   }
   return json;
 }
 
-Json describe(const File& file, const int8q_tensor& t, bool stats) {
+Json describe(const SafetensorsFile& file, const int8q_tensor& t, bool stats) {
   Json shape = Json::array();
   for (int64_t i = 0; i < t.rank; ++i) shape.push_back(t.shape[i]);
   Json json = {{"name", t.name}, {"dtype", dtype_name(t.dtype)}, {"shape", shape}, {"bytes", t.bytes}};
@@ -137,10 +111,14 @@ Json describe(const File& file, const int8q_tensor& t, bool stats) {
 std::string stats_text(const Json& tensor) {
   if (!tensor.contains("stats")) return "";
   const Json& s = tensor["stats"];
-  if (s.contains("scb")) {
+  if (s.contains("codes_at_127")) {
+    const auto bad = s["scb_invalid"].get<int64_t>();
+    const std::string invalid = bad > 0 ? fmt::format("  SCB NOT FINITE OR NEGATIVE {}", bad) : "";
+    if (!s.contains("scb")) return invalid;
     return fmt::format("SCB {:.3g} {:.3g} {:.3g}  at 127 {:.2f}%", s["scb"]["min"].get<double>(),
                        s["scb"]["median"].get<double>(), s["scb"]["max"].get<double>(),
-                       100 * s["codes_at_127"].get<double>());
+                       100 * s["codes_at_127"].get<double>()) +
+           invalid;
   }
   if (!s.contains("absmax")) return "";
   std::string text = fmt::format("absmax {:.3g}  mean {:.3g}", s["absmax"].get<double>(), s["mean_abs"].get<double>());
@@ -156,12 +134,12 @@ std::string stats_text(const Json& tensor) {
 
 void print_table(const Json& files) {
   for (const Json& file : files) {
-    fmt::print("{}\n", file["file"].get<std::string>());
+    print("{}\n", shown(file["file"].get<std::string>()));
     for (const Json& t : file["tensors"]) {
       std::string shape;
       for (const Json& size : t["shape"]) shape += (shape.empty() ? "" : "x") + std::to_string(size.get<int64_t>());
-      fmt::print("  {:<56} {:>7} {:>13} {:>9}  {}\n", t["name"].get<std::string>(), t["dtype"].get<std::string>(),
-                 shape.empty() ? "scalar" : shape, human_bytes(t["bytes"].get<double>()), stats_text(t));
+      print("  {:<56} {:>7} {:>13} {:>9}  {}\n", shown(t["name"].get<std::string>()), t["dtype"].get<std::string>(),
+            shape.empty() ? "scalar" : shape, human_bytes(t["bytes"].get<double>()), stats_text(t));
     }
   }
 }
@@ -170,7 +148,7 @@ void inspect(const Options& options) {
   Json files = Json::array();
   std::map<std::string, std::pair<int64_t, uint64_t>> totals;
   for (const std::string& path : files_of(options.path)) {
-    const File file(path);
+    const SafetensorsFile file(path);
     Json tensors = Json::array();
     for (int64_t i = 0; i < file.count(); ++i) {
       const int8q_tensor t = file.tensor(i);
@@ -184,12 +162,12 @@ void inspect(const Options& options) {
   if (options.json) {
     Json sums = Json::object();
     for (const auto& [dtype, total] : totals) sums[dtype] = {{"tensors", total.first}, {"bytes", total.second}};
-    fmt::print("{}\n", Json{{"files", files}, {"totals", sums}}.dump(2, ' ', false, Json::error_handler_t::replace));
+    write_text(Json{{"files", files}, {"totals", sums}}.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
     return;
   }
   print_table(files);
   for (const auto& [dtype, total] : totals) {
-    fmt::print("{:>8}: {} tensors, {}\n", dtype, total.first, human_bytes(static_cast<double>(total.second)));
+    print("{:>8}: {} tensors, {}\n", dtype, total.first, human_bytes(static_cast<double>(total.second)));
   }
 }
 
@@ -206,7 +184,8 @@ void add_inspect(CLI::App& app, int&) {
       "times the\n"
       "median column's. That is a property of the weights; which columns of the activations are outliers only a "
       "calibration on\n"
-      "data tells. Int8 matrices: smallest, median, largest SCB (absmax of a row) and the share of codes at +-127.\n\n"
+      "data tells. None are named where the median column is zero. Int8 matrices: smallest, median, largest SCB (absmax of "
+      "a row) and the share of codes at +-127.\n\n"
       "Examples:\n"
       "  int8q inspect model.safetensors\n"
       "  int8q inspect --no-stats ./Llama-3.2-1B\n"

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "dtype.h"
 
@@ -79,13 +80,18 @@ Quantized quantize(const Tensor& x, int32_t mode, float threshold) {
   std::vector<bool> outlier_col(static_cast<size_t>(x.cols));
   for (int64_t i = 0; i < x.rows; ++i) {
     float stat = 0.0f;
+    bool invalid = false;
     for (int64_t j = 0; j < x.cols; ++j) {
-      if (is_outlier(x.at(i, j), mode, threshold)) {
+      const float v = x.at(i, j);
+      if (is_outlier(v, mode, threshold)) {
         outlier_col[static_cast<size_t>(j)] = true;
+      } else if (std::isfinite(v)) {
+        stat = std::max(stat, std::fabs(v));
       } else {
-        stat = std::max(stat, std::fabs(x.at(i, j)));
+        invalid = true;  // NaN; or Inf in mode OFF
       }
     }
+    if (invalid) stat = std::numeric_limits<float>::quiet_NaN();
     q.stats.push_back(stat);
     for (int64_t j = 0; j < x.cols && stat > 0.0f; ++j) {
       const float v = x.at(i, j), scaled = stat < 0x1p-120f ? (v / stat) * 127.0f : v * (127.0f * (1.0f / stat));
@@ -101,31 +107,53 @@ Quantized quantize(const Tensor& x, int32_t mode, float threshold) {
   return q;
 }
 
-int64_t product(const int8_t* a, const int8_t* b, int64_t k) {
+float dequantize(int32_t acc, float row_stat, float col_stat, float o) {
+  return std::fmaf(static_cast<float>(acc), (row_stat * col_stat) * kInv16129, o);
+}
+
+int32_t product(const int8_t* a, const int8_t* b, int64_t k) {
   int64_t sum = 0;
   for (int64_t j = 0; j < k; ++j) sum += a[j] * b[j];
-  return sum;
+  return static_cast<int32_t>(sum);
+}
+
+float round_to_f16(float value) {
+  Tensor one(INT8Q_F16, 1, 1);
+  one.set(0, 0, value);
+  return one.at(0, 0);
+}
+
+float LinearOracle::weight(int64_t j, int64_t k) const {
+  if (std::find(kept.begin(), kept.end(), k) != kept.end()) return round_to_f16(w.at(j, k));
+  return (static_cast<float>(qw.codes[static_cast<size_t>(j * x.cols + k)]) * qw.stats[static_cast<size_t>(j)]) * kInv127;
 }
 
 float LinearOracle::value(int64_t i, int64_t j) const {
   const int64_t k = x.cols;
-  const auto acc = static_cast<int32_t>(product(qx.codes.data() + i * k, qw.codes.data() + j * k, k));
-  const float col_stat = qw.stats[static_cast<size_t>(j)];
+  const int32_t acc = product(qx.codes.data() + i * k, qw.codes.data() + j * k, k);
   float o = 0.0f;
   for (const int64_t c : qx.cols) {
     if (mode == INT8Q_OUTLIERS_ELEMENT && !is_outlier(x.at(i, c), mode, threshold)) continue;
-    const float w = (static_cast<float>(qw.codes[static_cast<size_t>(j * k + c)]) * col_stat) * kInv127;
-    o = std::fmaf(x.at(i, c), w, o);
+    o = std::fmaf(x.at(i, c), weight(j, c), o);
   }
-  const float y = std::fmaf(static_cast<float>(acc), (qx.stats[static_cast<size_t>(i)] * col_stat) * kInv16129, o);
-  return bias != nullptr ? y + (*bias)[static_cast<size_t>(j)] : y;
+  const float y = dequantize(acc, qx.stats[static_cast<size_t>(i)], qw.stats[static_cast<size_t>(j)], o);
+  return bias != nullptr ? y + bias->at(0, j) : y;
 }
+
+std::vector<float> LinearOracle::values() const {
+  std::vector<float> y;
+  for (int64_t i = 0; i < x.rows; ++i) {
+    for (int64_t j = 0; j < w.rows; ++j) y.push_back(value(i, j));
+  }
+  return y;
+}
+
+bool same(float a, float b) { return (std::isnan(a) && std::isnan(b)) || std::memcmp(&a, &b, sizeof a) == 0; }
 
 bool same(const Tensor& got, int64_t i, int64_t j, float expected) {
   Tensor one(got.dtype, 1, 1);
   one.set(0, 0, expected);
-  const float a = got.at(i, j), b = one.at(0, 0);
-  return (std::isnan(a) && std::isnan(b)) || std::memcmp(&a, &b, sizeof a) == 0;
+  return same(got.at(i, j), one.at(0, 0));
 }
 
 }  // namespace tool

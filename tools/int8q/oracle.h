@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the kernels must give, in plain loops: the expressions of int8q.h, so every comparison is of bits.
+// What the kernels must give, in plain loops: the expressions of int8q.h, so every comparison is of bits. No product feeds
+// a sum here but through std::fmaf, so a compiler that contracts a * b + c cannot change a result.
 #pragma once
 
 #include <cstdint>
@@ -33,20 +34,32 @@ struct Quantized {
 bool is_outlier(float x, int32_t mode, float threshold);
 Quantized quantize(const Tensor& x, int32_t mode, float threshold);
 
-// y [M,N] given codes of x and w; kept[t] columns use their fp16-rounded float weights.
+// y = fmaf(float(acc), (row_stat * col_stat) * (1/16129), o)
+float dequantize(int32_t acc, float row_stat, float col_stat, float o);
+
+// Y before accumulation: [M][N] from the codes of x and w. In columns `kept` the fp16 rounding of w stands for its codes.
 struct LinearOracle {
   const Tensor& x;
   const Quantized& qx;
+  const Tensor& w;
   const Quantized& qw;
-  const std::vector<float>* bias;
+  const Tensor* bias;  // [1,N]
+  const std::vector<int64_t>& kept;
   int32_t mode;
   float threshold;
+  std::vector<float> values() const;
+
+ private:
   float value(int64_t i, int64_t j) const;
+  float weight(int64_t j, int64_t k) const;
 };
 
-int64_t product(const int8_t* a, const int8_t* b, int64_t k);
+int32_t product(const int8_t* a, const int8_t* b, int64_t k);
+float round_to_f16(float value);
 
-// Outputs of `got` that differ in bits from the expected float, rounded to got's dtype; NaN equals NaN.
+// Equal in bits; NaN equals NaN.
+bool same(float a, float b);
+// The same, once the expected float is rounded to got's dtype.
 bool same(const Tensor& got, int64_t i, int64_t j, float expected);
 
 }  // namespace tool

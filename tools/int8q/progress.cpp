@@ -24,15 +24,15 @@ void ProgressBar::show(uint64_t done, uint64_t total, const std::string& what) {
   const double rate = static_cast<double>(done) / std::max(seconds, 1e-9);
   const double left = rate > 0.0 ? static_cast<double>(total - done) / rate : 0.0;
   const auto filled = static_cast<size_t>(share * kWidth);
-  fmt::print(stderr, "\r\x1b[K[{}{}] {:3.0f}% {:>9}/s {:>6} left  {}", std::string(filled, '#'),
-             std::string(kWidth - filled, '.'), share * 100.0, human_bytes(rate), human_seconds(left),
-             what.size() > 40 ? "..." + what.substr(what.size() - 37) : what);
-  std::fflush(stderr);
+  const std::string line =
+      fmt::format("\r\x1b[K[{}{}] {:3.0f}% {:>9}/s {:>6} left  {}", std::string(filled, '#'),
+                  std::string(kWidth - filled, '.'), share * 100.0, human_bytes(rate), human_seconds(left),
+                  what.size() > 40 ? "..." + what.substr(what.size() - 37) : what);
+  std::fputs(line.c_str(), stderr);  // fmt::print would throw on a terminal that is gone
 }
 
 void ProgressBar::clear() {
-  if (shown_) fmt::print(stderr, "\r\x1b[K");
-  std::fflush(stderr);
+  if (shown_) std::fputs("\r\x1b[K", stderr);
   shown_ = false;
 }
 

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What quantize tells: the plan before the first byte is written, a progress bar, a summary.
+#pragma once
+
+#include <chrono>
+#include <compare>
+#include <map>
+#include <memory>
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "int8q/int8q.h"
+#include "progress.h"
+#include "safetensors_file.h"
+
+namespace tool {
+
+struct QuantizeOptions {
+  std::string in, out;
+  std::vector<std::string> include, exclude;
+  float threshold = 6.0f;
+  int threads = 0;
+  bool overwrite = false, dry_run = false, quiet = false, json = false, verbose = false;
+};
+
+// Why the library copies a tensor. Its calls do not say, so the documented rules are applied once more: a tensor is
+// quantized if it is a float matrix P.weight that --include finds and --exclude does not.
+class CopyReasons {
+ public:
+  explicit CopyReasons(const QuantizeOptions& options);
+  std::string of(const int8q_progress& p);
+
+ private:
+  bool is_matrix(const std::string& file, const char* tensor);
+
+  std::string in_;
+  bool is_folder_;
+  bool own_exclude_;
+  std::vector<std::regex> include_;
+  std::string open_path_;
+  std::unique_ptr<SafetensorsFile> open_;  // of one shard at a time: calls come shard by shard
+};
+
+class QuantizeReport {
+ public:
+  explicit QuantizeReport(const QuantizeOptions& options);
+
+  void on_progress(const int8q_progress& p);
+  void finish();
+
+ private:
+  struct Total {
+    int64_t tensors = 0;
+    uint64_t in = 0, out = 0;
+  };
+  // Layers of one kind share a line: encoder.layer.*.output.dense.weight.
+  struct Group {
+    bool copied;
+    std::string reason, name, dtype, shape;
+    auto operator<=>(const Group&) const = default;
+  };
+
+  void plan(const int8q_progress& p);
+  void show_plan();
+  static std::string row(const char* what, const Total& t);
+  Total whole() const;
+  double seconds() const;
+  void print_summary() const;
+  void print_json() const;
+
+  const QuantizeOptions& options_;
+  const bool text_;
+  ProgressBar bar_;
+  CopyReasons reasons_;
+  bool shown_ = false;
+  Total quantized_, copied_;
+  std::map<Group, Total> groups_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+}  // namespace tool

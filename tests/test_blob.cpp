@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Packed linears as blobs: round trips, other memory, files, and blobs that lie.
+#define XXH_INLINE_ALL
 #include <sys/mman.h>
 #include <unistd.h>
+#include <xxhash.h>
 
+#include <cstddef>
 #include <cstdio>
+#include <functional>
 #include <limits>
 
 #include "core/blob.h"
@@ -193,6 +197,82 @@ TEST(Blob, TrustedBlobsAreStillMemorySafe) {
   blob.bytes()[sizeof(BlobHeader)] ^= 1;  // a code: trusted
   EXPECT_STATUS(INT8Q_OK, blob.open(INT8Q_TRUST_CHECKSUM));
   EXPECT_STATUS(INT8Q_CORRUPT, blob.open());
+}
+
+// A trusted payload may hold anything: results are then wrong, and nothing worse (the sanitizers watch).
+TEST(Blob, TrustedGarbageIsHarmless) {
+  const Blob blob;
+  const uint64_t payload = blob.memory.bytes() - sizeof(BlobHeader);
+  const std::vector<uint8_t> before(blob.bytes(), blob.bytes() + blob.memory.bytes());
+  const BlobSections sections = blob_sections(blob.memory.get());
+  const auto* cols = reinterpret_cast<const uint8_t*>(sections.kept_cols);
+  const Mat dy = random_mat(INT8Q_F32, 3, kN, 4), dx(INT8Q_F32, 3, kK), codes(INT8Q_S8, kN, kK);
+  int opened = 0;
+  Random random(7);
+  for (const uint8_t fill : {0x00, 0x80, 0xff, 0x7f, 0xa5}) {
+    for (uint64_t i = 0; i < payload; ++i) {
+      uint8_t* byte = blob.bytes() + sizeof(BlobHeader) + i;
+      if (byte < cols || byte >= cols + 16) *byte = fill == 0xa5 ? static_cast<uint8_t>(random.bits()) : fill;
+    }
+    for (const cpu::Isa* isa : runnable_isas()) {
+      const ContextPtr context = make_context(2, isa->name);
+      int8q_linear* raw = nullptr;
+      ASSERT_CALL(int8q_open_linear(context.get(), blob.memory.get(), blob.memory.bytes(), INT8Q_TRUST_CHECKSUM, &raw));
+      const LinearPtr linear(raw);
+      EXPECT_EQ(6u * kN * 4, outputs(context.get(), raw).size());
+      EXPECT_STATUS(INT8Q_OK, backward(context.get(), raw, dy, dx));
+      EXPECT_STATUS(INT8Q_OK, int8q_export_linear(context.get(), raw, codes.get(), nullptr, nullptr, nullptr, nullptr));
+      ++opened;
+    }
+  }
+  EXPECT_EQ(static_cast<int>(5 * runnable_isas().size()), opened);
+}
+
+// A checksum only finds accidents: a header that lies on purpose carries the right one.
+TEST(Blob, ForgedHeadersAreRefused) {
+  const Blob blob;
+  const BlobHeader honest = *reinterpret_cast<const BlobHeader*>(blob.bytes());
+  const std::function<void(BlobHeader&)> lies[] = {
+      [](BlobHeader& h) { h.n = -1; },
+      [](BlobHeader& h) { h.n = kN + 1000; },
+      [](BlobHeader& h) { h.n = INT64_MAX; },
+      [](BlobHeader& h) { h.n = INT64_MAX - 15; },
+      [](BlobHeader& h) { h.n = int64_t{1} << 58; },
+      [](BlobHeader& h) { h.k = -1; },
+      [](BlobHeader& h) { h.k = 0; },
+      [](BlobHeader& h) { h.k = 133145; },
+      [](BlobHeader& h) { h.k = INT64_MAX; },
+      [](BlobHeader& h) { h.k = INT64_MIN; },
+      [](BlobHeader& h) { h.kept_count = -1; },
+      [](BlobHeader& h) { h.kept_count = kK + 1; },
+      [](BlobHeader& h) { h.kept_count = INT64_MAX; },
+      [](BlobHeader& h) { h.has_bias = 2; },
+      [](BlobHeader& h) { h.has_bias = 0; },
+      [](BlobHeader& h) { h.outlier_mode = 3; },
+      [](BlobHeader& h) { h.outlier_mode = -1; },
+      [](BlobHeader& h) { h.threshold = 0.0f; },
+      [](BlobHeader& h) { h.threshold = -6.0f; },
+      [](BlobHeader& h) { h.threshold = std::numeric_limits<float>::quiet_NaN(); },
+      [](BlobHeader& h) { h.blob_bytes += 64; },
+      [](BlobHeader& h) { h.blob_bytes = UINT64_MAX; },
+      [](BlobHeader& h) { h.blob_bytes = 0; },
+      [](BlobHeader& h) { h.layout = 2; },
+      [](BlobHeader& h) { h.magic ^= 1; },
+      [](BlobHeader& h) { h.reserved[100] = 1; },
+  };
+  for (size_t i = 0; i < std::size(lies); ++i) {
+    BlobHeader header = honest;
+    lies[i](header);
+    header.header_checksum = XXH3_64bits(&header, offsetof(BlobHeader, header_checksum));
+    std::memcpy(blob.bytes(), &header, sizeof header);
+    for (const uint32_t flags : {uint32_t{0}, static_cast<uint32_t>(INT8Q_TRUST_CHECKSUM)}) {
+      const int32_t status = blob.open(flags);
+      EXPECT_TRUE(status == INT8Q_CORRUPT || status == INT8Q_UNSUPPORTED)
+          << "lie " << i << ": " << int8q_status_name(status) << ", " << int8q_last_error();
+    }
+  }
+  std::memcpy(blob.bytes(), &honest, sizeof honest);
+  EXPECT_EQ(blob.open(), INT8Q_OK);
 }
 
 TEST(Blob, TruncatedMisalignedOrUnfinished) {

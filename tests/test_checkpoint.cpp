@@ -4,10 +4,10 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-#include "checkpoint_support.h"
+#include "support/checkpoint_calls.h"
 #include "core/dtype.h"
 
-namespace int8q::testing {
+namespace int8q::test {
 namespace {
 
 const std::string kGolden = std::string(INT8Q_SOURCE_DIR) + "/tests/golden/";
@@ -121,7 +121,7 @@ TEST(Checkpoint, BlocksGiveWhatTheWholeTensorGives) {
   }
   tensors.push_back({"h.0.attn.c_attn.bias", "F16", {12'011}, std::string(24'022, '\0')});
   write_bytes(folder / "x", make_safetensors(tensors));
-  Context context;
+  const ContextPtr context = make_context(2);
   Quantize call{.in = folder / "x", .out = folder / "y"};
   ASSERT_EQ(call.run(context), INT8Q_OK) << int8q_last_error();
   OpenFile file(folder / "y");
@@ -165,7 +165,7 @@ TEST(Checkpoint, ItsOutputMakesTheSameLinear) {
   TempFolder folder;
   const std::string in = kGolden + "linears_f16.safetensors";
   Quantize call{.in = in, .out = folder / "y", .use_exclude = true};
-  Context context;
+  const ContextPtr context = make_context(2);
   ASSERT_EQ(call.run(context), INT8Q_OK) << int8q_last_error();
   OpenFile source(in), file(folder / "y");
   const int8q_tensor w16 = source.find("normal.weight"), w8 = file.find("normal.weight"), scb = file.find("normal.SCB");
@@ -447,4 +447,4 @@ TEST(Checkpoint, ADryRunWritesNothing) {
 }
 
 }  // namespace
-}  // namespace int8q::testing
+}  // namespace int8q::test

@@ -13,7 +13,7 @@
 #include <cerrno>
 #include <new>
 
-#include "checkpoint_support.h"
+#include "support/checkpoint_calls.h"
 
 namespace {
 
@@ -90,7 +90,7 @@ int mkdir(const char* path, mode_t mode) noexcept {
 [[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
 [[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
-namespace int8q::testing {
+namespace int8q::test {
 namespace {
 
 // The names and contents of everything below a folder.
@@ -130,7 +130,7 @@ class Failures : public ::testing::Test {
   }
 
   TempFolder folder_;
-  Context context_;
+  const ContextPtr context_ = make_context(2);
 };
 
 // ---- arguments
@@ -616,7 +616,7 @@ TEST_F(Failures, TheCallersAllocator) {
   };
   allocator.deallocate = [](void*, void* memory, uint64_t) { std::free(memory); };
   left = 1000;
-  Context context(&allocator);
+  const ContextPtr context = make_context(2, nullptr, nullptr, &allocator);
   const auto before = contents(folder_.path());
   int64_t n = 0;
   for (;; ++n) {
@@ -670,4 +670,4 @@ TEST_F(Failures, FullDisk) {
 }
 
 }  // namespace
-}  // namespace int8q::testing
+}  // namespace int8q::test

@@ -4,9 +4,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include "checkpoint_support.h"
+#include "support/checkpoint_calls.h"
 
-namespace int8q::testing {
+namespace int8q::test {
 namespace {
 
 constexpr uint64_t kBound = 64u << 20;
@@ -51,7 +51,7 @@ TEST(CheckpointMemory, IsBoundedByBlocks) {
   if (std::filesystem::space(folder.path()).available < offset) GTEST_SKIP() << "needs 1.9 GB of disk";
   json = {};
 
-  Context context;
+  const ContextPtr context = make_context(2);
   write_bytes(folder / "small", make_safetensors({f32_tensor("a.weight", {2, 2}, {1, 2, 3, 4})}));
   ASSERT_EQ((Quantize{.in = folder / "small", .out = folder / "small8"}.run(context)), INT8Q_OK) << int8q_last_error();
   if (!reset_peak()) GTEST_SKIP() << "the kernel keeps no resettable peak";
@@ -69,4 +69,4 @@ TEST(CheckpointMemory, IsBoundedByBlocks) {
 }
 
 }  // namespace
-}  // namespace int8q::testing
+}  // namespace int8q::test

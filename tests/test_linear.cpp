@@ -3,6 +3,7 @@
 // The linear layer forward: every ISA, shape, dtype in and out, mode, threshold, kept columns, bias, accumulation, stride and
 // alignment against the oracle; and the ways to run it (whole, many, parts) against each other.
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
 #include <thread>
 
@@ -42,12 +43,12 @@ Case::Case(const Shape& s, size_t seed, int32_t mode, int32_t in, int32_t out_dt
       options{},
       out(out_dtype),
       gap(static_cast<int64_t>(seed % 3)) {
-  constexpr float kThresholds[] = {0.0f, 6.0f, 1e-30f};
+  constexpr float kThresholds[] = {0.0f, 6.0f, 1e-30f, 1.5f};  // the last: most columns hold outliers and inliers
   fill_activations(x, seed);
   fill_normal(weight, seed + 1, 0.1f);
   fill_normal(bias, seed + 2, 1.0f);
   fill_normal(kept_weights, seed + 3, 0.1f);
-  const float threshold = kThresholds[seed % 3];
+  const float threshold = kThresholds[seed / 2 % 4];
   oracle = {quantize(weight, INT8Q_OUTLIERS_OFF, 0), {}, {}, {}, mode, threshold};
   for (int64_t j = 0; with_bias && j < s.n; ++j) oracle.bias.push_back(bias.at(0, j));
   const Kept kept = s.k < 4 ? Kept::kNone : from_codes ? Kept::kGiven : static_cast<Kept>(seed / 2 % 3);
@@ -170,73 +171,187 @@ TEST(Linear, IsTheStatelessOperationsWithoutOutliers) {
   }
 }
 
-TEST(Linear, ManyFromOneInput) {
+// Layers that share their input: different N, bias, kept columns.
+struct Layers {
+  std::vector<LinearPtr> linears;
+  std::vector<const int8q_linear*> handles;
+  uint64_t workspace_bytes = 0;
+
+  Layers(int8q_context* context, int64_t m, int64_t k, int32_t mode, int32_t parts) {
+    for (const int64_t n : {96, 7, 200}) {
+      const Mat w = random_mat(INT8Q_F32, n, k, static_cast<uint64_t>(n)), bias = random_mat(INT8Q_F16, 1, n, 5);
+      const int64_t kept[] = {1, k / 2};
+      const int8q_linear_options options{sizeof options, mode, 6.0f, 0, kept, n == 200 ? 2 : 0, nullptr};
+      int8q_linear* raw = nullptr;
+      EXPECT_STATUS(INT8Q_OK,
+                    int8q_create_linear(context, w.get(), nullptr, n == 7 ? nullptr : bias.get(), &options, &raw));
+      linears.emplace_back(raw);
+      handles.push_back(raw);
+      workspace_bytes = std::max(workspace_bytes, make_workspace(context, raw, m, INT8Q_FORWARD, parts).bytes());
+    }
+  }
+  std::vector<Mat> outputs(int64_t m) const {
+    std::vector<Mat> ys;
+    for (const int64_t n : {96, 7, 200}) ys.push_back(random_mat(n == 7 ? INT8Q_BF16 : INT8Q_F32, m, n, 6));
+    return ys;
+  }
+};
+
+// What each layer alone gives.
+std::vector<Mat> one_by_one(int8q_context* context, const Layers& layers, const Mat& x, uint32_t flags) {
+  std::vector<Mat> ys = layers.outputs(x.c().rows);
+  for (size_t i = 0; i < ys.size(); ++i) {
+    EXPECT_STATUS(INT8Q_OK, forward(context, layers.handles[i], x, ys[i], flags));
+  }
+  return ys;
+}
+
+void expect_same(const std::vector<Mat>& expected, const std::vector<Mat>& ys) {
+  for (size_t i = 0; i < ys.size(); ++i) ASSERT_EQ(expected[i].bytes(), ys[i].bytes()) << "linear " << i;
+}
+
+// Calls body(context, layers' mode, x, flags) for each ISA, mode, M, dtype and flag.
+template <class Body>
+size_t for_each_shared_input(const Body& body) {
+  size_t cells = 0;
   for (const cpu::Isa* isa : runnable_isas()) {
-    for (const int64_t m : {1, 5, 33}) {
-      const ContextPtr context = make_context(2, isa->name);
-      const Mat x = random_input(INT8Q_BF16, m, 96, 4);
-      std::vector<LinearPtr> linears;
-      std::vector<Mat> together, apart;
-      uint64_t bytes = 0;
-      for (const int64_t n : {96, 7, 200}) {
-        linears.push_back(make_linear(context.get(), random_mat(INT8Q_F32, n, 96, static_cast<uint64_t>(n))));
-        together.emplace_back(INT8Q_F32, m, n);
-        apart.emplace_back(INT8Q_F32, m, n);
-        bytes = std::max(bytes, make_workspace(context.get(), linears.back().get(), m).bytes());
+    const ContextPtr context = make_context(2, isa->name);
+    for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
+      for (const int64_t m : {0, 1, 6, 33, 200}) {
+        for (const uint32_t flags : {uint32_t{0}, static_cast<uint32_t>(INT8Q_ACCUMULATE)}) {
+          const Mat x = random_input(kFloatDtypes[cells % 3], m, 96, cells);
+          SCOPED_TRACE(::testing::Message() << isa->name << " mode " << mode << " M " << m << " flags " << flags);
+          body(context.get(), mode, x, flags);
+          if (::testing::Test::HasFailure()) return cells;
+          ++cells;
+        }
       }
-      const int8q_linear* handles[] = {linears[0].get(), linears[1].get(), linears[2].get()};
-      const int8q_matrix* ys[] = {together[0].get(), together[1].get(), together[2].get()};
-      const Workspace workspace(bytes);
-      ASSERT_CALL(int8q_forward_many(context.get(), handles, 3, x.get(), 0, ys, workspace.get(), workspace.bytes()));
-      for (size_t i = 0; i < 3; ++i) {
-        ASSERT_CALL(forward(context.get(), linears[i].get(), x, apart[i]));
-        ASSERT_EQ(together[i].bytes(), apart[i].bytes()) << isa->name << " linear " << i;
+    }
+  }
+  return cells;
+}
+
+TEST(Linear, ManyFromOneInput) {
+  const size_t cells = for_each_shared_input([](int8q_context* context, int32_t mode, const Mat& x, uint32_t flags) {
+    const int64_t m = x.c().rows;
+    const Layers layers(context, m, 96, mode, 0);
+    const std::vector<Mat> expected = one_by_one(context, layers, x, flags), together = layers.outputs(m);
+    const int8q_matrix* ys[] = {together[0].get(), together[1].get(), together[2].get()};
+    const Workspace workspace(layers.workspace_bytes);
+    ASSERT_CALL(
+        int8q_forward_many(context, layers.handles.data(), 3, x.get(), flags, ys, workspace.get(), workspace.bytes()));
+    expect_same(expected, together);
+  });
+  EXPECT_EQ(runnable_isas().size() * 30, cells);
+}
+
+// Odd parts upwards, then even ones downwards.
+std::vector<int32_t> odd_order(int32_t parts) {
+  std::vector<int32_t> order;
+  for (int32_t p = 1; p < parts; p += 2) order.push_back(p);
+  for (int32_t p = (parts - 1) / 2 * 2; p >= 0; p -= 2) order.push_back(p);
+  return order;
+}
+
+// One quantization in parts for several layers: parts in odd orders on one thread, and on threads with a barrier between.
+TEST(Linear, Parts) {
+  const size_t cells = for_each_shared_input([](int8q_context* context, int32_t mode, const Mat& x, uint32_t flags) {
+    const int64_t m = x.c().rows;
+    for (const int32_t parts : {1, 2, 3, 4, 5, 64}) {
+      SCOPED_TRACE(parts);
+      const Layers layers(context, m, 96, mode, parts);
+      const std::vector<Mat> expected = one_by_one(context, layers, x, flags);
+      for (const bool threaded : {false, true}) {
+        const std::vector<Mat> ys = layers.outputs(m);
+        const Workspace workspace(layers.workspace_bytes);
+        const auto quantize = [&](int32_t p) {
+          return int8q_quantize_part(context, layers.handles[0], x.get(), workspace.get(), workspace.bytes(), p, parts);
+        };
+        const auto multiply = [&](int32_t p) {
+          int32_t status = INT8Q_OK;
+          for (size_t i = 0; i < ys.size() && status == INT8Q_OK; ++i) {
+            status = int8q_forward_part(context, layers.handles[i], x.get(), flags, ys[i].get(), workspace.get(),
+                                        workspace.bytes(), p, parts);
+          }
+          return status;
+        };
+        const auto run = [&](const auto& body) {
+          std::vector<std::thread> threads;
+          for (const int32_t p : odd_order(parts)) {
+            if (threaded) {
+              threads.emplace_back([&body, p] { EXPECT_STATUS(INT8Q_OK, body(p)); });
+            } else {
+              EXPECT_STATUS(INT8Q_OK, body(p));
+            }
+          }
+          for (std::thread& t : threads) t.join();
+        };
+        run(quantize);
+        run(multiply);
+        expect_same(expected, ys);
+      }
+    }
+  });
+  EXPECT_EQ(runnable_isas().size() * 30, cells);
+}
+
+// Codes of one value at the K where s32 ends: every partial sum of every kernel must still be right.
+TEST(Linear, LargestK) {
+  struct Extreme {
+    int64_t k;
+    int8_t weight;
+    float x;
+  };
+  for (const Extreme& e : {Extreme{kLargestK, 127, 2.0f}, Extreme{kLargestK, -127, 2.0f},
+                           Extreme{kLargestForeignK, -128, -2.0f}, Extreme{kLargestForeignK, -128, 2.0f}}) {
+    constexpr int64_t kN = 17;
+    Mat w(INT8Q_S8, kN, e.k);
+    for (int64_t i = 0; i < kN * e.k; ++i) w.as<int8_t>()[i] = e.weight;
+    const std::vector<float> stats(static_cast<size_t>(kN), 0.5f);
+    const int32_t acc = static_cast<int32_t>(e.k) * e.weight * (e.x > 0 ? 127 : -127);
+    const float expected = dequantize(acc, 2.0f, 0.5f, 0.0f);
+    Mat rows(INT8Q_BF16, 19, e.k);
+    for (int64_t i = 0; i < 19 * e.k; ++i) rows.as<uint16_t>()[i] = to_bf16(e.x);
+    for (const cpu::Isa* isa : runnable_isas()) {
+      const ContextPtr context = make_context(2, isa->name);
+      int8q_linear* raw = nullptr;
+      ASSERT_CALL(int8q_create_linear(context.get(), w.get(), stats.data(), nullptr, nullptr, &raw));
+      const LinearPtr linear(raw);
+      for (const int64_t m : {1, 19}) {
+        const int8q_matrix x = matrix(INT8Q_BF16, m, e.k, rows.as<uint16_t>());
+        Mat y(INT8Q_F32, m, kN), dx(INT8Q_F32, m, e.k);
+        const Workspace workspace = make_workspace(context.get(), raw, m);
+        ASSERT_CALL(int8q_forward(context.get(), raw, &x, 0, y.get(), workspace.get(), workspace.bytes()));
+        for (int64_t i = 0; i < m * kN; ++i) {
+          ASSERT_EQ(expected, y.as<float>()[i]) << isa->name << " M " << m << " K " << e.k << " weight " << int{e.weight};
+        }
+        if (m > 1) continue;
+        ASSERT_CALL(backward(context.get(), raw, y, dx));
+        float g = 0;
+        for (int64_t n = 0; n < kN; ++n) g = std::fmaf(expected * (0.5f * (1.0f / 127.0f)), e.weight, g);
+        for (int64_t k = 0; k < e.k; ++k) ASSERT_EQ(g, dx.as<float>()[k]) << isa->name << " column " << k;
       }
     }
   }
 }
 
-// Parts in any order, and on threads of the caller's with a barrier between the phases.
-TEST(Linear, Parts) {
-  for (const cpu::Isa* isa : runnable_isas()) {
-    for (const int64_t m : {1, 6, 70}) {
-      const ContextPtr context = make_context(1, isa->name);
-      const LinearPtr linear = make_linear(context.get(), random_mat(INT8Q_F32, 150, 77, 1));
-      const Mat x = random_input(INT8Q_F16, m, 77, 2);
-      const Mat whole(INT8Q_F32, m, 150);
-      ASSERT_CALL(forward(context.get(), linear.get(), x, whole));
-      for (const int32_t parts : {1, 2, 3, 5, 64}) {
-        const Workspace workspace = make_workspace(context.get(), linear.get(), m, INT8Q_FORWARD, parts);
-        const Mat backwards(INT8Q_F32, m, 150), threaded(INT8Q_F32, m, 150);
-        for (int32_t p = parts - 1; p >= 0; --p) {
-          ASSERT_CALL(
-              int8q_quantize_part(context.get(), linear.get(), x.get(), workspace.get(), workspace.bytes(), p, parts));
-        }
-        for (int32_t p = 0; p < parts; ++p) {
-          const int32_t part = (p * 3 + 1) % parts;
-          if (parts % 3 == 0) continue;
-          ASSERT_CALL(int8q_forward_part(context.get(), linear.get(), x.get(), 0, backwards.get(), workspace.get(),
-                                         workspace.bytes(), part, parts));
-        }
-        if (parts % 3 != 0) {
-          ASSERT_EQ(backwards.bytes(), whole.bytes()) << isa->name << " parts " << parts;
-        }
-        const auto on_threads = [&](const auto& body) {
-          std::vector<std::thread> threads;
-          for (int32_t p = 0; p < parts; ++p) threads.emplace_back([&body, p] { EXPECT_STATUS(INT8Q_OK, body(p)); });
-          for (std::thread& t : threads) t.join();
-        };
-        on_threads([&](int32_t p) {
-          return int8q_quantize_part(context.get(), linear.get(), x.get(), workspace.get(), workspace.bytes(), p, parts);
-        });
-        on_threads([&](int32_t p) {
-          return int8q_forward_part(context.get(), linear.get(), x.get(), 0, threaded.get(), workspace.get(),
-                                    workspace.bytes(), p, parts);
-        });
-        ASSERT_EQ(threaded.bytes(), whole.bytes()) << isa->name << " parts " << parts;
-      }
-    }
-  }
+TEST(Linear, DeeperIsRefused) {
+  const ContextPtr context = make_context(2);
+  const std::vector<float> stats(3, 1.0f);
+  int8q_linear* linear = nullptr;
+  const Mat longer(INT8Q_S8, 3, kLargestK + 1);
+  EXPECT_STATUS(INT8Q_SIZE_OVERFLOW,
+                int8q_create_linear(context.get(), longer.get(), stats.data(), nullptr, nullptr, &linear));
+  Mat foreign(INT8Q_S8, 3, kLargestForeignK + 1);
+  std::memset(foreign.as<int8_t>(), 1, static_cast<size_t>(3 * (kLargestForeignK + 1)));
+  ASSERT_CALL(int8q_create_linear(context.get(), foreign.get(), stats.data(), nullptr, nullptr, &linear));
+  ASSERT_CALL(int8q_destroy_linear(linear));
+  linear = nullptr;
+  foreign.as<int8_t>()[3 * (kLargestForeignK + 1) - 1] = -128;
+  EXPECT_STATUS(INT8Q_SIZE_OVERFLOW,
+                int8q_create_linear(context.get(), foreign.get(), stats.data(), nullptr, nullptr, &linear));
+  EXPECT_NE(std::string(int8q_last_error()).find("row 2"), std::string::npos) << int8q_last_error();
+  EXPECT_EQ(nullptr, linear);
 }
 
 // An independent float reference: docs/numerics.md bounds what quantization may change. Outlier columns are exact but for

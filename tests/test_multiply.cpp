@@ -81,14 +81,14 @@ TEST(Multiply, EveryShapeExact) {
 
 TEST(Multiply, LargestK) {
   for (const int64_t m : {1, 20}) {
-    Grid a(INT8Q_S8, m, 133144), b(INT8Q_S8, 3, 133144);
+    Grid a(INT8Q_S8, m, kLargestK), b(INT8Q_S8, 3, kLargestK);
     for (Grid* g : {&a, &b}) {
       for (int64_t i = 0; i < g->rows(); ++i) {
         for (int64_t j = 0; j < g->cols(); ++j) g->set_integer(i, j, 127);
       }
     }
     expect_product(a, b, 0);
-    Grid c(INT8Q_S8, m, 131071), d(INT8Q_S8, 3, 131071);
+    Grid c(INT8Q_S8, m, kLargestForeignK), d(INT8Q_S8, 3, kLargestForeignK);
     fill_codes(c, 1, kMinus128);
     fill_codes(d, 1, kMinus128);
     expect_product(c, d, 0);

@@ -86,6 +86,85 @@ TEST(Overlap, ForwardAndBackward) {
   const Workspace workspace = make_workspace(context.get(), linear.get(), kM);
   EXPECT_STATUS(INT8Q_OVERLAP,
                 int8q_forward_many(context.get(), twice, 2, x.get(), 0, ys, workspace.get(), workspace.bytes()));
+  // The first output on the second linear's weights.
+  const LinearPtr second = make_linear(context.get(), random_mat(INT8Q_F32, kN, kN, 2));
+  const void* blob = nullptr;
+  uint64_t blob_bytes = 0;
+  ASSERT_CALL(int8q_get_blob(second.get(), &blob, &blob_bytes));
+  const std::vector<uint8_t> before(static_cast<const uint8_t*>(blob), static_cast<const uint8_t*>(blob) + blob_bytes);
+  const int8q_linear* both[] = {linear.get(), second.get()};
+  const int8q_matrix on_weights = matrix(INT8Q_F32, kM, kN, static_cast<const uint8_t*>(blob) + 256);
+  const int8q_matrix* outputs[] = {&on_weights, y.get()};
+  EXPECT_STATUS(INT8Q_OVERLAP,
+                int8q_forward_many(context.get(), both, 2, x.get(), 0, outputs, workspace.get(), workspace.bytes()));
+  EXPECT_EQ(0, std::memcmp(before.data(), blob, blob_bytes));
+}
+
+// The blob on each of the five inputs of packing.
+TEST(Overlap, Pack) {
+  const ContextPtr context = make_context(2);
+  constexpr int64_t kN = 18, kK = 40;
+  uint64_t blob_bytes = 0;
+  ASSERT_CALL(int8q_query_blob(kN, kK, 1, 3, &blob_bytes));
+  const Workspace blob(blob_bytes), apart(8192);
+  const auto pack = [&](int inside) {
+    std::memset(apart.get(), 0, 8192);
+    std::memset(blob.get(), 0, blob_bytes);
+    const auto at = [&](int input, int64_t offset) {
+      return inside == input ? static_cast<uint8_t*>(blob.get()) + 256 : static_cast<uint8_t*>(apart.get()) + offset;
+    };
+    auto* kept = reinterpret_cast<int64_t*>(at(3, 3072));
+    for (int64_t t = 0; t < 3; ++t) kept[t] = t * 5;
+    const int8q_matrix codes = matrix(INT8Q_S8, kN, kK, at(0, 0)), bias = matrix(INT8Q_F32, 1, kN, at(2, 2048)),
+                       halves = matrix(INT8Q_F16, kN, 3, at(4, 4096));
+    const int8q_linear_options options{sizeof options, 0, 0, 0, kept, 3, &halves};
+    const std::vector<uint8_t> before(static_cast<uint8_t*>(blob.get()), static_cast<uint8_t*>(blob.get()) + blob_bytes);
+    const int32_t status = int8q_pack_linear(context.get(), &codes, reinterpret_cast<float*>(at(1, 1024)), &bias, &options,
+                                             blob.get(), blob_bytes);
+    EXPECT_EQ(inside < 0, 0 != std::memcmp(before.data(), blob.get(), blob_bytes)) << "input " << inside;
+    return status;
+  };
+  EXPECT_STATUS(INT8Q_OK, pack(-1));
+  for (int input = 0; input < 5; ++input) EXPECT_STATUS(INT8Q_OVERLAP, pack(input));
+}
+
+// Any two outputs of an export, and any with the blob itself.
+TEST(Overlap, Export) {
+  const ContextPtr context = make_context(2);
+  constexpr int64_t kN = 18, kK = 40;
+  const Mat w = random_mat(INT8Q_F32, kN, kK, 1), bias = random_mat(INT8Q_F32, 1, kN, 2);
+  const int64_t kept[] = {2, 7, 30};
+  const int8q_linear_options options{sizeof options, 0, 0, 0, kept, 3, nullptr};
+  int8q_linear* raw = nullptr;
+  ASSERT_CALL(int8q_create_linear(context.get(), w.get(), nullptr, bias.get(), &options, &raw));
+  const LinearPtr linear(raw);
+  const void* blob = nullptr;
+  uint64_t blob_bytes = 0;
+  ASSERT_CALL(int8q_get_blob(raw, &blob, &blob_bytes));
+  std::vector<uint64_t> room(1024, 0x0505050505050505u);  // 8-byte aligned
+  auto* base = reinterpret_cast<uint8_t*>(room.data());
+  const auto export_to = [&](uint8_t* const(&at)[5]) {
+    const int8q_matrix codes = matrix(INT8Q_S8, kN, kK, at[0]), biases = matrix(INT8Q_F32, 1, kN, at[2]),
+                       halves = matrix(INT8Q_F16, kN, 3, at[4]);
+    return int8q_export_linear(context.get(), raw, &codes, reinterpret_cast<float*>(at[1]), &biases,
+                               reinterpret_cast<int64_t*>(at[3]), &halves);
+  };
+  const int64_t bytes[5] = {kN * kK, kN * 4, kN * 4, 3 * 8, kN * 3 * 2};
+  int refused = 0;
+  for (size_t a = 0; a < 5; ++a) {
+    for (size_t b = 0; b <= 5; ++b) {  // 5: the blob
+      if (a == b) continue;
+      uint8_t* at[5] = {base, base + 1024, base + 2048, base + 3072, base + 4096};
+      at[a] = b == 5 ? static_cast<uint8_t*>(const_cast<void*>(blob)) + 512 : at[b] + (bytes[b] - 1) / 8 * 8;
+      const std::vector<uint64_t> before = room;
+      EXPECT_STATUS(INT8Q_OVERLAP, export_to(at));
+      EXPECT_EQ(before, room) << "outputs " << a << " and " << b;
+      ++refused;
+    }
+  }
+  EXPECT_EQ(25, refused);
+  uint8_t* apart[5] = {base, base + 1024, base + 2048, base + 3072, base + 4096};
+  EXPECT_STATUS(INT8Q_OK, export_to(apart));
 }
 
 // x and y as columns of one buffer, both ways round.

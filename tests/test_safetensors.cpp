@@ -9,10 +9,10 @@
 
 #include "checkpoint/files.h"
 #include "checkpoint/safetensors_format.h"
-#include "checkpoint_fixtures.h"
+#include "support/safetensors_files.h"
 #include "core/error.h"
 
-namespace int8q::testing {
+namespace int8q::test {
 namespace {
 
 int32_t open_status(const std::string& path) {
@@ -336,4 +336,4 @@ TEST(Safetensors, ReportsAFullDevice) {
 }
 
 }  // namespace
-}  // namespace int8q::testing
+}  // namespace int8q::test

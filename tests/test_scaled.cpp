@@ -77,9 +77,62 @@ TEST(Scaled, EveryShapeDtypeMode) {
   EXPECT_EQ(cells, isas.size() * list.size() * 3);
 }
 
+// The expression is what the header says also where codes and columns are not those of int8q_quantize_rows.
+TEST(Scaled, MixedTakesAnyCodesAndColumns) {
+  size_t cells = 0;
+  for (const int64_t m : {1, 8, 9, 40, 200}) {
+    for (const int64_t n : {1, 64, 70}) {
+      for (const int64_t k : {33, 300, 600}) {
+        for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
+          std::mt19937_64 random(cells);
+          Grid x(kFloatDtypes[cells % 3], m, k, 1, 1), bias(INT8Q_F16, 1, n);
+          fill_normal(x, cells, 2.0f);
+          fill_normal(bias, cells + 1, 1.0f);
+          Quantized a = quantize(x, mode, 4.0f);
+          LayerOracle oracle{{n, k, {}, {}, {}, {}}, {}, {}, {}, mode, 4.0f};
+          for (int8_t& code : a.codes) code = static_cast<int8_t>(random());
+          for (int64_t i = 0; i < n * k; ++i) oracle.w.codes.push_back(static_cast<int8_t>(random()));
+          for (int64_t j = 0; j < n; ++j) {
+            oracle.w.stats.push_back(static_cast<float>(j) * 0.01f);
+            oracle.bias.push_back(bias.at(0, j));
+          }
+          a.outlier_cols.clear();
+          for (int64_t j = 0; j < k; ++j) {
+            if (k == 300 || random() % 3 == 0) a.outlier_cols.push_back(j);  // also all of them
+          }
+          std::vector<float> expected;
+          for (int64_t i = 0; i < m; ++i) {
+            for (int64_t j = 0; j < n; ++j) expected.push_back(oracle.forward(a, i, j));
+          }
+          Grid codes = codes_of(a, 2), b = codes_of(oracle.w, 0);
+          for (const cpu::Isa* isa : runnable_isas()) {
+            SCOPED_TRACE(::testing::Message() << "M " << m << " N " << n << " K " << k << " mode " << mode);
+            Grid y(INT8Q_F32, m, n, 1, 1);
+            ASSERT_CALL(int8q_mixed_scaled_multiply(
+                make_context(3, isa->name).get(), x.view(), codes.view(), a.stats.data(), b.view(), oracle.w.stats.data(),
+                mode, 4.0f, a.outlier_cols.data(), static_cast<int64_t>(a.outlier_cols.size()), bias.view(), y.view()));
+            expect_floats(y, expected, isa->name);
+            if (HasFatalFailure()) return;
+            ++cells;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_EQ(runnable_isas().size() * 90, cells);
+}
+
 TEST(Scaled, DequantizeAccumulatorsAndRows) {
   std::mt19937_64 random(5);
-  const std::vector<float> odd = {0.0f, 1.0f, 3.75f, 0x1p-130f, 1e-20f, 65504.0f, 1e30f};
+  const std::vector<float> odd = {0.0f,
+                                  1.0f,
+                                  3.75f,
+                                  0x1p-130f,
+                                  1e-20f,
+                                  65504.0f,
+                                  1e30f,
+                                  std::numeric_limits<float>::infinity(),
+                                  std::numeric_limits<float>::quiet_NaN()};
   size_t cells = 0;
   for (const Shape& shape : shapes()) {
     const auto [m, n, k] = shape;

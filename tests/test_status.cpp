@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Every status of the header provoked through the C functions: the status, the argument's name in int8q_last_error(), and
-// outputs that stay as they were.
+// outputs that stay as they were. Long because it is one table: a single test must see every status.
+#include <functional>
+#include <iterator>
 #include <limits>
 #include <new>
 #include <set>
@@ -65,7 +67,8 @@ struct Calls {
     char text[64];
   } out, before;
 
-  int8q_matrix y = matrix(INT8Q_F32, kM, kN, out.y), dx = matrix(INT8Q_F32, kM, kK, out.dx), q = matrix(INT8Q_S8, kM, kK, out.q);
+  int8q_matrix y = matrix(INT8Q_F32, kM, kN, out.y), dx = matrix(INT8Q_F32, kM, kK, out.dx),
+               q = matrix(INT8Q_S8, kM, kK, out.q);
   int8q_matrix c = matrix(INT8Q_S32, kM, kN, out.acc), yk = matrix(INT8Q_F32, kM, kK, out.dx);
 
   Calls() { reset(); }
@@ -78,7 +81,8 @@ struct Calls {
   bool untouched() const { return std::memcmp(&before, &out, sizeof out) == 0; }
 
   int32_t quantize(const int8q_matrix* in, int32_t mode = 0, float threshold = 0, const int8q_matrix* codes = nullptr) {
-    return int8q_quantize_rows(context.get(), in, mode, threshold, codes ? codes : &q, out.stats, out.mask, out.cols, &out.count);
+    return int8q_quantize_rows(context.get(), in, mode, threshold, codes ? codes : &q, out.stats, out.mask, out.cols,
+                               &out.count);
   }
   int32_t forward(const int8q_matrix* in, const int8q_matrix* to, uint32_t flags = 0) {
     return int8q_forward(context.get(), linear.get(), in, flags, to, workspace.get(), workspace.bytes());
@@ -110,8 +114,10 @@ struct Case {
   int32_t (*call)(Calls&);
 };
 
-#define CASE(status, named, ...) \
-  Case { INT8Q_##status, named, []([[maybe_unused]] Calls& t) -> int32_t { return __VA_ARGS__; } }
+#define CASE(status, named, ...)                                                            \
+  Case {                                                                                    \
+    INT8Q_##status, named, []([[maybe_unused]] Calls& t) -> int32_t { return __VA_ARGS__; } \
+  }
 
 const int8q_matrix* keep(int8q_matrix m) {
   thread_local int8q_matrix kept[4];
@@ -126,9 +132,12 @@ const int8q_matrix* keep(int8q_matrix m) {
 const std::vector<Case>& matrix_cases() {
   static const std::vector<Case> cases = {
       CASE(INVALID_ARGUMENT, "x is NULL", t.quantize(nullptr)),
-      CASE(INVALID_ARGUMENT, "q", int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, nullptr, t.out.stats, nullptr, nullptr, nullptr)),
-      CASE(INVALID_ARGUMENT, "row_stats", int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, &t.q, nullptr, nullptr, nullptr, nullptr)),
-      CASE(INVALID_ARGUMENT, "outlier_count", int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, &t.q, t.out.stats, nullptr, t.out.cols, nullptr)),
+      CASE(INVALID_ARGUMENT, "q",
+           int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, nullptr, t.out.stats, nullptr, nullptr, nullptr)),
+      CASE(INVALID_ARGUMENT, "row_stats",
+           int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, &t.q, nullptr, nullptr, nullptr, nullptr)),
+      CASE(INVALID_ARGUMENT, "outlier_count",
+           int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, &t.q, t.out.stats, nullptr, t.out.cols, nullptr)),
       CASE(INVALID_ARGUMENT, "x->rows", t.quantize(CHANGED(t.x.c(), v.rows = -1))),
       CASE(INVALID_ARGUMENT, "x->cols", t.quantize(CHANGED(t.x.c(), v.cols = -5))),
       CASE(INVALID_ARGUMENT, "x->row_stride", t.quantize(CHANGED(t.x.c(), v.row_stride = kK - 1))),
@@ -152,11 +161,17 @@ const std::vector<Case>& matrix_cases() {
       CASE(INVALID_ARGUMENT, "threshold", t.quantize(t.x.get(), 0, kNan)),
       CASE(INVALID_ARGUMENT, "threshold", t.quantize(t.x.get(), 0, -6.0f)),
       CASE(INVALID_ARGUMENT, "threshold", t.quantize(t.x.get(), 2, -std::numeric_limits<float>::infinity())),
-      CASE(MISALIGNED, "row_stats", int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, &t.q, reinterpret_cast<float*>(t.out.y + 1), nullptr, nullptr, nullptr)),
-      CASE(MISALIGNED, "outlier_cols", int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, &t.q, t.out.stats, nullptr, reinterpret_cast<int64_t*>(t.out.y + 4), &t.out.count)),
+      CASE(MISALIGNED, "row_stats",
+           int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, &t.q, reinterpret_cast<float*>(t.out.y + 1), nullptr,
+                               nullptr, nullptr)),
+      CASE(MISALIGNED, "outlier_cols",
+           int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, &t.q, t.out.stats, nullptr,
+                               reinterpret_cast<int64_t*>(t.out.y + 4), &t.out.count)),
       CASE(OVERLAP, "q", t.quantize(t.x.get(), 0, 0, keep(matrix(INT8Q_S8, kM, kK, t.x.as<int8_t>())))),
       CASE(OVERLAP, "q", t.quantize(t.x.get(), 0, 0, keep(matrix(INT8Q_S8, kM, kK, t.out.stats)))),
-      CASE(OVERLAP, "row_stats", int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, &t.q, t.out.stats, reinterpret_cast<uint8_t*>(t.out.stats), nullptr, nullptr)),
+      CASE(OVERLAP, "row_stats",
+           int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, &t.q, t.out.stats, reinterpret_cast<uint8_t*>(t.out.stats),
+                               nullptr, nullptr)),
   };
   return cases;
 }
@@ -167,20 +182,41 @@ const std::vector<Case>& stateless_cases() {
       CASE(INVALID_ARGUMENT, "a is NULL", int8q_multiply(t.context.get(), nullptr, t.b.get(), &t.c)),
       CASE(INVALID_ARGUMENT, "b is NULL", int8q_multiply(t.context.get(), t.a.get(), nullptr, &t.c)),
       CASE(INVALID_ARGUMENT, "c is NULL", int8q_multiply(t.context.get(), t.a.get(), t.b.get(), nullptr)),
-      CASE(INVALID_ARGUMENT, "b->cols", int8q_multiply(t.context.get(), t.a.get(), CHANGED(t.b.c(), v.cols = kK - 1), &t.c)),
-      CASE(INVALID_ARGUMENT, "c->cols", int8q_multiply(t.context.get(), t.a.get(), t.b.get(), CHANGED(t.c, (v.cols = kN + 1, v.row_stride = kN + 1)))),
-      CASE(INVALID_DTYPE, "a->dtype", int8q_multiply(t.context.get(), CHANGED(t.a.c(), v.dtype = INT8Q_U8), t.b.get(), &t.c)),
-      CASE(INVALID_DTYPE, "c->dtype", int8q_multiply(t.context.get(), t.a.get(), t.b.get(), CHANGED(t.c, v.dtype = INT8Q_F32))),
-      CASE(OVERLAP, "c", int8q_multiply(t.context.get(), keep(matrix(INT8Q_S8, 1, kK, t.out.acc)), t.b.get(), keep(matrix(INT8Q_S32, 1, kN, t.out.acc)))),
-      CASE(INVALID_ARGUMENT, "row_stats", int8q_scaled_multiply(t.context.get(), t.a.get(), nullptr, t.b.get(), t.col_stats.data(), nullptr, &t.y)),
-      CASE(INVALID_ARGUMENT, "col_stats", int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), nullptr, nullptr, &t.y)),
-      CASE(INVALID_ARGUMENT, "bias->cols", int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), t.col_stats.data(), CHANGED(t.bias.c(), v.cols = 2), &t.y)),
-      CASE(INVALID_ARGUMENT, "bias->rows", int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), t.col_stats.data(), CHANGED(t.bias.c(), v.rows = 2), &t.y)),
-      CASE(INVALID_DTYPE, "bias->dtype", int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), t.col_stats.data(), CHANGED(t.bias.c(), v.dtype = INT8Q_S32), &t.y)),
-      CASE(OVERLAP, "y", int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), t.col_stats.data(), keep(matrix(INT8Q_F32, 1, kN, t.out.y)), &t.y)),
-      CASE(INVALID_DTYPE, "acc->dtype", int8q_dequantize_accumulators(t.context.get(), t.a.get(), t.row_stats.data(), t.col_stats.data(), nullptr, &t.y)),
-      CASE(INVALID_ARGUMENT, "acc is NULL", int8q_dequantize_accumulators(t.context.get(), nullptr, t.row_stats.data(), t.col_stats.data(), nullptr, &t.y)),
-      CASE(INVALID_DTYPE, "y->dtype", int8q_dequantize_accumulators(t.context.get(), t.acc.get(), t.row_stats.data(), t.col_stats.data(), nullptr, CHANGED(t.y, v.dtype = INT8Q_S32))),
+      CASE(INVALID_ARGUMENT, "b->cols",
+           int8q_multiply(t.context.get(), t.a.get(), CHANGED(t.b.c(), v.cols = kK - 1), &t.c)),
+      CASE(INVALID_ARGUMENT, "c->cols",
+           int8q_multiply(t.context.get(), t.a.get(), t.b.get(), CHANGED(t.c, (v.cols = kN + 1, v.row_stride = kN + 1)))),
+      CASE(INVALID_DTYPE, "a->dtype",
+           int8q_multiply(t.context.get(), CHANGED(t.a.c(), v.dtype = INT8Q_U8), t.b.get(), &t.c)),
+      CASE(INVALID_DTYPE, "c->dtype",
+           int8q_multiply(t.context.get(), t.a.get(), t.b.get(), CHANGED(t.c, v.dtype = INT8Q_F32))),
+      CASE(OVERLAP, "c",
+           int8q_multiply(t.context.get(), keep(matrix(INT8Q_S8, 1, kK, t.out.acc)), t.b.get(),
+                          keep(matrix(INT8Q_S32, 1, kN, t.out.acc)))),
+      CASE(INVALID_ARGUMENT, "row_stats",
+           int8q_scaled_multiply(t.context.get(), t.a.get(), nullptr, t.b.get(), t.col_stats.data(), nullptr, &t.y)),
+      CASE(INVALID_ARGUMENT, "col_stats",
+           int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), nullptr, nullptr, &t.y)),
+      CASE(INVALID_ARGUMENT, "bias->cols",
+           int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), t.col_stats.data(),
+                                 CHANGED(t.bias.c(), v.cols = 2), &t.y)),
+      CASE(INVALID_ARGUMENT, "bias->rows",
+           int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), t.col_stats.data(),
+                                 CHANGED(t.bias.c(), v.rows = 2), &t.y)),
+      CASE(INVALID_DTYPE, "bias->dtype",
+           int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), t.col_stats.data(),
+                                 CHANGED(t.bias.c(), v.dtype = INT8Q_S32), &t.y)),
+      CASE(OVERLAP, "y",
+           int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), t.col_stats.data(),
+                                 keep(matrix(INT8Q_F32, 1, kN, t.out.y)), &t.y)),
+      CASE(
+          INVALID_DTYPE, "acc->dtype",
+          int8q_dequantize_accumulators(t.context.get(), t.a.get(), t.row_stats.data(), t.col_stats.data(), nullptr, &t.y)),
+      CASE(INVALID_ARGUMENT, "acc is NULL",
+           int8q_dequantize_accumulators(t.context.get(), nullptr, t.row_stats.data(), t.col_stats.data(), nullptr, &t.y)),
+      CASE(INVALID_DTYPE, "y->dtype",
+           int8q_dequantize_accumulators(t.context.get(), t.acc.get(), t.row_stats.data(), t.col_stats.data(), nullptr,
+                                         CHANGED(t.y, v.dtype = INT8Q_S32))),
       CASE(INVALID_ARGUMENT, "outlier_mode", t.mixed(INT8Q_OUTLIERS_OFF, 0, t.cols.data(), 2)),
       CASE(INVALID_ARGUMENT, "outlier_mode", t.mixed(17, 0, t.cols.data(), 2)),
       CASE(INVALID_ARGUMENT, "threshold", t.mixed(0, kNan, t.cols.data(), 2)),
@@ -191,18 +227,24 @@ const std::vector<Case>& stateless_cases() {
       CASE(INVALID_ARGUMENT, "outlier_cols[1]", (t.cols = {3, 1}, t.mixed(0, 0, t.cols.data(), 2))),
       CASE(INVALID_ARGUMENT, "outlier_cols[0]", (t.cols = {-1, 1}, t.mixed(0, 0, t.cols.data(), 2))),
       CASE(INVALID_ARGUMENT, "outlier_cols[1]", (t.cols = {1, kK}, t.mixed(0, 0, t.cols.data(), 2))),
-      CASE(MISALIGNED, "outlier_cols", t.mixed(0, 0, reinterpret_cast<int64_t*>(reinterpret_cast<char*>(t.cols.data()) + 4), 1)),
+      CASE(MISALIGNED, "outlier_cols",
+           t.mixed(0, 0, reinterpret_cast<int64_t*>(reinterpret_cast<char*>(t.cols.data()) + 4), 1)),
       CASE(INVALID_ARGUMENT, "stats", int8q_dequantize_rows(t.context.get(), t.a.get(), nullptr, &t.yk)),
       CASE(INVALID_DTYPE, "q->dtype", int8q_dequantize_rows(t.context.get(), t.x.get(), t.row_stats.data(), &t.yk)),
       CASE(INVALID_ARGUMENT, "counts", int8q_count_outliers(t.context.get(), t.x.get(), 0, nullptr)),
       CASE(INVALID_ARGUMENT, "threshold", int8q_count_outliers(t.context.get(), t.x.get(), -1, t.out.counts)),
       CASE(INVALID_ARGUMENT, "rows", int8q_select_outlier_cols(t.counts_in.data(), kK, 0, .06, t.out.cols, &t.out.count)),
       CASE(INVALID_ARGUMENT, "cols", int8q_select_outlier_cols(t.counts_in.data(), -1, 5, .06, t.out.cols, &t.out.count)),
-      CASE(INVALID_ARGUMENT, "min_fraction", int8q_select_outlier_cols(t.counts_in.data(), kK, 5, 1.5, t.out.cols, &t.out.count)),
-      CASE(INVALID_ARGUMENT, "min_fraction", int8q_select_outlier_cols(t.counts_in.data(), kK, 5, static_cast<double>(kNan), t.out.cols, &t.out.count)),
+      CASE(INVALID_ARGUMENT, "min_fraction",
+           int8q_select_outlier_cols(t.counts_in.data(), kK, 5, 1.5, t.out.cols, &t.out.count)),
+      CASE(INVALID_ARGUMENT, "min_fraction",
+           int8q_select_outlier_cols(t.counts_in.data(), kK, 5, static_cast<double>(kNan), t.out.cols, &t.out.count)),
       CASE(INVALID_ARGUMENT, "counts", int8q_select_outlier_cols(nullptr, kK, 5, .06, t.out.cols, &t.out.count)),
-      CASE(INVALID_ARGUMENT, "outlier_count", int8q_select_outlier_cols(t.counts_in.data(), kK, 5, .06, t.out.cols, nullptr)),
-      CASE(SIZE_OVERFLOW, "a->cols", int8q_multiply(t.context.get(), keep(matrix(INT8Q_S8, 0, 133145, nullptr)), keep(matrix(INT8Q_S8, 0, 133145, nullptr)), keep(matrix(INT8Q_S32, 0, 0, nullptr)))),
+      CASE(INVALID_ARGUMENT, "outlier_count",
+           int8q_select_outlier_cols(t.counts_in.data(), kK, 5, .06, t.out.cols, nullptr)),
+      CASE(SIZE_OVERFLOW, "a->cols",
+           int8q_multiply(t.context.get(), keep(matrix(INT8Q_S8, 0, 133145, nullptr)),
+                          keep(matrix(INT8Q_S8, 0, 133145, nullptr)), keep(matrix(INT8Q_S32, 0, 0, nullptr)))),
   };
   return cases;
 }
@@ -213,7 +255,8 @@ const std::vector<Case>& linear_cases() {
       CASE(INVALID_DTYPE, "weight->dtype", t.create(CHANGED(t.w.c(), v.dtype = INT8Q_F8_E4M3))),
       CASE(INVALID_ARGUMENT, "col_stats", t.create(t.b.get())),
       CASE(INVALID_ARGUMENT, "col_stats", t.create(t.w.get(), nullptr, t.col_stats.data())),
-      CASE(INVALID_ARGUMENT, "linear is NULL", int8q_create_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, nullptr)),
+      CASE(INVALID_ARGUMENT, "linear is NULL",
+           int8q_create_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, nullptr)),
       CASE(INVALID_ARGUMENT, "options->reserved", t.create_with([](auto& o) { o.reserved = 1; })),
       CASE(INVALID_ARGUMENT, "outlier_mode", t.create_with([](auto& o) { o.outlier_mode = 9; })),
       CASE(INVALID_ARGUMENT, "threshold", t.create_with([](auto& o) { o.threshold = kNan; })),
@@ -225,7 +268,9 @@ const std::vector<Case>& linear_cases() {
       CASE(NOT_FINITE, "row 2", (t.w.set(2, 3, kNan), t.create(t.w.get()))),
       CASE(NOT_FINITE, "row 4", (t.w.set(4, 6, std::numeric_limits<float>::infinity()), t.create(t.w.get()))),
       CASE(NOT_FINITE, "col_stats[1]", (t.col_stats[1] = -1, t.create(t.b.get(), nullptr, t.col_stats.data()))),
-      CASE(NOT_FINITE, "bias[3]", (t.bias.set(0, 3, kNan), int8q_create_linear(t.context.get(), t.w.get(), nullptr, t.bias.get(), nullptr, &t.out.linear))),
+      CASE(NOT_FINITE, "bias[3]",
+           (t.bias.set(0, 3, kNan),
+            int8q_create_linear(t.context.get(), t.w.get(), nullptr, t.bias.get(), nullptr, &t.out.linear))),
       CASE(SIZE_OVERFLOW, "K", t.create(keep(matrix(INT8Q_S8, 0, 133145, nullptr)))),
       CASE(SIZE_OVERFLOW, "", int8q_query_blob(kHuge, 64, 0, 0, &t.out.bytes)),
       CASE(SIZE_OVERFLOW, "", int8q_query_blob(64, 133145, 0, 0, &t.out.bytes)),
@@ -234,13 +279,21 @@ const std::vector<Case>& linear_cases() {
       CASE(INVALID_ARGUMENT, "has_bias", int8q_query_blob(1, 64, 2, 0, &t.out.bytes)),
       CASE(INVALID_ARGUMENT, "kept_count", int8q_query_blob(1, 64, 0, 65, &t.out.bytes)),
       CASE(INVALID_ARGUMENT, "bytes", int8q_query_blob(1, 64, 0, 0, nullptr)),
-      CASE(BUFFER_TOO_SMALL, "blob_bytes", int8q_pack_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, t.blob.get(), 63)),
-      CASE(MISALIGNED, "blob", int8q_pack_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, static_cast<char*>(t.blob.get()) + 4, 4096)),
-      CASE(INVALID_ARGUMENT, "blob is NULL", int8q_pack_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, nullptr, 4096)),
-      CASE(OVERLAP, "blob", int8q_pack_linear(t.context.get(), keep(matrix(INT8Q_F32, kN, kK, static_cast<char*>(t.blob.get()) + 300)), nullptr, nullptr, nullptr, t.blob.get(), t.blob.bytes())),
-      CASE(CORRUPT, "", (std::memset(t.blob.get(), 0, 4096), int8q_open_linear(t.context.get(), t.blob.get(), 4096, 0, &t.out.linear))),
+      CASE(BUFFER_TOO_SMALL, "blob_bytes",
+           int8q_pack_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, t.blob.get(), 63)),
+      CASE(MISALIGNED, "blob",
+           int8q_pack_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, static_cast<char*>(t.blob.get()) + 4,
+                             4096)),
+      CASE(INVALID_ARGUMENT, "blob is NULL",
+           int8q_pack_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, nullptr, 4096)),
+      CASE(OVERLAP, "blob",
+           int8q_pack_linear(t.context.get(), keep(matrix(INT8Q_F32, kN, kK, static_cast<char*>(t.blob.get()) + 300)),
+                             nullptr, nullptr, nullptr, t.blob.get(), t.blob.bytes())),
+      CASE(CORRUPT, "",
+           (std::memset(t.blob.get(), 0, 4096), int8q_open_linear(t.context.get(), t.blob.get(), 4096, 0, &t.out.linear))),
       CASE(INVALID_ARGUMENT, "flags", int8q_open_linear(t.context.get(), t.blob.get(), 4096, 2, &t.out.linear)),
-      CASE(MISALIGNED, "blob", int8q_open_linear(t.context.get(), static_cast<char*>(t.blob.get()) + 1, 4000, 0, &t.out.linear)),
+      CASE(MISALIGNED, "blob",
+           int8q_open_linear(t.context.get(), static_cast<char*>(t.blob.get()) + 1, 4000, 0, &t.out.linear)),
       CASE(INVALID_HANDLE, "linear", int8q_get_blob(nullptr, &t.out.blob, &t.out.bytes)),
       CASE(INVALID_ARGUMENT, "blob", int8q_get_blob(t.linear.get(), nullptr, &t.out.bytes)),
       CASE(INVALID_ARGUMENT, "bytes", int8q_get_blob(t.linear.get(), &t.out.blob, nullptr)),
@@ -251,18 +304,26 @@ const std::vector<Case>& linear_cases() {
       CASE(INVALID_HANDLE, "context", int8q_prepare_context(nullptr)),
       CASE(INVALID_HANDLE, "linear", int8q_describe_linear(reinterpret_cast<int8q_linear*>(t.context.get()), &t.out.info)),
       CASE(INVALID_HANDLE, "context", int8q_prepare_context(reinterpret_cast<int8q_context*>(t.linear.get()))),
-      CASE(INVALID_HANDLE, "context", int8q_prepare_context(reinterpret_cast<int8q_context*>(reinterpret_cast<char*>(t.context.get()) + 1))),
-      CASE(INVALID_ARGUMENT, "bias", int8q_export_linear(t.context.get(), t.no_bias.get(), nullptr, nullptr, keep(matrix(INT8Q_F32, 1, kN, t.out.y)), nullptr, nullptr)),
-      CASE(INVALID_ARGUMENT, "codes->rows", int8q_export_linear(t.context.get(), t.linear.get(), &t.q, nullptr, nullptr, nullptr, nullptr)),
-      CASE(OVERLAP, "codes", int8q_export_linear(t.context.get(), t.linear.get(), keep(matrix(INT8Q_S8, kN, kK, t.out.y)), reinterpret_cast<float*>(t.out.y), nullptr, nullptr, nullptr)),
+      CASE(INVALID_HANDLE, "context",
+           int8q_prepare_context(reinterpret_cast<int8q_context*>(reinterpret_cast<char*>(t.context.get()) + 1))),
+      CASE(INVALID_ARGUMENT, "bias",
+           int8q_export_linear(t.context.get(), t.no_bias.get(), nullptr, nullptr, keep(matrix(INT8Q_F32, 1, kN, t.out.y)),
+                               nullptr, nullptr)),
+      CASE(INVALID_ARGUMENT, "codes->rows",
+           int8q_export_linear(t.context.get(), t.linear.get(), &t.q, nullptr, nullptr, nullptr, nullptr)),
+      CASE(OVERLAP, "codes",
+           int8q_export_linear(t.context.get(), t.linear.get(), keep(matrix(INT8Q_S8, kN, kK, t.out.y)),
+                               reinterpret_cast<float*>(t.out.y), nullptr, nullptr, nullptr)),
   };
   return cases;
 }
 
 const std::vector<Case>& forward_cases() {
   static const std::vector<Case> cases = {
-      CASE(INVALID_HANDLE, "context", int8q_forward(nullptr, t.linear.get(), t.x.get(), 0, &t.y, t.workspace.get(), t.workspace.bytes())),
-      CASE(INVALID_HANDLE, "linear", int8q_forward(t.context.get(), nullptr, t.x.get(), 0, &t.y, t.workspace.get(), t.workspace.bytes())),
+      CASE(INVALID_HANDLE, "context",
+           int8q_forward(nullptr, t.linear.get(), t.x.get(), 0, &t.y, t.workspace.get(), t.workspace.bytes())),
+      CASE(INVALID_HANDLE, "linear",
+           int8q_forward(t.context.get(), nullptr, t.x.get(), 0, &t.y, t.workspace.get(), t.workspace.bytes())),
       CASE(INVALID_ARGUMENT, "x is NULL", t.forward(nullptr, &t.y)),
       CASE(INVALID_ARGUMENT, "y is NULL", t.forward(t.x.get(), nullptr)),
       CASE(INVALID_ARGUMENT, "flags", t.forward(t.x.get(), &t.y, 2)),
@@ -273,42 +334,69 @@ const std::vector<Case>& forward_cases() {
       CASE(INVALID_DTYPE, "y->dtype", t.forward(t.x.get(), CHANGED(t.y, v.dtype = INT8Q_S32))),
       CASE(OVERLAP, "y", t.forward(t.x.get(), keep(matrix(INT8Q_F32, kM, kN, t.x.as<float>())))),
       CASE(OVERLAP, "", t.forward(t.x.get(), keep(matrix(INT8Q_F32, kM, kN, t.workspace.get())))),
-      CASE(INVALID_ARGUMENT, "workspace is NULL", int8q_forward(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, nullptr, 1 << 20)),
-      CASE(MISALIGNED, "workspace", int8q_forward(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, static_cast<char*>(t.workspace.get()) + 32, 1 << 19)),
-      CASE(BUFFER_TOO_SMALL, "workspace_bytes", int8q_forward(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, t.workspace.get(), 64)),
-      CASE(BUFFER_TOO_SMALL, "workspace_bytes", int8q_backward(t.context.get(), t.linear.get(), t.dy.get(), 0, &t.dx, t.workspace.get(), 0)),
-      CASE(INVALID_ARGUMENT, "dy is NULL", int8q_backward(t.context.get(), t.linear.get(), nullptr, 0, &t.dx, t.workspace.get(), t.workspace.bytes())),
-      CASE(INVALID_ARGUMENT, "dx->cols", int8q_backward(t.context.get(), t.linear.get(), t.dy.get(), 0, CHANGED(t.dx, v.cols = 2), t.workspace.get(), t.workspace.bytes())),
-      CASE(INVALID_ARGUMENT, "flags", int8q_backward(t.context.get(), t.linear.get(), t.dy.get(), 6, &t.dx, t.workspace.get(), t.workspace.bytes())),
-      CASE(OVERLAP, "dx", int8q_backward(t.context.get(), t.linear.get(), keep(matrix(INT8Q_F32, kM, kN, t.out.dx)), 0, &t.dx, t.workspace.get(), t.workspace.bytes())),
-      CASE(INVALID_ARGUMENT, "rows", int8q_query_workspace(t.context.get(), t.linear.get(), INT8Q_FORWARD, -1, 0, &t.out.bytes)),
-      CASE(INVALID_ARGUMENT, "parts", int8q_query_workspace(t.context.get(), t.linear.get(), INT8Q_FORWARD, 1, -1, &t.out.bytes)),
+      CASE(INVALID_ARGUMENT, "workspace is NULL",
+           int8q_forward(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, nullptr, 1 << 20)),
+      CASE(MISALIGNED, "workspace",
+           int8q_forward(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, static_cast<char*>(t.workspace.get()) + 32,
+                         1 << 19)),
+      CASE(BUFFER_TOO_SMALL, "workspace_bytes",
+           int8q_forward(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, t.workspace.get(), 64)),
+      CASE(BUFFER_TOO_SMALL, "workspace_bytes",
+           int8q_backward(t.context.get(), t.linear.get(), t.dy.get(), 0, &t.dx, t.workspace.get(), 0)),
+      CASE(INVALID_ARGUMENT, "dy is NULL",
+           int8q_backward(t.context.get(), t.linear.get(), nullptr, 0, &t.dx, t.workspace.get(), t.workspace.bytes())),
+      CASE(INVALID_ARGUMENT, "dx->cols",
+           int8q_backward(t.context.get(), t.linear.get(), t.dy.get(), 0, CHANGED(t.dx, v.cols = 2), t.workspace.get(),
+                          t.workspace.bytes())),
+      CASE(INVALID_ARGUMENT, "flags",
+           int8q_backward(t.context.get(), t.linear.get(), t.dy.get(), 6, &t.dx, t.workspace.get(), t.workspace.bytes())),
+      CASE(OVERLAP, "dx",
+           int8q_backward(t.context.get(), t.linear.get(), keep(matrix(INT8Q_F32, kM, kN, t.out.dx)), 0, &t.dx,
+                          t.workspace.get(), t.workspace.bytes())),
+      CASE(INVALID_ARGUMENT, "rows",
+           int8q_query_workspace(t.context.get(), t.linear.get(), INT8Q_FORWARD, -1, 0, &t.out.bytes)),
+      CASE(INVALID_ARGUMENT, "parts",
+           int8q_query_workspace(t.context.get(), t.linear.get(), INT8Q_FORWARD, 1, -1, &t.out.bytes)),
       CASE(INVALID_ARGUMENT, "operation", int8q_query_workspace(t.context.get(), t.linear.get(), 3, 1, 0, &t.out.bytes)),
       CASE(INVALID_ARGUMENT, "bytes", int8q_query_workspace(t.context.get(), t.linear.get(), INT8Q_FORWARD, 1, 0, nullptr)),
-      CASE(SIZE_OVERFLOW, "", int8q_query_workspace(t.context.get(), t.linear.get(), INT8Q_FORWARD, kHuge, 0, &t.out.bytes)),
-      CASE(INVALID_ARGUMENT, "part", int8q_quantize_part(t.context.get(), t.linear.get(), t.x.get(), t.workspace.get(), t.workspace.bytes(), 2, 2)),
-      CASE(INVALID_ARGUMENT, "part", int8q_quantize_part(t.context.get(), t.linear.get(), t.x.get(), t.workspace.get(), t.workspace.bytes(), -1, 2)),
-      CASE(INVALID_ARGUMENT, "parts", int8q_forward_part(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, t.workspace.get(), t.workspace.bytes(), 0, 0)),
-      CASE(BUFFER_TOO_SMALL, "workspace_bytes", int8q_forward_part(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, t.workspace.get(), 64, 0, 2)),
-      CASE(INVALID_ARGUMENT, "linears[1]", [&] {
-        const int8q_linear* linears[] = {t.linear.get(), t.off.get()};
-        const int8q_matrix y2 = matrix(INT8Q_F32, kM, kN, t.out.dx);
-        const int8q_matrix* ys[] = {&t.y, &y2};
-        return int8q_forward_many(t.context.get(), linears, 2, t.x.get(), 0, ys, t.workspace.get(), t.workspace.bytes());
-      }()),
-      CASE(OVERLAP, "ys", [&] {
-        const int8q_linear* linears[] = {t.linear.get(), t.no_bias.get()};
-        const int8q_matrix* ys[] = {&t.y, &t.y};
-        return int8q_forward_many(t.context.get(), linears, 2, t.x.get(), 0, ys, t.workspace.get(), t.workspace.bytes());
-      }()),
-      CASE(INVALID_HANDLE, "linear", [&] {
-        const int8q_linear* linears[] = {t.linear.get(), nullptr};
-        const int8q_matrix y2 = matrix(INT8Q_F32, kM, kN, t.out.dx);
-        const int8q_matrix* ys[] = {&t.y, &y2};
-        return int8q_forward_many(t.context.get(), linears, 2, t.x.get(), 0, ys, t.workspace.get(), t.workspace.bytes());
-      }()),
-      CASE(INVALID_ARGUMENT, "linears", int8q_forward_many(t.context.get(), nullptr, 1, t.x.get(), 0, nullptr, t.workspace.get(), t.workspace.bytes())),
-      CASE(INVALID_ARGUMENT, "count", int8q_forward_many(t.context.get(), nullptr, -1, t.x.get(), 0, nullptr, t.workspace.get(), t.workspace.bytes())),
+      CASE(SIZE_OVERFLOW, "",
+           int8q_query_workspace(t.context.get(), t.linear.get(), INT8Q_FORWARD, kHuge, 0, &t.out.bytes)),
+      CASE(INVALID_ARGUMENT, "part",
+           int8q_quantize_part(t.context.get(), t.linear.get(), t.x.get(), t.workspace.get(), t.workspace.bytes(), 2, 2)),
+      CASE(INVALID_ARGUMENT, "part",
+           int8q_quantize_part(t.context.get(), t.linear.get(), t.x.get(), t.workspace.get(), t.workspace.bytes(), -1, 2)),
+      CASE(INVALID_ARGUMENT, "parts",
+           int8q_forward_part(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, t.workspace.get(), t.workspace.bytes(),
+                              0, 0)),
+      CASE(BUFFER_TOO_SMALL, "workspace_bytes",
+           int8q_forward_part(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, t.workspace.get(), 64, 0, 2)),
+      CASE(INVALID_ARGUMENT, "linears[1]",
+           [&] {
+             const int8q_linear* linears[] = {t.linear.get(), t.off.get()};
+             const int8q_matrix y2 = matrix(INT8Q_F32, kM, kN, t.out.dx);
+             const int8q_matrix* ys[] = {&t.y, &y2};
+             return int8q_forward_many(t.context.get(), linears, 2, t.x.get(), 0, ys, t.workspace.get(),
+                                       t.workspace.bytes());
+           }()),
+      CASE(OVERLAP, "ys",
+           [&] {
+             const int8q_linear* linears[] = {t.linear.get(), t.no_bias.get()};
+             const int8q_matrix* ys[] = {&t.y, &t.y};
+             return int8q_forward_many(t.context.get(), linears, 2, t.x.get(), 0, ys, t.workspace.get(),
+                                       t.workspace.bytes());
+           }()),
+      CASE(INVALID_HANDLE, "linear",
+           [&] {
+             const int8q_linear* linears[] = {t.linear.get(), nullptr};
+             const int8q_matrix y2 = matrix(INT8Q_F32, kM, kN, t.out.dx);
+             const int8q_matrix* ys[] = {&t.y, &y2};
+             return int8q_forward_many(t.context.get(), linears, 2, t.x.get(), 0, ys, t.workspace.get(),
+                                       t.workspace.bytes());
+           }()),
+      CASE(INVALID_ARGUMENT, "linears",
+           int8q_forward_many(t.context.get(), nullptr, 1, t.x.get(), 0, nullptr, t.workspace.get(), t.workspace.bytes())),
+      CASE(INVALID_ARGUMENT, "count",
+           int8q_forward_many(t.context.get(), nullptr, -1, t.x.get(), 0, nullptr, t.workspace.get(), t.workspace.bytes())),
   };
   return cases;
 }
@@ -331,15 +419,16 @@ int32_t quantize_nested() {
     int8q_context* context = nullptr;
     int32_t status = INT8Q_OK;
   } nested;
-  const int8q_parallel_runner runner{sizeof runner, 2, &nested, [](void* opaque, int64_t count, int8q_task task, void* arg) {
-                                       auto* self = static_cast<Nested*>(opaque);
-                                       const Mat x = random_input(INT8Q_F32, 1, 8, 1), q(INT8Q_S8, 1, 8);
-                                       float stat = 0.25f;
-                                       self->status = int8q_quantize_rows(self->context, x.get(), 0, 0, q.get(), &stat, nullptr, nullptr, nullptr);
-                                       EXPECT_EQ(0.25f, stat);
-                                       for (int64_t i = 0; i < count; ++i) task(arg, i, 0);
-                                       return 0;
-                                     }};
+  const int8q_parallel_runner runner{
+      sizeof runner, 2, &nested, [](void* opaque, int64_t count, int8q_task task, void* arg) {
+        auto* self = static_cast<Nested*>(opaque);
+        const Mat x = random_input(INT8Q_F32, 1, 8, 1), q(INT8Q_S8, 1, 8);
+        float stat = 0.25f;
+        self->status = int8q_quantize_rows(self->context, x.get(), 0, 0, q.get(), &stat, nullptr, nullptr, nullptr);
+        EXPECT_EQ(0.25f, stat);
+        for (int64_t i = 0; i < count; ++i) task(arg, i, 0);
+        return 0;
+      }};
   const ContextPtr context = make_context(0, nullptr, &runner);
   nested.context = context.get();
   const Mat x = random_input(INT8Q_F32, 8, 64, 1), q(INT8Q_S8, 8, 64);
@@ -369,7 +458,8 @@ std::string temporary(const char* name) {
 int32_t cancelled(Calls& t) {
   const std::string in = write_checkpoint(temporary("in.safetensors")), out = temporary("out.safetensors");
   const int32_t status = int8q_quantize_checkpoint(
-      t.context.get(), in.c_str(), out.c_str(), nullptr, [](void*, const int8q_progress*) -> int32_t { return 1; }, nullptr);
+      t.context.get(), in.c_str(), out.c_str(), nullptr, [](void*, const int8q_progress*) -> int32_t { return 1; },
+      nullptr);
   EXPECT_NE(0, access(out.c_str(), F_OK)) << "something was left behind at " << out;
   std::remove(in.c_str());
   return status;
@@ -397,32 +487,33 @@ const std::vector<Case>& context_cases() {
       CASE(UNSUPPORTED, "options->isa", t.context_with([](auto& o) { o.isa = "avx1024"; })),
       CASE(UNSUPPORTED, "options->isa", t.context_with([](auto& o) { o.isa = ""; })),
       CASE(INVALID_ARGUMENT, "runner->run", t.context_with([](auto& o) {
-             static const int8q_parallel_runner r{sizeof r, 1, nullptr, nullptr};
-             o.runner = &r;
-           })),
+        static const int8q_parallel_runner r{sizeof r, 1, nullptr, nullptr};
+        o.runner = &r;
+      })),
       CASE(INVALID_ARGUMENT, "runner->max_threads", t.context_with([](auto& o) {
-             static const int8q_parallel_runner r{sizeof r, 0, nullptr, failing_run};
-             o.runner = &r;
-           })),
+        static const int8q_parallel_runner r{sizeof r, 0, nullptr, failing_run};
+        o.runner = &r;
+      })),
       CASE(INVALID_ARGUMENT, "allocator->reserved", t.context_with([](auto& o) {
-             static Arena a;
-             static const int8q_allocator c{sizeof c, 1, &a, Arena::allocate, a.c.deallocate};
-             o.allocator = &c;
-           })),
+        static Arena a;
+        static const int8q_allocator c{sizeof c, 1, &a, Arena::allocate, a.c.deallocate};
+        o.allocator = &c;
+      })),
       CASE(INVALID_ARGUMENT, "allocator->allocate", t.context_with([](auto& o) {
-             static Arena a;
-             static const int8q_allocator c{sizeof c, 0, &a, nullptr, a.c.deallocate};
-             o.allocator = &c;
-           })),
+        static Arena a;
+        static const int8q_allocator c{sizeof c, 0, &a, nullptr, a.c.deallocate};
+        o.allocator = &c;
+      })),
       CASE(INVALID_ARGUMENT, "allocator->deallocate", t.context_with([](auto& o) {
-             static Arena a;
-             static const int8q_allocator c{sizeof c, 0, &a, Arena::allocate, nullptr};
-             o.allocator = &c;
-           })),
+        static Arena a;
+        static const int8q_allocator c{sizeof c, 0, &a, Arena::allocate, nullptr};
+        o.allocator = &c;
+      })),
       CASE(OUT_OF_MEMORY, "allocating", t.context_with([](auto& o) {
-             static const int8q_allocator c{sizeof c, 0, nullptr, [](void*, uint64_t, uint64_t) -> void* { return nullptr; }, [](void*, void*, uint64_t) {}};
-             o.allocator = &c;
-           })),
+        static const int8q_allocator c{sizeof c, 0, nullptr, [](void*, uint64_t, uint64_t) -> void* { return nullptr; },
+                                       [](void*, void*, uint64_t) {}};
+        o.allocator = &c;
+      })),
       CASE(INVALID_HANDLE, "context", int8q_describe_context(nullptr, t.out.text, sizeof t.out.text, nullptr)),
       CASE(BUFFER_TOO_SMALL, "capacity", int8q_describe_context(t.context.get(), t.out.text, 3, nullptr)),
       CASE(BUFFER_TOO_SMALL, "capacity", int8q_describe_context(t.context.get(), nullptr, 0, nullptr)),
@@ -442,7 +533,8 @@ const std::vector<Case>& context_cases() {
       CASE(INVALID_HANDLE, "file", int8q_find_tensor(nullptr, "w", &t.out.tensor)),
       CASE(INVALID_HANDLE, "file", int8q_close_safetensors(nullptr)),
       CASE(CANCELLED, "", cancelled(t)),
-      CASE(NOT_FOUND, "", int8q_quantize_checkpoint(t.context.get(), "/nowhere.safetensors", "/nowhere/out", nullptr, nullptr, nullptr)),
+      CASE(NOT_FOUND, "",
+           int8q_quantize_checkpoint(t.context.get(), "/nowhere.safetensors", "/nowhere/out", nullptr, nullptr, nullptr)),
       CASE(BUSY, "context", quantize_nested()),
       CASE(RUNNER_FAILED, "runner->run returned 1", quantize_with_runner(failing_run)),
       CASE(INTERNAL, "exception", quantize_with_runner(throwing_run)),
@@ -480,6 +572,74 @@ TEST(Status, EachIsReturnedNamesItsArgumentAndLeavesOutputs) {
   EXPECT_STREQ("INT8Q_UNKNOWN_STATUS", int8q_status_name(INT8Q_INTERNAL + 1)) << "a new status needs cases here";
 }
 
+// Every function that takes a handle, with NULL, with memory that never was one, and with a handle of the other kind.
+TEST(Status, EveryHandleArgumentIsChecked) {
+  Calls t;
+  using C = int8q_context*;
+  using L = int8q_linear*;
+  const auto* a = t.a.get();
+  const auto *b = t.b.get(), *x = t.x.get();
+  void* ws = t.workspace.get();
+  const uint64_t bytes = t.workspace.bytes();
+  const float *rows = t.row_stats.data(), *cols = t.col_stats.data();
+  const std::function<int32_t(C)> with_context[] = {
+      [&](C c) { return int8q_destroy_context(c); },
+      [&](C c) { return int8q_prepare_context(c); },
+      [&](C c) { return int8q_describe_context(c, t.out.text, 64, nullptr); },
+      [&](C c) { return int8q_quantize_rows(c, x, 0, 0, &t.q, t.out.stats, nullptr, nullptr, nullptr); },
+      [&](C c) { return int8q_multiply(c, a, b, &t.c); },
+      [&](C c) { return int8q_dequantize_accumulators(c, t.acc.get(), rows, cols, nullptr, &t.y); },
+      [&](C c) { return int8q_scaled_multiply(c, a, rows, b, cols, nullptr, &t.y); },
+      [&](C c) { return int8q_mixed_scaled_multiply(c, x, a, rows, b, cols, 0, 0, nullptr, 0, nullptr, &t.y); },
+      [&](C c) { return int8q_dequantize_rows(c, a, rows, &t.yk); },
+      [&](C c) { return int8q_count_outliers(c, x, 0, t.out.counts); },
+      [&](C c) { return int8q_create_linear(c, t.w.get(), nullptr, nullptr, nullptr, &t.out.linear); },
+      [&](C c) { return int8q_pack_linear(c, t.w.get(), nullptr, nullptr, nullptr, t.blob.get(), t.blob.bytes()); },
+      [&](C c) { return int8q_open_linear(c, t.blob.get(), t.blob.bytes(), 0, &t.out.linear); },
+      [&](C c) { return int8q_export_linear(c, t.linear.get(), nullptr, t.out.stats, nullptr, nullptr, nullptr); },
+      [&](C c) { return int8q_query_workspace(c, t.linear.get(), INT8Q_FORWARD, 1, 0, &t.out.bytes); },
+      [&](C c) { return int8q_forward(c, t.linear.get(), x, 0, &t.y, ws, bytes); },
+      [&](C c) { return int8q_forward_many(c, nullptr, 0, x, 0, nullptr, ws, bytes); },
+      [&](C c) { return int8q_quantize_part(c, t.linear.get(), x, ws, bytes, 0, 1); },
+      [&](C c) { return int8q_forward_part(c, t.linear.get(), x, 0, &t.y, ws, bytes, 0, 1); },
+      [&](C c) { return int8q_backward(c, t.linear.get(), t.dy.get(), 0, &t.dx, ws, bytes); },
+      [&](C c) { return int8q_quantize_checkpoint(c, "/nowhere", "/nowhere2", nullptr, nullptr, nullptr); },
+  };
+  C context = t.context.get();
+  const int8q_linear* many[1];
+  const int8q_matrix* ys[] = {&t.y};
+  const std::function<int32_t(L)> with_linear[] = {
+      [&](L l) { return int8q_get_blob(l, &t.out.blob, &t.out.bytes); },
+      [&](L l) { return int8q_describe_linear(l, &t.out.info); },
+      [&](L l) { return int8q_export_linear(context, l, nullptr, t.out.stats, nullptr, nullptr, nullptr); },
+      [&](L l) { return int8q_destroy_linear(l); },
+      [&](L l) { return int8q_query_workspace(context, l, INT8Q_FORWARD, 1, 0, &t.out.bytes); },
+      [&](L l) { return int8q_forward(context, l, x, 0, &t.y, ws, bytes); },
+      [&](L l) { return many[0] = l, int8q_forward_many(context, many, 1, x, 0, ys, ws, bytes); },
+      [&](L l) { return int8q_quantize_part(context, l, x, ws, bytes, 0, 1); },
+      [&](L l) { return int8q_forward_part(context, l, x, 0, &t.y, ws, bytes, 0, 1); },
+      [&](L l) { return int8q_backward(context, l, t.dy.get(), 0, &t.dx, ws, bytes); },
+  };
+  const Workspace zeros(4096);
+  std::memset(zeros.get(), 0, 4096);
+  const auto refused = [&](const auto& call, auto* handle, const char* name, size_t i) {
+    SCOPED_TRACE(::testing::Message() << name << " call " << i << ", handle " << static_cast<const void*>(handle));
+    EXPECT_STATUS(INT8Q_INVALID_HANDLE, call(handle));
+    EXPECT_NE(nullptr, std::strstr(int8q_last_error(), name)) << int8q_last_error();
+    EXPECT_TRUE(t.untouched()) << "outputs were written";
+  };
+  for (size_t i = 0; i < std::size(with_context); ++i) {
+    for (void* handle : {static_cast<void*>(nullptr), zeros.get(), static_cast<void*>(t.linear.get())}) {
+      refused(with_context[i], static_cast<C>(handle), "context", i);
+    }
+  }
+  for (size_t i = 0; i < std::size(with_linear); ++i) {
+    for (void* handle : {static_cast<void*>(nullptr), zeros.get(), static_cast<void*>(context)}) {
+      refused(with_linear[i], static_cast<L>(handle), "linear", i);
+    }
+  }
+}
+
 // The table above would pass calls that always fail: the same arguments, unchanged, succeed.
 TEST(Status, TheUnchangedArgumentsAreAccepted) {
   Calls t;
@@ -487,8 +647,10 @@ TEST(Status, TheUnchangedArgumentsAreAccepted) {
   EXPECT_STATUS(INT8Q_OK, t.quantize(t.x.get(), 2, std::numeric_limits<float>::infinity()));
   EXPECT_STATUS(INT8Q_OK, t.quantize(t.x.get(), INT8Q_OUTLIERS_OFF, 0));
   EXPECT_STATUS(INT8Q_OK, int8q_multiply(t.context.get(), t.a.get(), t.b.get(), &t.c));
-  EXPECT_STATUS(INT8Q_OK, int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), t.col_stats.data(), t.bias.get(), &t.y));
-  EXPECT_STATUS(INT8Q_OK, int8q_dequantize_accumulators(t.context.get(), t.acc.get(), t.row_stats.data(), t.col_stats.data(), nullptr, &t.y));
+  EXPECT_STATUS(INT8Q_OK, int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(),
+                                                t.col_stats.data(), t.bias.get(), &t.y));
+  EXPECT_STATUS(INT8Q_OK, int8q_dequantize_accumulators(t.context.get(), t.acc.get(), t.row_stats.data(),
+                                                        t.col_stats.data(), nullptr, &t.y));
   EXPECT_STATUS(INT8Q_OK, t.mixed(0, 0, t.cols.data(), 2));
   EXPECT_STATUS(INT8Q_OK, t.mixed(0, 0, nullptr, 0));
   EXPECT_STATUS(INT8Q_OK, int8q_dequantize_rows(t.context.get(), t.a.get(), t.row_stats.data(), &t.yk));
@@ -497,8 +659,10 @@ TEST(Status, TheUnchangedArgumentsAreAccepted) {
   EXPECT_STATUS(INT8Q_OK, int8q_select_outlier_cols(t.counts_in.data(), kK, 5, .06, t.out.cols, &t.out.count));
   EXPECT_STATUS(INT8Q_OK, t.forward(t.x.get(), &t.y));
   EXPECT_STATUS(INT8Q_OK, t.forward(t.x.get(), &t.y, INT8Q_ACCUMULATE));
-  EXPECT_STATUS(INT8Q_OK, int8q_backward(t.context.get(), t.linear.get(), t.dy.get(), 0, &t.dx, t.workspace.get(), t.workspace.bytes()));
-  EXPECT_STATUS(INT8Q_OK, int8q_pack_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, t.blob.get(), t.blob.bytes()));
+  EXPECT_STATUS(INT8Q_OK, int8q_backward(t.context.get(), t.linear.get(), t.dy.get(), 0, &t.dx, t.workspace.get(),
+                                         t.workspace.bytes()));
+  EXPECT_STATUS(INT8Q_OK,
+                int8q_pack_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, t.blob.get(), t.blob.bytes()));
   EXPECT_STATUS(INT8Q_OK, int8q_forward_many(t.context.get(), nullptr, 0, t.x.get(), 0, nullptr, nullptr, 0));
 }
 
@@ -506,8 +670,10 @@ TEST(Status, FailedPackingDoesNotOpen) {
   Calls t;
   ASSERT_CALL(int8q_pack_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, t.blob.get(), t.blob.bytes()));
   t.w.set(1, 1, kNan);
-  EXPECT_STATUS(INT8Q_NOT_FINITE, int8q_pack_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, t.blob.get(), t.blob.bytes()));
-  EXPECT_STATUS(INT8Q_CORRUPT, int8q_open_linear(t.context.get(), t.blob.get(), t.blob.bytes(), INT8Q_TRUST_CHECKSUM, &t.out.linear));
+  EXPECT_STATUS(INT8Q_NOT_FINITE,
+                int8q_pack_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, t.blob.get(), t.blob.bytes()));
+  EXPECT_STATUS(INT8Q_CORRUPT,
+                int8q_open_linear(t.context.get(), t.blob.get(), t.blob.bytes(), INT8Q_TRUST_CHECKSUM, &t.out.linear));
 }
 
 // The arena keeps the memory, so reading the dead handle is defined, under AddressSanitizer too. A handle of the default

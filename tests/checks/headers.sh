@@ -11,6 +11,10 @@ for standard in c++11 c++17 c++20; do
   "$cxx" -std=$standard "${warnings[@]}" -x c++ "$include/int8q/int8q.h"
 done
 for standard in c++17 c++20; do
-  "$cxx" -std=$standard "${warnings[@]}" -x c++ "$include/int8q/int8q.hpp"
-  "$cxx" -std=$standard -fno-exceptions -DINT8Q_NO_EXCEPTIONS "${warnings[@]}" -x c++ "$include/int8q/int8q.hpp"
+  for loader in "" -DINT8Q_HPP_DLOPEN; do
+    for exceptions in "" "-fno-exceptions -DINT8Q_NO_EXCEPTIONS"; do
+      # shellcheck disable=SC2086 # both may be empty, or two words
+      "$cxx" -std=$standard $loader $exceptions "${warnings[@]}" -x c++ "$include/int8q/int8q.hpp"
+    done
+  done
 done

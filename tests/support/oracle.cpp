@@ -236,6 +236,8 @@ void fill_activations(Grid& x, uint64_t seed) {
     for (int64_t j = 0; j < x.cols(); ++j) {
       const bool outlier = i % 2 == 0 && (j == 1 || j == x.cols() / 2 || j == x.cols() - 1);
       x.set(i, j, outlier ? 20.0f + normal(random) : std::clamp(normal(random), -3.5f, 3.5f));
+      if (j == 2 && i > 0 && i == x.rows() - 1) x.set(i, j, -9.0f);
+      if (i % 32 == 5 && j % 16 == 3) x.set(i, j, j % 32 == 3 ? -6.0f : 5.96875f);
     }
   }
 }

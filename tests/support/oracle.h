@@ -76,7 +76,8 @@ float backward(const Grid& dy, const Quantized& w, int64_t i, int64_t k);
 // Supported ISAs; names the others, with the reason, once a process.
 std::vector<const cpu::Isa*> runnable_isas();
 
-// Normal values cut at 3.5, with outliers of size 20 in three columns of every other row.
+// Normal values cut at 3.5; outliers of size 20 in three columns of every other row, and one in a column of the last row
+// alone; in one row of 32 the default threshold and bf16's value below it.
 void fill_activations(Grid& x, uint64_t seed);
 void fill_normal(Grid& w, uint64_t seed, float scale);
 

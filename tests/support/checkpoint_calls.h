@@ -7,27 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "checkpoint_fixtures.h"
+#include "support/call.h"
+#include "support/safetensors_files.h"
 
-namespace int8q::testing {
-
-class Context {
- public:
-  explicit Context(const int8q_allocator* allocator = nullptr) {
-    int8q_context_options options{};
-    options.size = sizeof options;
-    options.threads = 2;
-    options.allocator = allocator;
-    EXPECT_EQ(int8q_create_context(&options, &handle_), INT8Q_OK) << int8q_last_error();
-  }
-  ~Context() { int8q_destroy_context(handle_); }
-  Context(const Context&) = delete;
-  Context& operator=(const Context&) = delete;
-  int8q_context* get() const { return handle_; }
-
- private:
-  int8q_context* handle_ = nullptr;
-};
+namespace int8q::test {
 
 struct Event {
   int32_t phase;
@@ -47,7 +30,9 @@ struct Quantize {
   std::function<int32_t(const Event&)> on_event = [](const Event&) { return 0; };
   std::vector<Event> events = {};
 
-  int32_t run(const Context& context = Context()) {
+  int32_t run() { return run(make_context(2)); }
+
+  int32_t run(const ContextPtr& context) {
     static const char* const kNone[] = {nullptr};
     int8q_checkpoint_options options{};
     options.size = sizeof options;
@@ -81,10 +66,6 @@ struct Quantize {
 
 inline bool message_has(const std::string& word) { return std::string(int8q_last_error()).find(word) != std::string::npos; }
 
-inline int8q_matrix matrix(int32_t dtype, int64_t rows, int64_t cols, void* data) {
-  return {sizeof(int8q_matrix), dtype, rows, cols, cols, data};
-}
-
 // A small model of two shards with everything that a folder may hold besides.
 inline void write_sharded_model(const std::string& folder) {
   std::vector<float> w(24), big(40 * 30);
@@ -117,4 +98,4 @@ inline void write_sharded_model(const std::string& folder) {
   write_bytes(folder + "/.git/HEAD", "ref");
 }
 
-}  // namespace int8q::testing
+}  // namespace int8q::test

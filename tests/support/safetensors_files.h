@@ -17,7 +17,7 @@
 
 #include "int8q/int8q.h"
 
-namespace int8q::testing {
+namespace int8q::test {
 
 class TempFolder {
  public:
@@ -143,4 +143,4 @@ class OpenFile {
 
 inline std::string tensor_bytes(const int8q_tensor& t) { return {static_cast<const char*>(t.data), t.bytes}; }
 
-}  // namespace int8q::testing
+}  // namespace int8q::test

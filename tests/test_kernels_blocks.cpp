@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Each kernel that works on a block, of every ISA, against plain loops: sizes around the register tiles, strides larger than
+// needed whose gaps stay untouched, wrapping accumulators, guard pages around the caller's memory.
+#include <algorithm>
+
+#include "support/kernel_cases.h"
+
+namespace int8q::test {
+namespace {
+
+using cpu::CodeLayout;
+using cpu::Kernels;
+
+// 64-byte aligned workspace as the product carves it, filled with a pattern that shows where something was written.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t count) : count_(count), memory_(static_cast<uint64_t>(count + 1) * sizeof(T)) {}
+  T* get() const { return static_cast<T*>(memory_.get()); }
+  T& operator[](int64_t i) const { return get()[i]; }
+  int64_t count() const { return count_; }
+
+ private:
+  int64_t count_;
+  Workspace memory_;
+};
+
+// Code j of a row as the product multiplies it: with u8 codes 128 more than the code.
+int factor_at(CodeLayout layout, const uint8_t* codes, int64_t j) {
+  if (layout == CodeLayout::kU8) return codes[j];
+  constexpr int64_t kPlace[4] = {0, 2, 1, 3};
+  int16_t code;
+  std::memcpy(&code, codes + (j / 4 * 4 + kPlace[j % 4]) * 2, 2);
+  return code;
+}
+void put_code(CodeLayout layout, uint8_t* codes, int64_t j, int8_t code) {
+  if (layout == CodeLayout::kU8) {
+    codes[j] = static_cast<uint8_t>(code + 128);
+    return;
+  }
+  constexpr int64_t kPlace[4] = {0, 2, 1, 3};
+  const int16_t wide = code;
+  std::memcpy(codes + (j / 4 * 4 + kPlace[j % 4]) * 2, &wide, 2);
+}
+
+int8_t panel_code(const int8_t* panels, int64_t panel_stride, int64_t n, int64_t k) {
+  return panels[n / 16 * panel_stride + k / 4 * 64 + n % 16 * 4 + k % 4];
+}
+
+struct GemmSize {
+  int64_t rows, panels, groups, gap_lines, acc_gap;
+  int extremes;  // 0 random codes, 1 all 127 and -128, 2 alternating signs
+};
+
+// One call of a gemm or gemv kernel. Codes and panels end at a guard, as they might at the end of a workspace or a blob.
+void check_gemm(const Kernels& kernels, const cpu::Kernel<cpu::Gemm>& kernel, const GemmSize& size, Random& random) {
+  const int64_t k = size.groups * 4, row_bytes = k * (kernels.layout == CodeLayout::kU8 ? 1 : 2);
+  const int64_t code_stride = row_bytes + size.gap_lines * 64, panel_stride = k * 16 + size.gap_lines * 64;
+  GuardedMemory code_memory((size.rows - 1) * code_stride + row_bytes),
+      panel_memory((size.panels - 1) * panel_stride + k * 16);
+  uint8_t* codes = code_memory.place_aligned((size.rows - 1) * code_stride + row_bytes);
+  auto* panels = reinterpret_cast<int8_t*>(panel_memory.place_aligned((size.panels - 1) * panel_stride + k * 16));
+  const auto value = [&](int64_t i) {
+    return size.extremes == 0 ? provoking_code(random, true)
+                              : static_cast<int8_t>(size.extremes == 1 || i % 2 == 0 ? 127 : -128);
+  };
+  for (int64_t i = 0; i < size.rows; ++i) {
+    for (int64_t j = 0; j < k; ++j) put_code(kernels.layout, codes + i * code_stride, j, value(j));
+  }
+  for (int64_t p = 0; p < size.panels; ++p) {
+    for (int64_t j = 0; j < k * 16; ++j) panels[p * panel_stride + j] = size.extremes == 1 ? int8_t{-128} : value(j);
+  }
+  const int64_t cols = size.panels * 16, acc_stride = cols + size.acc_gap;
+  Aligned<int32_t> acc(size.rows * acc_stride);
+  std::vector<int32_t> right(static_cast<size_t>(acc.count()));
+  for (int64_t i = 0; i < acc.count(); ++i) {
+    acc[i] = right[static_cast<size_t>(i)] = i % 3 == 0   ? INT32_MAX - 5
+                                             : i % 3 == 1 ? INT32_MIN + 5
+                                                          : static_cast<int32_t>(random.bits());
+  }
+  for (int64_t i = 0; i < size.rows; ++i) {
+    for (int64_t n = 0; n < cols; ++n) {
+      auto sum = static_cast<uint32_t>(right[static_cast<size_t>(i * acc_stride + n)]);
+      for (int64_t j = 0; j < k; ++j)
+        sum += static_cast<uint32_t>(factor_at(kernels.layout, codes + i * code_stride, j) *
+                                     panel_code(panels, panel_stride, n, j));
+      right[static_cast<size_t>(i * acc_stride + n)] = static_cast<int32_t>(sum);
+    }
+  }
+  kernel.run({codes, code_stride, size.rows, panels, panel_stride, size.panels, size.groups, acc.get(), acc_stride});
+  for (int64_t i = 0; i < acc.count(); ++i) {
+    ASSERT_EQ(right[static_cast<size_t>(i)], acc[i])
+        << kernel.name << " rows " << size.rows << " panels " << size.panels << " groups " << size.groups << " extremes "
+        << size.extremes << " at row " << i / acc_stride << " column " << i % acc_stride;
+  }
+}
+
+TEST(KernelsBlocks, GemmAndGemv) {
+  Cells cells("gemm, gemv");
+  for (const cpu::Isa* isa : runnable_isas()) {
+    const Kernels& kernels = isa->kernels();
+    Random random(11);
+    for (int64_t rows = 1; rows <= 17; rows += small_grid() ? 4 : 1) {
+      for (int64_t panels = 1; panels <= 9; ++panels) {
+        for (const int64_t groups : {16, 32, 48}) {
+          const GemmSize size{
+              rows, panels, groups, random.below(3), random.below(2) * 16, static_cast<int>(random.below(3))};
+          ASSERT_NO_FATAL_FAILURE(check_gemm(kernels, kernels.gemm, size, random));
+          cells.add();
+          if (rows > cpu::kGemvRows) continue;
+          ASSERT_NO_FATAL_FAILURE(check_gemm(kernels, kernels.gemv, size, random));
+          cells.add();
+        }
+      }
+    }
+    for (const int64_t rows : {31, 64, 97}) {  // several register tiles of rows, and a deep K for gemv
+      ASSERT_NO_FATAL_FAILURE(check_gemm(kernels, kernels.gemm, {rows, 4, 128, 1, 0, 0}, random));
+      ASSERT_NO_FATAL_FAILURE(check_gemm(kernels, kernels.gemv, {rows % 16 + 1, 3, 1024, 1, 0, 1}, random));
+      cells.add();
+      cells.add();
+    }
+  }
+  const int64_t per_isa = small_grid() ? (5 + 4) * 27 + 6 : (17 + 16) * 27 + 6;
+  EXPECT_EQ(isa_count() * per_isa, cells.count());
+}
+
+TEST(KernelsBlocks, GemmWithoutWorkLeavesTheAccumulators) {
+  Cells cells("gemm without groups");
+  for (const cpu::Isa* isa : runnable_isas()) {
+    for (const auto* kernel : {&isa->kernels().gemm, &isa->kernels().gemv}) {
+      Aligned<int32_t> acc(16 * 64);
+      Aligned<uint8_t> codes(64);
+      Aligned<int8_t> panels(64);
+      for (int64_t i = 0; i < acc.count(); ++i) acc[i] = static_cast<int32_t>(i);
+      kernel->run({codes.get(), 64, 16, panels.get(), 64, 4, 0, acc.get(), 64});
+      for (int64_t i = 0; i < acc.count(); ++i) ASSERT_EQ(i, acc[i]) << kernel->name;
+      cells.add();
+    }
+  }
+  EXPECT_EQ(isa_count() * 2, cells.count());
+}
+
+TEST(KernelsBlocks, Dot) {
+  Cells cells("dot");
+  GuardedMemory a_memory(17 * 1010), b_memory(65 * 1010);
+  for (const cpu::Isa* isa : runnable_isas()) {
+    const Kernels& kernels = isa->kernels();
+    Random random(12);
+    for (const int64_t k : row_lengths()) {
+      for (const int64_t rows : {1, 2, 3, 4, 5, 7, 8}) {
+        for (const int64_t cols : {1, 3, 4, 17, 64}) {
+          if (k > 300 && cols > 17) continue;
+          const int64_t a_stride = k + random.below(3) * 5, b_stride = k + random.below(3) * 7,
+                        c_stride = 64 + random.below(2) * 16;
+          auto* a = reinterpret_cast<int8_t*>(a_memory.place((rows - 1) * a_stride + k, some_place(random)));
+          auto* b = reinterpret_cast<int8_t*>(b_memory.place((cols - 1) * b_stride + k, some_place(random)));
+          const bool extremes = random.below(3) == 0;
+          for (int64_t i = 0; i < (rows - 1) * a_stride + k; ++i)
+            a[i] = extremes ? int8_t{-128} : provoking_code(random, true);
+          for (int64_t i = 0; i < (cols - 1) * b_stride + k; ++i)
+            b[i] = extremes ? int8_t{-128} : provoking_code(random, true);
+          Aligned<int32_t> c(rows * c_stride);
+          for (int64_t i = 0; i < c.count(); ++i) c[i] = 0x5a5a5a5a;
+          kernels.dot.run({a, a_stride, rows, b, b_stride, cols, k, c.get(), c_stride});
+          for (int64_t i = 0; i < rows; ++i) {
+            for (int64_t n = 0; n < cols; ++n) {
+              int32_t sum = 0;
+              for (int64_t j = 0; j < k; ++j) sum += a[i * a_stride + j] * b[n * b_stride + j];
+              ASSERT_EQ(sum, c[i * c_stride + n])
+                  << kernels.dot.name << " rows " << rows << " cols " << cols << " k " << k << " at " << i << ", " << n;
+            }
+            for (int64_t n = cols; n < c_stride; ++n)
+              ASSERT_EQ(0x5a5a5a5a, c[i * c_stride + n]) << kernels.dot.name << " wrote the gap";
+          }
+          cells.add();
+        }
+      }
+    }
+  }
+  const std::vector<int64_t> lengths = row_lengths();
+  const int64_t deep = std::count_if(lengths.begin(), lengths.end(), [](int64_t k) { return k > 300; });
+  EXPECT_EQ(isa_count() * 7 * (5 * std::ssize(lengths) - deep), cells.count());
+}
+
+// Half-precision bits of finite numbers and, now and then, of a denormal.
+uint16_t some_half(Random& random) {
+  return static_cast<uint16_t>(random.below(8) == 0 ? random.below(0x400) : random.below(0x7c00) | random.below(2) << 15);
+}
+
+void check_outliers(const Kernels& kernels, int64_t rows, int64_t panels, int64_t count, bool skip_zero, bool subtract,
+                    Random& random) {
+  constexpr int64_t kDepth = 256, kStride = cpu::kPadK * 4;  // columns of W; floats of a gathered row
+  const int64_t cols_n = panels * 16, acc_stride = 64 * ((cols_n + 63) / 64);
+  const int64_t panel_stride = kDepth * 16;
+  GuardedMemory panel_memory(panels * panel_stride);
+  auto* b = reinterpret_cast<int8_t*>(panel_memory.place_aligned(panels * panel_stride));
+  for (int64_t i = 0; i < panels * panel_stride; ++i) b[i] = provoking_code(random, true);
+  Aligned<float> col_stats(cols_n), x(rows * kStride), out(rows * acc_stride);
+  Aligned<int32_t> codes(rows * kStride), acc(rows * acc_stride);
+  std::vector<std::vector<uint16_t>> kept_columns;
+  std::vector<const uint16_t*> kept(static_cast<size_t>(count), nullptr);
+  std::vector<int32_t> cols;
+  for (int64_t n = 0; n < cols_n; ++n) col_stats[n] = random.below(6) == 0 ? 0x1p-130f : random.uniform(0.0f, 2.0f);
+  for (int64_t t = 0, c = 0; t < count; ++t) {
+    c += t == 0 ? random.below(kDepth - count + 1) : 1 + (random.below(4) == 0 && c + 1 + count - t < kDepth ? 1 : 0);
+    cols.push_back(static_cast<int32_t>(std::min(c, kDepth - count + t)));
+    c = cols.back();
+  }
+  kept_columns.reserve(static_cast<size_t>(count));
+  for (int64_t t = 0; t < count; ++t) {
+    if (random.below(3) != 0) continue;
+    auto& column = kept_columns.emplace_back(static_cast<size_t>(cols_n));
+    for (uint16_t& h : column) h = some_half(random);
+    kept[static_cast<size_t>(t)] = column.data();
+  }
+  for (int64_t i = 0; i < rows * kStride; ++i) {
+    x[i] = random.below(3) == 0 ? (random.below(2) == 0 ? 0.0f : -0.0f) : provoking(random, 0, 10, i % 7 == 0);
+    codes[i] = random.code();
+  }
+  std::vector<int32_t> right_acc(static_cast<size_t>(acc.count()));
+  std::vector<float> right_out(right_acc.size());
+  for (size_t i = 0; i < right_acc.size(); ++i) {
+    acc[static_cast<int64_t>(i)] = right_acc[i] = i % 5 == 0 ? INT32_MIN + 3 : static_cast<int32_t>(random.bits());
+    out[static_cast<int64_t>(i)] = right_out[i] = i % 4 == 0 ? -0.0f : random.uniform(-50.0f, 50.0f);
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t n = 0; n < cols_n; ++n) {
+      const auto e = static_cast<size_t>(i * acc_stride + n);
+      for (int64_t t = 0; t < count; ++t) {
+        const int8_t code = panel_code(b, panel_stride, n, cols[static_cast<size_t>(t)]);
+        if (subtract)
+          right_acc[e] = static_cast<int32_t>(static_cast<uint32_t>(right_acc[e]) -
+                                              static_cast<uint32_t>(codes[i * kStride + t] * code));
+        const float v = x[i * kStride + t];
+        if (skip_zero && v == 0.0f) continue;
+        const uint16_t* column = kept[static_cast<size_t>(t)];
+        const float w = column != nullptr ? from_f16(column[n]) : (static_cast<float>(code) * col_stats[n]) * (1 / 127.0f);
+        right_out[e] = std::fmaf(v, w, right_out[e]);
+      }
+    }
+  }
+  kernels.outliers.run({rows, b, panel_stride, panels, col_stats.get(), count, cols.data(), x.get(),
+                        subtract ? codes.get() : nullptr, kStride, kept.data(), skip_zero, acc.get(), out.get(),
+                        acc_stride});
+  for (size_t i = 0; i < right_acc.size(); ++i) {
+    ASSERT_EQ(right_acc[i], acc[static_cast<int64_t>(i)]) << kernels.outliers.name << " acc at " << i;
+    ASSERT_TRUE(same_float(right_out[i], out[static_cast<int64_t>(i)]))
+        << kernels.outliers.name << " out at " << i << ": " << out[static_cast<int64_t>(i)] << ", expected "
+        << right_out[i];
+  }
+}
+
+TEST(KernelsBlocks, Outliers) {
+  Cells cells("outliers");
+  for (const cpu::Isa* isa : runnable_isas()) {
+    Random random(13);
+    for (const int64_t rows : {1, 2, 3, 4, 5, 7, 8, 17}) {
+      for (const int64_t panels : {1, 2, 3, 4}) {
+        for (const int64_t count : {0, 1, 2, 3, 5, 16, 33, 64, 95, 256}) {
+          for (const bool skip_zero : {false, true}) {
+            for (const bool subtract : {false, true}) {
+              SCOPED_TRACE(::testing::Message() << rows << " rows, " << panels << " panels, " << count
+                                                << " columns, skip_zero " << skip_zero << ", subtract " << subtract);
+              ASSERT_NO_FATAL_FAILURE(check_outliers(isa->kernels(), rows, panels, count, skip_zero, subtract, random));
+              cells.add();
+            }
+          }
+        }
+      }
+    }
+  }
+  EXPECT_EQ(isa_count() * 8 * 4 * 10 * 4, cells.count());
+}
+
+TEST(KernelsBlocks, Epilogue) {
+  Cells cells("epilogue");
+  constexpr int64_t kStride = 64;
+  GuardedMemory memory(9 * (64 * 4 + 20));
+  for (const cpu::Isa* isa : runnable_isas()) {
+    const Kernels& kernels = isa->kernels();
+    for (int dtype = 0; dtype < cpu::kDtypes; ++dtype) {
+      Random random(14);
+      for (int64_t cols = 1; cols <= 64; cols += small_grid() ? 5 : 1) {
+        for (const int64_t rows : {1, 2, 5, 9}) {
+          for (int variant = 0; variant < 8; ++variant) {
+            const bool with_out = (variant & 1) != 0, with_bias = (variant & 2) != 0, accumulate = (variant & 4) != 0;
+            const int64_t row_bytes = cols * kElementBytes[dtype], y_stride = row_bytes + random.below(3) * 5;
+            uint8_t* y = memory.place((rows - 1) * y_stride + row_bytes, some_place(random));
+            Aligned<int32_t> acc(rows * kStride);
+            Aligned<float> out(rows * kStride), row_stats(rows), col_stats(kStride), bias(kStride);
+            for (int64_t i = 0; i < rows * kStride; ++i) {
+              acc[i] = random.below(4) == 0 ? static_cast<int32_t>(random.bits())
+                                            : static_cast<int32_t>(random.below(200001) - 100000);
+              out[i] = random.below(20) == 0 ? provoking(random, 0, 100, true) : random.uniform(-90.0f, 90.0f);
+            }
+            for (int64_t i = 0; i < rows; ++i)
+              row_stats[i] = random.below(12) == 0  ? std::numeric_limits<float>::quiet_NaN()
+                             : random.below(6) == 0 ? 0x1p-70f
+                                                    : random.uniform(0.0f, 6.0f);
+            for (int64_t n = 0; n < kStride; ++n) {
+              col_stats[n] = random.below(6) == 0 ? 0x1p-75f : random.uniform(0.0f, 2.0f);
+              bias[n] = random.below(6) == 0 ? 0x1p-140f : random.uniform(-4.0f, 4.0f);
+            }
+            std::vector<uint8_t> right(static_cast<size_t>(rows * y_stride + 4), 0xa5);
+            for (int64_t i = 0; i < rows; ++i) {
+              for (int64_t n = 0; n < cols; ++n) {
+                store(dtype, y + i * y_stride, n, random.uniform(-100.0f, 100.0f));
+                const float scale = (row_stats[i] * col_stats[n]) * (1 / 16129.0f);
+                float v =
+                    std::fmaf(static_cast<float>(acc[i * kStride + n]), scale, with_out ? out[i * kStride + n] : 0.0f);
+                if (with_bias) v += bias[n];
+                if (accumulate) v += load(dtype, y + i * y_stride, n);
+                store(dtype, right.data() + i * y_stride, n, v);
+              }
+            }
+            kernels.epilogue[dtype].run({rows, cols, acc.get(), with_out ? out.get() : nullptr, kStride, row_stats.get(),
+                                         col_stats.get(), with_bias ? bias.get() : nullptr, y, y_stride, accumulate});
+            for (int64_t i = 0; i < rows; ++i) {
+              for (int64_t n = 0; n < cols; ++n) {
+                ASSERT_TRUE(same_element(dtype, right.data() + i * y_stride, y + i * y_stride, n))
+                    << kernels.epilogue[dtype].name << " rows " << rows << " cols " << cols << " variant " << variant
+                    << " at " << i << ", " << n << ": " << load(dtype, y + i * y_stride, n) << ", expected "
+                    << load(dtype, right.data() + i * y_stride, n);
+              }
+              for (int64_t g = row_bytes; i + 1 < rows && g < y_stride; ++g)
+                ASSERT_EQ(0xa5, y[i * y_stride + g]) << kernels.epilogue[dtype].name << " wrote the gap";
+            }
+            ASSERT_TRUE(memory.intact()) << kernels.epilogue[dtype].name << " rows " << rows << " cols " << cols;
+            cells.add();
+          }
+        }
+      }
+    }
+  }
+  EXPECT_EQ(isa_count() * 3 * (small_grid() ? 13 : 64) * 4 * 8, cells.count());
+}
+
+TEST(KernelsBlocks, Backward) {
+  Cells cells("backward");
+  for (const cpu::Isa* isa : runnable_isas()) {
+    const Kernels& kernels = isa->kernels();
+    Random random(15);
+    for (int64_t rows = 1; rows <= 17; ++rows) {
+      for (const int64_t n : {0, 1, 2, 5, 16, 63, 64}) {
+        for (const int64_t k : {16, 32, 48, 64}) {
+          const int64_t g_stride = n + random.below(2) * 16, w_stride = k + random.below(2) * 16,
+                        dx_stride = k + random.below(2) * 16;
+          Aligned<float> g(rows * (g_stride + 1)), w((n + 1) * w_stride), dx(rows * dx_stride);
+          for (int64_t i = 0; i < g.count(); ++i)
+            g[i] = random.below(15) == 0 ? provoking(random, 0, 100, i % 11 == 0) : random.uniform(-2.0f, 2.0f);
+          for (int64_t i = 0; i < w.count(); ++i) w[i] = static_cast<float>(provoking_code(random, true));
+          std::vector<float> right(static_cast<size_t>(dx.count()));
+          for (int64_t i = 0; i < dx.count(); ++i) dx[i] = right[static_cast<size_t>(i)] = random.uniform(-9.0f, 9.0f);
+          for (int64_t i = 0; i < rows; ++i) {
+            for (int64_t j = 0; j < k; ++j) {
+              float& sum = right[static_cast<size_t>(i * dx_stride + j)];
+              for (int64_t t = 0; t < n; ++t) sum = std::fmaf(g[i * g_stride + t], w[t * w_stride + j], sum);
+            }
+          }
+          kernels.backward.run({rows, n, k, g.get(), g_stride, w.get(), w_stride, dx.get(), dx_stride});
+          for (int64_t i = 0; i < dx.count(); ++i) {
+            ASSERT_TRUE(same_float(right[static_cast<size_t>(i)], dx[i]))
+                << kernels.backward.name << " rows " << rows << " n " << n << " k " << k << " at row " << i / dx_stride
+                << " column " << i % dx_stride;
+          }
+          cells.add();
+        }
+      }
+    }
+  }
+  EXPECT_EQ(isa_count() * 17 * 7 * 4, cells.count());
+}
+
+}  // namespace
+}  // namespace int8q::test

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Who computes what: for 1 to 64 parts every row and every tile of Y belongs to exactly one part, and parts differ by at
+// most one.
+#include <algorithm>
+#include <vector>
+
+#include "cpu/product.h"
+#include "cpu/quantize.h"
+#include "support/call.h"
+
+namespace int8q::test {
+namespace {
+
+const std::vector<int64_t>& sizes() {
+  static const std::vector<int64_t> all = {0, 1, 2, 15, 16, 17, 63, 64, 65, 191, 192, 193, 385, 1000, 4096, 11008};
+  return all;
+}
+
+TEST(Partition, RangesCoverEachItemOnceAndAreEven) {
+  for (int64_t parts = 1; parts <= 64; ++parts) {
+    for (int64_t count = 0; count <= 200; ++count) {
+      int64_t next = 0, least = INT64_MAX, most = 0;
+      for (int64_t part = 0; part < parts; ++part) {
+        const Range range = part_range(count, part, parts);
+        ASSERT_EQ(next, range.begin) << count << " items, part " << part << " of " << parts;
+        ASSERT_LE(range.begin, range.end);
+        next = range.end;
+        least = std::min(least, range.end - range.begin);
+        most = std::max(most, range.end - range.begin);
+      }
+      ASSERT_EQ(count, next) << parts << " parts";
+      ASSERT_LE(most - least, 1) << count << " items, " << parts << " parts";
+    }
+  }
+  const Range last = part_range(INT64_MAX, 63, 64);
+  EXPECT_EQ(INT64_MAX, last.end) << "no overflow on the way";
+}
+
+TEST(Partition, TilesAreOneToFourPanelsAndGoRoundWhereTheyCan) {
+  for (const int64_t m : sizes()) {
+    for (const int64_t n : sizes()) {
+      const int64_t panels = ceil_div(n, cpu::kPanelRows), row_blocks = ceil_div(m, kBlockM);
+      for (int64_t parts = 1; parts <= 64; ++parts) {
+        const int64_t width = tile_panels(m, n, parts), tiles = tile_count(m, n, parts);
+        ASSERT_GE(width, 1);
+        ASSERT_LE(width, kBlockPanels);
+        ASSERT_EQ(row_blocks * ceil_div(panels, width), tiles);
+        if (width < kBlockPanels) {
+          ASSERT_LT(tile_count(m, n, 1), parts) << "narrower than needed";
+        }
+        if (tiles < parts) {
+          ASSERT_EQ(1, width) << m << "x" << n << ": parts stay idle although tiles could be narrower";
+        }
+      }
+    }
+  }
+}
+
+// multiply_part itself, over given accumulators: each part alone, into memory of its own, and each element of Y is written
+// by exactly one of them.
+TEST(Partition, EachElementIsWrittenByOnePart) {
+  const cpu::Kernels& kernels = cpu::generic_kernels();
+  const std::vector<int64_t> ms = small_grid() ? std::vector<int64_t>{1, 193} : std::vector<int64_t>{1, 17, 192, 193, 400};
+  for (const int64_t m : ms) {
+    for (const int64_t n : {int64_t{1}, int64_t{16}, int64_t{17}, int64_t{65}, int64_t{150}}) {
+      for (const int64_t parts : {1, 2, 3, 5, 8, 31, 64}) {
+        std::vector<int32_t> acc(static_cast<size_t>(m * n));
+        std::vector<int32_t> y(acc.size());
+        std::vector<int> writers(acc.size());
+        Random random(static_cast<uint64_t>(m * 1000 + n));
+        for (int32_t& v : acc) v = static_cast<int32_t>(random.below(1 << 20)) + 1;
+        Product p{};
+        p.kernels = &kernels;
+        p.m = m;
+        p.n = n;
+        p.weights = Weights::kNone;
+        p.b = reinterpret_cast<const int8_t*>(acc.data());
+        p.b_stride = n * 4;
+        p.limit = cpu::kNoOutliers;
+        p.y = reinterpret_cast<uint8_t*>(y.data());
+        p.y_dtype = INT8Q_S32;
+        p.y_stride = n * 4;
+        Carver size(nullptr);
+        carve_part_scratch(size, m, 0, false, false);
+        const Workspace scratch(static_cast<uint64_t>(size.used()));
+        int64_t least = INT64_MAX, most = 0;
+        for (int64_t part = 0; part < parts; ++part) {
+          std::fill(y.begin(), y.end(), 0);
+          Carver carver(scratch.get());
+          multiply_part(p, carve_part_scratch(carver, m, 0, false, false), part, parts);
+          for (size_t i = 0; i < y.size(); ++i) {
+            if (y[i] == 0) continue;
+            ASSERT_EQ(acc[i], y[i]);
+            ++writers[i];
+          }
+          const Range range = part_range(tile_count(m, n, parts), part, parts);
+          least = std::min(least, range.end - range.begin);
+          most = std::max(most, range.end - range.begin);
+        }
+        ASSERT_LE(most - least, 1);
+        for (size_t i = 0; i < writers.size(); ++i)
+          ASSERT_EQ(1, writers[i]) << m << "x" << n << ", " << parts << " parts, element " << i;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace int8q::test

@@ -54,7 +54,7 @@ bench: ## build and run the benchmarks; raw results go to build/release/bench/*.
 	tools/dev/bench.sh build/release
 
 bench-python: ## compare with bitsandbytes and torch in an environment of its own (downloads 3 GB the first time)
-	@$(deps) build bench demo
+	@$(deps) build bench
 	$(call configure,release)
 	$(call make_preset,release) --target int8q
 	tools/dev/bench_python.sh build/release

@@ -52,16 +52,12 @@ class Int8qLinear:
         y = torch.empty(m, self.n, dtype=x.dtype)
         if self.rows < m:
             need = C.c_uint64()
-            self.check(
-                self.lib.int8q_query_workspace(self.context, self.linear, _abi.INT8Q_FORWARD, m, 0, C.byref(need))
-            )
+            self.check(self.lib.int8q_query_workspace(self.context, self.linear, _abi.INT8Q_FORWARD, m, 0, C.byref(need)))
             self.workspace, self.rows = torch.empty(need.value + 64, dtype=torch.uint8), m
         base = (self.workspace.data_ptr() + 63) // 64 * 64
         room = self.workspace.data_ptr() + self.workspace.numel() - base
         self.check(
-            self.lib.int8q_forward(
-                self.context, self.linear, matrix(x, m, self.k), 0, matrix(y, m, self.n), base, room
-            )
+            self.lib.int8q_forward(self.context, self.linear, matrix(x, m, self.k), 0, matrix(y, m, self.n), base, room)
         )
         return y
 
@@ -123,23 +119,35 @@ def main():
 
     exact = torch.nn.functional.linear
     results = []
-    print(f"linear {k}x{n}, bf16, 7 outlier columns, threshold 6, eval, {args.threads} threads; int8q on {int8q.isa()},"
-          f" torch on {torch.backends.cpu.get_cpu_capability()}; median ms")
-    print(f"{'M':>5} {'int8q':>9} {'bitsandbytes':>13} {'torch bf16':>11} {'bnb/int8q':>10} {'bf16/int8q':>11} {'error':>8}")
+    print(
+        f"linear {k}x{n}, bf16, 7 outlier columns, threshold 6, eval, {args.threads} threads; int8q on {int8q.isa()},"
+        f" torch on {torch.backends.cpu.get_cpu_capability()}; median ms"
+    )
+    print(
+        f"{'M':>5} {'int8q':>9} {'bitsandbytes':>13} {'torch bf16':>11} {'bnb/int8q':>10} {'bf16/int8q':>11} {'error':>8}"
+    )
     for m in args.rows:
         x = activations(m, k, generator)
         reference = exact(x.float(), weight, bias)
         error = ((int8q(x).float() - reference).norm() / reference.norm()).item()
         ms = median_times(candidates, x, args.seconds)
         results.append({"M": m, "K": k, "N": n, "ms": ms, "relative_error": error})
-        print(f"{m:5d} {ms['int8q']:9.3f} {ms['bitsandbytes']:13.3f} {ms['torch bf16']:11.3f}"
-              f" {ms['bitsandbytes'] / ms['int8q']:10.2f} {ms['torch bf16'] / ms['int8q']:11.2f} {error:8.4f}")
+        print(
+            f"{m:5d} {ms['int8q']:9.3f} {ms['bitsandbytes']:13.3f} {ms['torch bf16']:11.3f}"
+            f" {ms['bitsandbytes'] / ms['int8q']:10.2f} {ms['torch bf16'] / ms['int8q']:11.2f} {error:8.4f}"
+        )
     if args.json:
         record = {
-            "command": " ".join(sys.argv), "machine": platform.processor() or platform.machine(), "isa": int8q.isa(),
-            "torch_capability": torch.backends.cpu.get_cpu_capability(), "threads": args.threads,
-            "versions": {"torch": torch.__version__, "bitsandbytes": bitsandbytes.__version__,
-                         "python": platform.python_version()},
+            "command": " ".join(sys.argv),
+            "machine": platform.processor() or platform.machine(),
+            "isa": int8q.isa(),
+            "torch_capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": args.threads,
+            "versions": {
+                "torch": torch.__version__,
+                "bitsandbytes": bitsandbytes.__version__,
+                "python": platform.python_version(),
+            },
             "results": results,
         }
         with open(args.json, "w", encoding="utf-8") as file:

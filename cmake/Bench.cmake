@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# bench/bench_NAME.cpp is a Google Benchmark executable; oneDNN is an opponent where it is found.
+# bench/bench_NAME.cpp is a Google Benchmark executable.
 file(GLOB bench_sources CONFIGURE_DEPENDS bench/bench_*.cpp)
 if(bench_sources)
   find_package(benchmark QUIET)
@@ -8,7 +8,6 @@ if(bench_sources)
     message(STATUS "int8q: Google Benchmark is not found; benchmarks are not built")
     return()
   endif()
-  find_package(dnnl QUIET)
   foreach(source IN LISTS bench_sources)
     cmake_path(GET source STEM name)
     add_executable(${name} ${source})
@@ -17,9 +16,5 @@ if(bench_sources)
       ${name}
       PRIVATE int8q_static int8q_cxx int8q_warnings int8q_numerics benchmark::benchmark benchmark::benchmark_main
     )
-    if(dnnl_FOUND)
-      target_link_libraries(${name} PRIVATE DNNL::dnnl)
-      target_compile_definitions(${name} PRIVATE INT8Q_HAVE_DNNL=1)
-    endif()
   endforeach()
 endif()

@@ -19,12 +19,5 @@ endif()
 target_compile_options(minilm PRIVATE $<$<CONFIG:Release>:-O3>)
 target_link_libraries(
   minilm
-  PRIVATE
-    int8q
-    int8q_cxx
-    int8q_warnings
-    Eigen3::Eigen
-    CLI11::CLI11
-    ${INT8Q_UTF8PROC_LIBRARY}
-    Threads::Threads
+  PRIVATE int8q int8q_cxx int8q_warnings Eigen3::Eigen CLI11::CLI11 ${INT8Q_UTF8PROC_LIBRARY} Threads::Threads
 )

@@ -4,8 +4,8 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
-#include "support/checkpoint_calls.h"
 #include "core/dtype.h"
+#include "support/checkpoint_calls.h"
 
 namespace int8q::test {
 namespace {

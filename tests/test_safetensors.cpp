@@ -9,8 +9,8 @@
 
 #include "checkpoint/files.h"
 #include "checkpoint/safetensors_format.h"
-#include "support/safetensors_files.h"
 #include "core/error.h"
+#include "support/safetensors_files.h"
 
 namespace int8q::test {
 namespace {

@@ -83,7 +83,9 @@ struct Library {
   std::string reason;  // why it did not open
 
   explicit Library(const char* wanted)
-      : path(choose(wanted)), handle(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)), reason(handle != nullptr ? "" : dlerror()) {}
+      : path(choose(wanted)),
+        handle(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)),
+        reason(handle != nullptr ? "" : dlerror()) {}
   static const char* choose(const char* wanted) {
     if (wanted == nullptr) wanted = std::getenv("INT8Q_LIBRARY");
     return wanted != nullptr && *wanted != '\0' ? wanted : "libint8q.so.1";
@@ -413,8 +415,8 @@ class Linear : public detail::Owner<int8q_linear, detail::destroy_linear> {
   // fp16 weights [N, kept_count]; each may be empty (int8q_export_linear).
   int32_t export_to(Context& context, const Matrix& codes, float* col_stats = nullptr, const Matrix& bias = {},
                     int64_t* kept_cols = nullptr, const Matrix& kept_weights = {}) const {
-    return detail::check(INT8Q_CALL(int8q_export_linear, context.get(), handle_, codes.get(), col_stats, bias.get(), kept_cols,
-                                    kept_weights.get()));
+    return detail::check(INT8Q_CALL(int8q_export_linear, context.get(), handle_, codes.get(), col_stats, bias.get(),
+                                    kept_cols, kept_weights.get()));
   }
 
   int8q_linear_info info() const {
@@ -607,7 +609,8 @@ int32_t quantize_checkpoint(Context& context, const char* in, const char* out, i
   return detail::check(status);
 }
 
-inline int32_t quantize_checkpoint(Context& context, const char* in, const char* out, int8q_checkpoint_options options = {}) {
+inline int32_t quantize_checkpoint(Context& context, const char* in, const char* out,
+                                   int8q_checkpoint_options options = {}) {
   return quantize_checkpoint(context, in, out, options, [](const int8q_progress&) { return true; });
 }
 

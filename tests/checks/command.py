@@ -121,8 +121,16 @@ def check_interruptions(folder):
     source, out = f"{folder}/large.safetensors", f"{folder}/large-out.safetensors"
     rows = 40_000
     with open(source, "wb") as file:  # 640 MB of zeros that take no space
-        header = json.dumps({f"l{i}.weight": {"dtype": "F32", "shape": [rows, 1000],
-                             "data_offsets": [i * rows * 4000, (i + 1) * rows * 4000]} for i in range(4)}).encode()
+        header = json.dumps(
+            {
+                f"l{i}.weight": {
+                    "dtype": "F32",
+                    "shape": [rows, 1000],
+                    "data_offsets": [i * rows * 4000, (i + 1) * rows * 4000],
+                }
+                for i in range(4)
+            }
+        ).encode()
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(8 + len(header) + 4 * rows * 4000)
     expect(3, "quantize", source, out, hint="check permissions and free space", preexec_fn=limit_file_size)

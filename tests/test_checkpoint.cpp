@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // int8q_quantize_checkpoint: bitsandbytes' own output byte for byte, which tensors are chosen, folders, progress.
+#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -290,6 +291,26 @@ TEST(Checkpoint, TakesOnlyFloatMatrices) {
   Quantize call{.in = folder / "x", .dry_run = true, .null_out = true};
   ASSERT_EQ(call.run(), INT8Q_OK) << int8q_last_error();
   EXPECT_EQ(call.chosen(), (std::vector<std::string>{"bf16.weight", "f16.weight", "f32.weight"}));
+}
+
+TEST(Checkpoint, SaysWhyATensorIsCopied) {
+  const std::string bytes(16, '\0');
+  TempFolder folder;
+  write_bytes(folder / "x", make_safetensors({{"a.weight", "F32", {2, 2}, bytes},
+                                              {"b.weight", "I32", {2, 2}, bytes},
+                                              {"c.weight", "F32", {4}, bytes},
+                                              {"d.bias", "F32", {2, 2}, bytes},
+                                              {"e.weight", "F32", {2, 2}, bytes},
+                                              {"a.embed.weight", "F32", {2, 2}, bytes}}));
+  Quantize call{.in = folder / "x", .dry_run = true, .null_out = true, .include = {R"(^[abcd]\.)"}, .use_include = true};
+  ASSERT_EQ(call.run(), INT8Q_OK) << int8q_last_error();
+  std::map<std::string, int32_t> actions;
+  for (const Event& e : call.events) actions[e.tensor] = e.action;
+  const std::map<std::string, int32_t> expected = {
+      {"a.weight", INT8Q_TENSOR_QUANTIZE},     {"b.weight", INT8Q_TENSOR_COPY_DTYPE},
+      {"c.weight", INT8Q_TENSOR_COPY_SHAPE},   {"d.bias", INT8Q_TENSOR_COPY_NAME},
+      {"e.weight", INT8Q_TENSOR_COPY_INCLUDE}, {"a.embed.weight", INT8Q_TENSOR_COPY_EXCLUDE}};
+  EXPECT_EQ(actions, expected);
 }
 
 TEST(Checkpoint, PatternsReplaceTheDefaults) {

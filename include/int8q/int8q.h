@@ -193,8 +193,17 @@ typedef struct int8q_tensor {
   uint64_t bytes;
 } int8q_tensor;
 
-enum { INT8Q_TENSOR_COPY = 0, INT8Q_TENSOR_QUANTIZE = 1 };                    /* int8q_progress.action */
 enum { INT8Q_PHASE_PLAN = 0, INT8Q_PHASE_WRITE = 1, INT8Q_PHASE_FINISH = 2 }; /* int8q_progress.phase */
+
+/* int8q_progress.action: the tensor becomes int8, or is copied, and why. */
+enum {
+  INT8Q_TENSOR_QUANTIZE = 0,
+  INT8Q_TENSOR_COPY_DTYPE = 1,   /* it is not F32, F16 or BF16 */
+  INT8Q_TENSOR_COPY_SHAPE = 2,   /* it is not 2-D */
+  INT8Q_TENSOR_COPY_NAME = 3,    /* its name is neither P.weight nor weight */
+  INT8Q_TENSOR_COPY_INCLUDE = 4, /* no pattern of include is found in its name */
+  INT8Q_TENSOR_COPY_EXCLUDE = 5  /* a pattern of exclude is found in its name */
+};
 
 /* What int8q_quantize_checkpoint is doing. PLAN comes once for each tensor before anything is written; WRITE repeatedly,
  * at least once a tensor; FINISH once, after all is in place. */
@@ -203,7 +212,7 @@ typedef struct int8q_progress {
   int32_t phase;
   const char* file;   /* output file's name, relative to the output */
   const char* tensor; /* NULL in FINISH */
-  int32_t action;
+  int32_t action;     /* INT8Q_TENSOR_*; 0 in FINISH */
   int32_t dtype;      /* of the input tensor */
   int64_t rows;       /* N of a tensor to quantize, else 0 */
   int64_t cols;       /* K of a tensor to quantize, else 0 */

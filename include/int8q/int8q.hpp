@@ -272,6 +272,12 @@ struct MatrixView {
   int64_t rows;
   int64_t cols;
   int64_t ld;
+
+  // What may be written may be read.
+  template <class U, class = std::enable_if_t<std::is_same_v<U, const T>>>
+  operator MatrixView<U>() const {
+    return {ptr, rows, cols, ld};
+  }
 };
 
 template <class T>

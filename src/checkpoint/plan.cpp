@@ -94,15 +94,19 @@ class Chooser {
 
   void choose(PlannedTensor& t) const {
     std::string_view prefix;
-    if (!is_float_matrix(t.in) || !module_prefix(t.in.name, &prefix)) return;
-    if (!include_.found_in(t.in.name) || exclude_.found_in(t.in.name)) return;
+    t.action = float_index(t.in.dtype) < 0          ? INT8Q_TENSOR_COPY_DTYPE
+               : t.in.shape.size() != 2             ? INT8Q_TENSOR_COPY_SHAPE
+               : !module_prefix(t.in.name, &prefix) ? INT8Q_TENSOR_COPY_NAME
+               : !include_.found_in(t.in.name)      ? INT8Q_TENSOR_COPY_INCLUDE
+               : exclude_.found_in(t.in.name)       ? INT8Q_TENSOR_COPY_EXCLUDE
+                                                    : INT8Q_TENSOR_QUANTIZE;
+    if (!t.quantize()) return;
     for (const char* added : {kStats, kFormat}) {
       if (tensors_.count(joined(prefix, added)) != 0) {
         fail(INT8Q_UNSUPPORTED, "tensor \"%s\" is there already: the checkpoint is quantized, or \"%s\" must be excluded",
              shown(joined(prefix, added)).c_str(), shown(t.in.name).c_str());
       }
     }
-    t.quantize = true;
     t.transposed = conv1d_ && conv1d_names_.found_in(t.in.name);
     t.n = t.in.shape[t.transposed ? 1 : 0];
     t.k = t.in.shape[t.transposed ? 0 : 1];
@@ -123,7 +127,7 @@ class Chooser {
 void add_outputs(PlannedShard& shard, PlannedTensor& t) {
   t.out = shard.out.size();
   std::string_view prefix;
-  if (!t.quantize) {
+  if (!t.quantize()) {
     shard.out.push_back({t.in.name, t.in.dtype, t.in.shape});
     return;
   }
@@ -136,7 +140,7 @@ void add_outputs(PlannedShard& shard, PlannedTensor& t) {
 }  // namespace
 
 uint64_t PlannedTensor::bytes_out() const {
-  if (!quantize) return in.bytes();
+  if (!quantize()) return in.bytes();
   return static_cast<uint64_t>(n) * static_cast<uint64_t>(k) + static_cast<uint64_t>(n) * sizeof(float) + 1;
 }
 
@@ -167,7 +171,7 @@ std::vector<std::string> skipped_modules(const Plan& plan) {
     for (const PlannedTensor& t : shard.tensors) {
       if (!is_float_matrix(t.in) || !module_prefix(t.in.name, &prefix) || prefix.empty()) continue;
       const std::string module(prefix.substr(0, prefix.size() - 1));
-      t.quantize ? quantized.push_back(module) : void(skipped.insert(module));
+      t.quantize() ? quantized.push_back(module) : void(skipped.insert(module));
     }
   }
   for (std::string_view heads = INT8Q_OUTPUT_HEADS; !heads.empty();) {

@@ -16,12 +16,13 @@ namespace int8q::checkpoint {
 
 struct PlannedTensor {
   TensorEntry in;
-  bool quantize = false;
-  bool transposed = false;  // stored [K,N], as GPT-2's Conv1D does; bitsandbytes holds the transpose
-  int64_t n = 0;            // of a tensor to quantize
+  int32_t action = INT8Q_TENSOR_QUANTIZE;  // or why it is copied
+  bool transposed = false;                 // stored [K,N], as GPT-2's Conv1D does; bitsandbytes holds the transpose
+  int64_t n = 0;                           // of a tensor to quantize
   int64_t k = 0;
   size_t out = 0;  // index in PlannedShard.out of the weight; SCB and weight_format follow it
 
+  bool quantize() const { return action == INT8Q_TENSOR_QUANTIZE; }
   uint64_t bytes_out() const;
 };
 

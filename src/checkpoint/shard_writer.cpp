@@ -36,7 +36,7 @@ int8q_progress describe(int32_t phase, const PlannedShard& shard, const PlannedT
   progress.phase = phase;
   progress.file = shard.name.c_str();
   progress.tensor = t.in.name.c_str();
-  progress.action = t.quantize ? INT8Q_TENSOR_QUANTIZE : INT8Q_TENSOR_COPY;
+  progress.action = t.action;
   progress.dtype = t.in.dtype;
   progress.rows = t.n;
   progress.cols = t.k;
@@ -114,7 +114,7 @@ void ShardWriter::write(const PlannedShard& plan, const std::string& path) {
   out.write(header.data(), header.size(), 0);
   const Shard shard{plan, in, out, header.size()};
   for (const PlannedTensor& tensor : plan.tensors) {
-    tensor.quantize ? quantize(shard, tensor) : copy(shard, tensor);
+    tensor.quantize() ? quantize(shard, tensor) : copy(shard, tensor);
   }
   out.finish();
 }

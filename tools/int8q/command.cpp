@@ -49,22 +49,17 @@ const char* hint_of(int32_t status) {
 
 }  // namespace
 
-void fail_with_status(int32_t status) { throw Failure(exit_of(status), int8q_last_error(), hint_of(status)); }
-
-void check(int32_t status) {
-  if (status != INT8Q_OK) fail_with_status(status);
+Failure failure_of(const int8q::StatusError& error) {
+  return {exit_of(error.status()), error.what(), hint_of(error.status())};
 }
 
-Context::Context(const char* isa, int32_t threads) {
-  int8q_context_options options{};
-  options.size = sizeof options;
-  options.isa = isa;
-  options.threads = threads;
-  const int32_t status = int8q_create_context(&options, &handle);
-  if (status == INT8Q_UNSUPPORTED || status == INT8Q_INVALID_ARGUMENT) {
-    throw Failure(kUsage, int8q_last_error(), "`int8q doctor` lists what this CPU runs and what the environment asks for");
+int8q::Context make_context(const char* isa, int threads) {
+  try {
+    return int8q::Context(threads, isa);
+  } catch (const int8q::StatusError& error) {
+    if (error.status() != INT8Q_UNSUPPORTED && error.status() != INT8Q_INVALID_ARGUMENT) throw failure_of(error);
+    throw Failure(kUsage, error.what(), "`int8q doctor` lists what this CPU runs and what the environment asks for");
   }
-  check(status);
 }
 
 void write_text(const std::string& text) { note(std::fwrite(text.data(), 1, text.size(), stdout) == text.size()); }

@@ -11,7 +11,7 @@
 #include <fmt/core.h>
 #include <CLI/CLI.hpp>
 
-#include "int8q/int8q.h"
+#include "int8q/int8q.hpp"
 
 namespace tool {
 
@@ -33,18 +33,11 @@ struct Failure : std::runtime_error {
   std::string hint;
 };
 
-// The library's last error as a Failure.
-[[noreturn]] void fail_with_status(int32_t status);
-void check(int32_t status);
+// What the library refused, with an exit status and a hint.
+Failure failure_of(const int8q::StatusError& error);
 
 // A context; an ISA that is unknown or that this CPU lacks is a usage error, from an option or the environment alike.
-struct Context {
-  int8q_context* handle = nullptr;
-  Context(const char* isa, int32_t threads);
-  ~Context() { int8q_destroy_context(handle); }
-  Context(const Context&) = delete;
-  Context& operator=(const Context&) = delete;
-};
+int8q::Context make_context(const char* isa, int threads);
 
 // Standard output. Unlike fmt::print it never throws, so it may be used inside the library's callbacks; the first error
 // is kept for finish_output.

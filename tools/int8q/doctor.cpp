@@ -38,7 +38,7 @@ void check_threads(Diagnosis& d) {
 
 void check_context(Diagnosis& d) {
   try {
-    d.json["context"] = describe(Context(nullptr, 0).handle);
+    d.json["context"] = Json::parse(make_context(nullptr, 0).describe());
   } catch (const Failure& failure) {
     const bool isa = !d.json["environment"]["INT8Q_CPU_ISA"].is_null() && d.json["cpu"]["chosen"]["name"].is_null();
     const bool threads = d.json["environment"]["INT8Q_NUM_THREADS"].is_string() && failure.exit == kUsage;
@@ -114,7 +114,7 @@ void add_doctor(CLI::App& app, int& exit) {
       "  int8q doctor\n"
       "  INT8Q_CPU_ISA=avx2 int8q doctor --json");
   command->callback([json, &exit] {
-    Diagnosis d{diagnose()};
+    Diagnosis d{Json::parse(int8q::diagnose())};
     check_abi(d);
     check_threads(d);
     check_context(d);

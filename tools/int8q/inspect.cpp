@@ -12,8 +12,6 @@
 
 #include "command.h"
 #include "dtype.h"
-#include "int8q/int8q.h"
-#include "safetensors_file.h"
 
 namespace tool {
 namespace {
@@ -93,7 +91,7 @@ Json int8_stats(const int8q_tensor& codes, const int8q_tensor& scb) {
   return json;
 }
 
-Json describe(const SafetensorsFile& file, const int8q_tensor& t, bool stats) {
+Json describe(const int8q::Safetensors& file, const int8q_tensor& t, bool stats) {
   Json shape = Json::array();
   for (int64_t i = 0; i < t.rank; ++i) shape.push_back(t.shape[i]);
   Json json = {{"name", t.name}, {"dtype", dtype_name(t.dtype)}, {"shape", shape}, {"bytes", t.bytes}};
@@ -102,8 +100,9 @@ Json describe(const SafetensorsFile& file, const int8q_tensor& t, bool stats) {
   const std::string name = t.name;
   const size_t dot = name.rfind('.');
   if (t.dtype == INT8Q_S8 && dot != std::string::npos) {
-    const auto scb = file.find(name.substr(0, dot) + ".SCB");
-    if (scb && scb->dtype == INT8Q_F32 && scb->rank == 1) json["stats"] = int8_stats(t, *scb);
+    int8q_tensor scb;
+    const bool found = file.find((name.substr(0, dot) + ".SCB").c_str(), &scb);
+    if (found && scb.dtype == INT8Q_F32 && scb.rank == 1) json["stats"] = int8_stats(t, scb);
   }
   return json;
 }
@@ -148,10 +147,10 @@ void inspect(const Options& options) {
   Json files = Json::array();
   std::map<std::string, std::pair<int64_t, uint64_t>> totals;
   for (const std::string& path : files_of(options.path)) {
-    const SafetensorsFile file(path);
+    const int8q::Safetensors file(path.c_str());
     Json tensors = Json::array();
-    for (int64_t i = 0; i < file.count(); ++i) {
-      const int8q_tensor t = file.tensor(i);
+    for (int64_t i = 0; i < file.size(); ++i) {
+      const int8q_tensor t = file[i];
       tensors.push_back(describe(file, t, options.stats));
       auto& total = totals[dtype_name(t.dtype)];
       total.first += 1;

@@ -4,8 +4,6 @@
 #include <cmath>
 #include <limits>
 
-#include "command.h"
-
 namespace tool {
 
 void KernelChecks::run() {
@@ -74,11 +72,10 @@ void KernelChecks::quantize_rows(int d) {
   constexpr int64_t kRows = 9;
   for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT, INT8Q_OUTLIERS_OFF}) {
     Tensor x = activations(d, kRows, kK), q(INT8Q_S8, kRows, kK);
-    const int8q_matrix in = x.view(), out = q.view();
     std::vector<float> stats(kRows);
     std::vector<int64_t> cols(static_cast<size_t>(kK));
     int64_t found = 0;
-    check(int8q_quantize_rows(context_, &in, mode, kThreshold, &out, stats.data(), nullptr, cols.data(), &found));
+    int8q::quantize_rows(context_, x.view(), {mode, kThreshold}, q.view(), stats.data(), nullptr, cols.data(), &found);
     const Quantized expected = quantize(x, mode, kThreshold);
     cols.resize(static_cast<size_t>(found));
     int64_t wrong = cols != expected.cols ? 1 : 0;
@@ -95,8 +92,7 @@ void KernelChecks::dequantize_rows(int d) {
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < kK; ++j) q.set_integer(i, j, static_cast<int32_t>((i * kK + j) % 256) - 128);
   }
-  const int8q_matrix in = q.view(), out = y.view();
-  check(int8q_dequantize_rows(context_, &in, stats.data(), &out));
+  int8q::dequantize_rows(context_, q.view(), stats.data(), y.view());
   int64_t wrong = 0;
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < kK; ++j) {
@@ -120,8 +116,7 @@ void KernelChecks::multiply(int64_t m, int64_t k) {
     };
     fill(a);
     fill(b);
-    const int8q_matrix left = a.view(), right = b.view(), out = c.view();
-    check(int8q_multiply(context_, &left, &right, &out));
+    int8q::multiply(context_, a.view(), b.view(), c.view());
     int64_t wrong = 0;
     for (int64_t i = 0; i < m; ++i) {
       for (int64_t j = 0; j < kN; ++j) {
@@ -149,9 +144,9 @@ void KernelChecks::dequantize_accumulators(int d) {
   for (int64_t i = 0; i < kRows; ++i) {
     for (int64_t j = 0; j < kN; ++j) acc.set_integer(i, j, any(random_) >> (j % 4 * 8));
   }
-  const int8q_matrix in = acc.view(), out = y.view(), b = bias.view();
   for (const bool with_bias : {false, true}) {
-    check(int8q_dequantize_accumulators(context_, &in, row_stats.data(), col_stats.data(), with_bias ? &b : nullptr, &out));
+    int8q::dequantize_accumulators(context_, acc.view(), row_stats.data(), col_stats.data(),
+                                   with_bias ? int8q::Matrix(bias.view()) : int8q::Matrix(), y.view());
     int64_t wrong = 0;
     for (int64_t i = 0; i < kRows; ++i) {
       for (int64_t j = 0; j < kN; ++j) {
@@ -173,12 +168,11 @@ void KernelChecks::scaled_multiply(int d, int64_t m, int32_t mode) {
   b.bytes.assign(qw.codes.begin(), qw.codes.end());
   const std::vector<int64_t> none;
   const std::vector<float> expected = LinearOracle{x, qx, w, qw, &bias, none, mode, kThreshold}.values();
-  const int8q_matrix floats = x.view(), left = a.view(), right = b.view(), c = bias.view();
   for (int e = 0; e < 3; ++e) {
     Tensor y(kFloats[static_cast<size_t>(e)], m, kN);
-    const int8q_matrix out = y.view();
-    check(int8q_mixed_scaled_multiply(context_, &floats, &left, qx.stats.data(), &right, qw.stats.data(), mode, kThreshold,
-                                      qx.cols.data(), static_cast<int64_t>(qx.cols.size()), &c, &out));
+    int8q::mixed_scaled_multiply(context_, x.view(), a.view(), qx.stats.data(), b.view(), qw.stats.data(),
+                                 {mode, kThreshold}, qx.cols.data(), static_cast<int64_t>(qx.cols.size()), bias.view(),
+                                 y.view());
     int64_t wrong = 0;
     for (int64_t i = 0; i < m * kN; ++i) wrong += !same(y, i / kN, i % kN, expected[static_cast<size_t>(i)]);
     if (m <= 8) {

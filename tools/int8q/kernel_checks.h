@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "int8q/int8q.h"
+#include "int8q/int8q.hpp"
 #include "oracle.h"
 
 namespace tool {
@@ -22,7 +22,7 @@ class KernelChecks {
     int64_t checked = 0, wrong = 0;
   };
 
-  explicit KernelChecks(int8q_context* context) : context_(context) {}
+  explicit KernelChecks(int8q::Context& context) : context_(context) {}
 
   void run();
 
@@ -43,7 +43,6 @@ class KernelChecks {
     bool blob = false;       // packed into memory of the caller's, and opened there
     bool quantized = false;  // weights given as codes and SCB
   };
-  struct Layer;
   // Weights of a layer, what they must become, and its options.
   struct Weights {
     Weights(KernelChecks& checks, const LinearCase& c);
@@ -60,12 +59,13 @@ class KernelChecks {
   void scaled_multiply(int d, int64_t m, int32_t mode);
   // layer_checks.cpp: the linear layer
   void linear(const LinearCase& c);
-  void exported(const LinearCase& c, const Weights& weights, const Layer& layer);
+  // `blob` is the layer's memory where the case asks for that.
+  int8q::Linear layer(const LinearCase& c, Weights& weights, int8q::Workspace& blob);
+  void exported(const LinearCase& c, const Weights& weights, const int8q::Linear& layer);
   void backward(int d);
 
   Tensor activations(int d, int64_t m, int64_t k);
   Tensor random(int32_t dtype, int64_t rows, int64_t cols, float scale);
-  void* workspace(const Layer& layer, int32_t operation, int64_t rows, uint64_t& bytes);
   void count(std::initializer_list<std::string> operations, int64_t checked, int64_t wrong);
   static std::string op(const char* name, int d) { return name + std::string(kSuffix[d]); }
 
@@ -75,10 +75,10 @@ class KernelChecks {
   static constexpr int64_t kK = 131, kN = 67;  // tails in every unit: 4, 8, 16, 32, 64
   static constexpr int64_t kLongK = 523;       // more than one block of K, and than one chunk of outlier columns
 
-  int8q_context* context_;
+  int8q::Context& context_;
+  int8q::Workspace workspace_;
   std::mt19937 random_{20080};
   std::normal_distribution<float> normal_;
-  std::vector<uint8_t> memory_;
   std::map<std::string, Count> counts_;
   Count total_;
 };

@@ -5,7 +5,6 @@
 #include <fmt/core.h>
 
 #include "command.h"
-#include "int8q/int8q.h"
 
 namespace {
 
@@ -62,6 +61,10 @@ int main(int argc, char** argv) {
     tool::finish_output();
     return exit;
   } catch (const tool::Failure& failure) {
+    report(failure);
+    return failure.exit;
+  } catch (const int8q::StatusError& error) {
+    const tool::Failure failure = tool::failure_of(error);
     report(failure);
     return failure.exit;
   } catch (const std::bad_alloc&) {

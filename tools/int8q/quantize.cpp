@@ -7,7 +7,6 @@
 #include <memory>
 
 #include "command.h"
-#include "int8q/int8q.h"
 #include "quantize_report.h"
 
 namespace tool {
@@ -44,8 +43,8 @@ class SignalHandlers {
   struct sigaction before_[kCount];
 };
 
-int32_t run(const QuantizeOptions& options, QuantizeReport& report) {
-  const Context context(nullptr, options.threads);
+void run(const QuantizeOptions& options, QuantizeReport& report) {
+  int8q::Context context = make_context(nullptr, options.threads);
   const auto pointers = [](const std::vector<std::string>& texts) {
     std::vector<const char*> list;
     for (const std::string& text : texts) list.push_back(text.c_str());
@@ -53,7 +52,6 @@ int32_t run(const QuantizeOptions& options, QuantizeReport& report) {
   };
   const std::vector<const char*> include = pointers(options.include), exclude = pointers(options.exclude);
   int8q_checkpoint_options c{};
-  c.size = sizeof c;
   c.dry_run = options.dry_run ? 1 : 0;
   c.overwrite = options.overwrite ? 1 : 0;
   c.threshold = options.threshold;
@@ -61,14 +59,11 @@ int32_t run(const QuantizeOptions& options, QuantizeReport& report) {
   c.include_count = static_cast<int64_t>(include.size());
   c.exclude = exclude.empty() ? nullptr : exclude.data();
   c.exclude_count = static_cast<int64_t>(exclude.size());
-  const int32_t status = int8q_quantize_checkpoint(
-      context.handle, options.in.c_str(), options.out.empty() ? nullptr : options.out.c_str(), &c,
-      [](void* to, const int8q_progress* p) -> int32_t {
-        static_cast<QuantizeReport*>(to)->on_progress(*p);
-        return interrupted ? 1 : 0;
-      },
-      &report);
-  return status;
+  int8q::quantize_checkpoint(context, options.in.c_str(), options.out.empty() ? nullptr : options.out.c_str(), c,
+                             [&report](const int8q_progress& p) {
+                               report.on_progress(p);
+                               return !interrupted;
+                             });
 }
 
 void quantize(const QuantizeOptions& options) {
@@ -77,7 +72,7 @@ void quantize(const QuantizeOptions& options) {
   }
   const SignalHandlers handlers;
   QuantizeReport report(options);
-  check(run(options, report));
+  run(options, report);
   report.finish();
   finish_output();
 }

@@ -2,7 +2,7 @@
 #include "quantize_report.h"
 
 #include <algorithm>
-#include <filesystem>
+#include <regex>
 
 #include <nlohmann/json.hpp>
 
@@ -12,54 +12,27 @@
 namespace tool {
 namespace {
 
-bool ends_with(const std::string& text, const std::string& end) {
-  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
-}
-
 std::string ratio(uint64_t in, uint64_t out) {
   return in == 0 ? "-" : fmt::format("{:.3f}", static_cast<double>(out) / static_cast<double>(in));
+}
+
+const char* reason_of(int32_t action, bool own_exclude) {
+  switch (action) {
+    case INT8Q_TENSOR_COPY_DTYPE: return "is not fp32, fp16 or bf16";
+    case INT8Q_TENSOR_COPY_SHAPE: return "is not 2-D";
+    case INT8Q_TENSOR_COPY_NAME: return "is not named .weight";
+    case INT8Q_TENSOR_COPY_INCLUDE: return "no --include matches";
+    case INT8Q_TENSOR_COPY_EXCLUDE: return own_exclude ? "--exclude matches" : "embedding, norm or head";
+    default: return "";
+  }
 }
 
 std::string human(uint64_t bytes) { return human_bytes(static_cast<double>(bytes)); }
 
 }  // namespace
 
-CopyReasons::CopyReasons(const QuantizeOptions& options) : in_(options.in), own_exclude_(!options.exclude.empty()) {
-  std::error_code error;
-  is_folder_ = std::filesystem::is_directory(in_, error);
-  const std::vector<std::string> standard = {R"(\.weight$)"};
-  for (const std::string& pattern : options.include.empty() ? standard : options.include) {
-    try {
-      include_.emplace_back(pattern);
-    } catch (const std::regex_error&) {
-      include_.clear();  // the library refuses it by name before it asks for any reason
-      return;
-    }
-  }
-}
-
-bool CopyReasons::is_matrix(const std::string& file, const char* tensor) {
-  const std::string path = is_folder_ ? in_ + "/" + file : in_;
-  if (open_path_ != path) {
-    open_ = std::make_unique<SafetensorsFile>(path);
-    open_path_ = path;
-  }
-  const auto found = open_->find(tensor);
-  return found && found->rank == 2;
-}
-
-std::string CopyReasons::of(const int8q_progress& p) {
-  const std::string name = p.tensor;
-  if (p.dtype != INT8Q_F32 && p.dtype != INT8Q_F16 && p.dtype != INT8Q_BF16) return "is not fp32, fp16 or bf16";
-  if (!is_matrix(p.file, p.tensor)) return "is not 2-D";
-  if (name != "weight" && !ends_with(name, ".weight")) return "is not named .weight";
-  const auto finds = [&name](const std::regex& r) { return std::regex_search(name, r); };
-  if (std::none_of(include_.begin(), include_.end(), finds)) return "no --include matches";
-  return own_exclude_ ? "--exclude matches" : "embedding, norm or head";
-}
-
 QuantizeReport::QuantizeReport(const QuantizeOptions& options)
-    : options_(options), text_(!options.quiet && !options.json), bar_(text_), reasons_(options) {}
+    : options_(options), text_(!options.quiet && !options.json), bar_(text_) {}
 
 void QuantizeReport::on_progress(const int8q_progress& p) {
   if (p.phase == INT8Q_PHASE_PLAN) return plan(p);
@@ -78,8 +51,9 @@ void QuantizeReport::plan(const int8q_progress& p) {
   const bool copied = p.action != INT8Q_TENSOR_QUANTIZE;
   static const std::regex digits("[0-9]+");
   const std::string name = shown(p.tensor);
-  const Group key{copied, copied ? reasons_.of(p) : "", options_.verbose ? name : std::regex_replace(name, digits, "*"),
-                  dtype_name(p.dtype), copied ? "" : fmt::format("{}x{}", p.rows, p.cols)};
+  const Group key{copied, reason_of(p.action, !options_.exclude.empty()),
+                  options_.verbose ? name : std::regex_replace(name, digits, "*"), dtype_name(p.dtype),
+                  copied ? "" : fmt::format("{}x{}", p.rows, p.cols)};
   for (Total* total : {copied ? &copied_ : &quantized_, &groups_[key]}) {
     total->tensors += 1;
     total->in += p.bytes_in;

@@ -6,14 +6,11 @@
 #include <chrono>
 #include <compare>
 #include <map>
-#include <memory>
-#include <regex>
 #include <string>
 #include <vector>
 
 #include "int8q/int8q.h"
 #include "progress.h"
-#include "safetensors_file.h"
 
 namespace tool {
 
@@ -23,24 +20,6 @@ struct QuantizeOptions {
   float threshold = 6.0f;
   int threads = 0;
   bool overwrite = false, dry_run = false, quiet = false, json = false, verbose = false;
-};
-
-// Why the library copies a tensor. Its calls do not say, so the documented rules are applied once more: a tensor is
-// quantized if it is a float matrix P.weight that --include finds and --exclude does not.
-class CopyReasons {
- public:
-  explicit CopyReasons(const QuantizeOptions& options);
-  std::string of(const int8q_progress& p);
-
- private:
-  bool is_matrix(const std::string& file, const char* tensor);
-
-  std::string in_;
-  bool is_folder_;
-  bool own_exclude_;
-  std::vector<std::regex> include_;
-  std::string open_path_;
-  std::unique_ptr<SafetensorsFile> open_;  // of one shard at a time: calls come shard by shard
 };
 
 class QuantizeReport {
@@ -73,7 +52,6 @@ class QuantizeReport {
   const QuantizeOptions& options_;
   const bool text_;
   ProgressBar bar_;
-  CopyReasons reasons_;
   bool shown_ = false;
   Total quantized_, copied_;
   std::map<Group, Total> groups_;

@@ -20,7 +20,7 @@ std::vector<std::string> isas_to_run(const std::string& chosen) {
   if (!chosen.empty()) return {chosen};
   if (forced != nullptr && *forced != '\0') return {""};  // the library reads it, and names it in its errors
   std::vector<std::string> names;
-  const Json diagnosis = diagnose();
+  const Json diagnosis = Json::parse(int8q::diagnose());
   for (const Json& isa : diagnosis["cpu"]["isas"]) {
     if (isa["runnable"].get<bool>()) names.push_back(isa["name"].get<std::string>());
   }
@@ -42,30 +42,14 @@ void show(const Json& result) {
 
 }  // namespace
 
-std::string call_for_text(const std::function<int32_t(char*, uint64_t, uint64_t*)>& call) {
-  uint64_t length = 0;
-  call(nullptr, 0, &length);
-  std::string text(length + 1, '\0');
-  check(call(text.data(), text.size(), &length));
-  text.resize(length);
-  return text;
-}
-
-Json diagnose() { return Json::parse(call_for_text(int8q_diagnose_json)); }
-
-Json describe(int8q_context* context) {
-  return Json::parse(
-      call_for_text([context](char* b, uint64_t c, uint64_t* l) { return int8q_describe_context(context, b, c, l); }));
-}
-
 Json run_selftest(const char* isa) {
-  const Context context(isa, 0);
-  KernelChecks checks(context.handle);
+  int8q::Context context = make_context(isa, 0);
+  KernelChecks checks(context);
   checks.run();
   Json kernels = Json::array();
   // A kernel that no check reaches is as bad as a wrong one.
   int64_t unreached = 0;
-  const Json description = describe(context.handle);
+  const Json description = Json::parse(context.describe());
   for (const auto& [operation, name] : description["kernels"].items()) {
     const KernelChecks::Count count = checks.of(operation);
     kernels.push_back({{"operation", operation}, {"kernel", name}, {"checked", count.checked}, {"wrong", count.wrong}});

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // int8q_quantize_checkpoint: bitsandbytes' own output byte for byte, which tensors are chosen, folders, progress.
+#include <sys/stat.h>
+
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -227,6 +229,9 @@ TEST(Checkpoint, DefaultsFollowTransformers) {
                                               "transformer.h.0.self_attention.query_key_value.weight",
                                               "transformer.h.0.mlp.dense_h_to_4h.weight",
                                               "transformer.h.0.attn.c_proj.weight",
+                                              "model.layers.0.mlp.shared_expert_gate.weight",
+                                              "rwkv.blocks.0.attention.key.weight",
+                                              "vision.head.mlp.fc1.weight",
                                               "transformer.h.0.attn.q_proj.weight"};
   const std::vector<std::string> kept = {"bert.embeddings.word_embeddings.weight",
                                          "bert.embeddings.position_embeddings.weight",
@@ -269,6 +274,12 @@ TEST(Checkpoint, DefaultsFollowTransformers) {
                                          "proj_out.weight",
                                          "transformer.output_layer.weight",
                                          "decoder.mask_emb.weight",
+                                         "model.layers.0.mlp.experts.3.up_proj.weight",
+                                         "model.layers.0.mlp.gate.weight",
+                                         "model.layers.0.block_sparse_moe.gate.weight",
+                                         "encoder.block.1.layer.1.mlp.router.classifier.weight",
+                                         "head.weight",
+                                         "output_projection.weight",
                                          "model.layers.0.q_proj.bias",
                                          "model.layers.0.A_log",
                                          "weight"};
@@ -276,6 +287,11 @@ TEST(Checkpoint, DefaultsFollowTransformers) {
   all.insert(all.end(), kept.begin(), kept.end());
   std::sort(expected.begin(), expected.end());
   EXPECT_EQ(chosen_of(all), expected);
+}
+
+TEST(Checkpoint, LeavesWhatMultiheadAttentionReads) {
+  EXPECT_EQ(chosen_of({"a.out_proj.weight", "a.in_proj_weight", "b.out_proj.weight"}),
+            (std::vector<std::string>{"b.out_proj.weight"}));
 }
 
 TEST(Checkpoint, TakesOnlyFloatMatrices) {
@@ -385,6 +401,55 @@ TEST(Checkpoint, AHeadThatIsQuantizedIsNotSkipped) {
   const std::vector<std::string> skipped = config["quantization_config"]["llm_int8_skip_modules"];
   EXPECT_EQ(std::count(skipped.begin(), skipped.end(), "lm_head"), 0);
   EXPECT_EQ(std::count(skipped.begin(), skipped.end(), "score"), 1);
+}
+
+std::vector<std::string> skipped_of(const std::string& folder) {
+  return nlohmann::json::parse(read_bytes(folder + "/config.json"))["quantization_config"]["llm_int8_skip_modules"];
+}
+
+// ModernBERT's head is called decoder and is tied, so the file lacks it; in OPT a decoder is the model.
+TEST(Checkpoint, ATiedHeadIsNamedUnlessItsNameIsTheBodys) {
+  TempFolder folder;
+  for (const char* name : {"model.layers.0.mlp.Wi.weight", "model.decoder.layers.0.fc1.weight"}) {
+    write_bytes(folder / "in/model.safetensors", make_safetensors({f32_tensor(name, {1, 1}, {1})}));
+    write_bytes(folder / "in/config.json", "{}");
+    Quantize call{.in = folder / "in", .out = folder / "out", .overwrite = true};
+    ASSERT_EQ(call.run(), INT8Q_OK) << int8q_last_error();
+    const std::vector<std::string> skipped = skipped_of(folder / "out");
+    const bool body = std::string(name).find("decoder") != std::string::npos;
+    EXPECT_EQ(std::count(skipped.begin(), skipped.end(), "decoder"), body ? 0 : 1);
+    EXPECT_EQ(std::count(skipped.begin(), skipped.end(), "output_projection"), 1);
+  }
+}
+
+TEST(Checkpoint, RefusesArchitecturesThatDoNotLoad) {
+  TempFolder folder;
+  write_bytes(folder / "in/model.safetensors", make_safetensors({f32_tensor("a.weight", {1, 1}, {1})}));
+  write_bytes(folder / "in/config.json", R"({"model_type": "falcon"})");
+  Quantize call{.in = folder / "in", .out = folder / "out"};
+  EXPECT_EQ(call.run(), INT8Q_UNSUPPORTED);
+  EXPECT_TRUE(message_has("falcon") && message_has("include")) << int8q_last_error();
+  call.include = {"weight"};
+  call.use_include = true;
+  EXPECT_EQ(call.run(), INT8Q_OK) << int8q_last_error();
+  EXPECT_EQ(call.chosen().size(), 1u);
+}
+
+TEST(Checkpoint, LeavesOtherModelsBehindAndKeepsThePermissions) {
+  TempFolder folder;
+  write_bytes(folder / "in/model.safetensors", make_safetensors({f32_tensor("a.weight", {1, 1}, {1})}));
+  for (const char* name : {"tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.onnx", "model.gguf",
+                           "consolidated.safetensors", "consolidated.00.pth", "original/params.json", "onnx/model.onnx"}) {
+    write_bytes(folder / (std::string("in/") + name), "another model");
+  }
+  write_bytes(folder / "in/2_Dense/model.safetensors", "a part of this one");
+  ASSERT_EQ(::chmod((folder / "in/model.safetensors").c_str(), 0600), 0);
+  Quantize call{.in = folder / "in", .out = folder / "out"};
+  ASSERT_EQ(call.run(), INT8Q_OK) << int8q_last_error();
+  EXPECT_EQ(tree(folder / "out"), (std::vector<std::string>{"2_Dense", "2_Dense/model.safetensors", "model.safetensors"}));
+  struct stat status;
+  ASSERT_EQ(::stat((folder / "out/model.safetensors").c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600u) << "private weights became readable";
 }
 
 TEST(Checkpoint, KeepsMetadata) {

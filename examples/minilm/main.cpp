@@ -90,12 +90,11 @@ std::pair<double, double> compare(Bert& fp32, Bert& int8, const std::vector<std:
   return {times[0][times[0].size() / 2], times[1][times[1].size() / 2]};
 }
 
-void search(const std::string& query, const Eigen::RowVectorXf& embedding, const RowMatrix& all,
-            const std::vector<std::string>& sentences, const char* engine) {
+void search(const Eigen::RowVectorXf& embedding, const RowMatrix& all, const std::vector<std::string>& sentences,
+            const char* engine) {
   Eigen::Index best;
   const float score = (all * embedding.transpose()).maxCoeff(&best);
   fmt::print("  {:<5} {:.4f}  {}\n", engine, score, sentences[static_cast<size_t>(best)]);
-  static_cast<void>(query);
 }
 
 struct Options {
@@ -127,8 +126,8 @@ int run(const Options& o) {
   for (const std::string& query : o.queries) {
     fmt::print("{}\n", query);
     const std::vector<Sentence> q = {tokenizer.encode(query, kMaxTokens)};
-    search(query, fp32.embed(q).row(0), a, sentences, "fp32");
-    search(query, int8.embed(q).row(0), b, sentences, "int8");
+    search(fp32.embed(q).row(0), a, sentences, "fp32");
+    search(int8.embed(q).row(0), b, sentences, "int8");
   }
 
   const auto [batch32, batch8] = compare(fp32, int8, groups, o.rounds);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "wordpiece.h"
 
+#include <algorithm>
 #include <fstream>
 #include <stdexcept>
 
@@ -26,13 +27,15 @@ bool is_cjk(utf8proc_int32_t c) {
 }
 
 bool is_space(utf8proc_int32_t c) {
-  return c == '\t' || c == '\n' || c == '\r' || utf8proc_category(c) == UTF8PROC_CATEGORY_ZS;
+  const utf8proc_category_t category = utf8proc_category(c);
+  return c == '\t' || c == '\n' || c == '\r' || category == UTF8PROC_CATEGORY_ZS || category == UTF8PROC_CATEGORY_ZL ||
+         category == UTF8PROC_CATEGORY_ZP;
 }
 
 bool is_control(utf8proc_int32_t c) {
   const utf8proc_category_t category = utf8proc_category(c);
   return c == 0 || c == 0xFFFD || category == UTF8PROC_CATEGORY_CC || category == UTF8PROC_CATEGORY_CF ||
-         category == UTF8PROC_CATEGORY_CO || category == UTF8PROC_CATEGORY_CN;
+         category == UTF8PROC_CATEGORY_CO;
 }
 
 }  // namespace
@@ -51,13 +54,14 @@ WordPiece::WordPiece(const std::string& vocab_path) {
 void WordPiece::append_word(const std::string& word, std::vector<int32_t>& ids) const {
   if (word.empty()) return;
   const size_t before = ids.size();
+  const auto characters = std::count_if(word.begin(), word.end(), [](char c) { return (c & 0xc0) != 0x80; });
   for (size_t start = 0; start < word.size();) {
     size_t end = word.size();
     auto piece = vocab_.end();
     for (; end > start && piece == vocab_.end(); --end) {
       piece = vocab_.find((start > 0 ? "##" : "") + word.substr(start, end - start));
     }
-    if (piece == vocab_.end() || word.size() > 400) {  // 100 characters of up to 4 bytes
+    if (piece == vocab_.end() || characters > 100) {
       ids.resize(before);
       ids.push_back(unknown_);
       return;

@@ -202,7 +202,7 @@ enum {
   INT8Q_TENSOR_COPY_SHAPE = 2,   /* it is not 2-D */
   INT8Q_TENSOR_COPY_NAME = 3,    /* its name is neither P.weight nor weight */
   INT8Q_TENSOR_COPY_INCLUDE = 4, /* no pattern of include is found in its name */
-  INT8Q_TENSOR_COPY_EXCLUDE = 5  /* a pattern of exclude is found in its name */
+  INT8Q_TENSOR_COPY_EXCLUDE = 5  /* a pattern of exclude is found in its name, or nn.MultiheadAttention reads it */
 };
 
 /* What int8q_quantize_checkpoint is doing. PLAN comes once for each tensor before anything is written; WRITE repeatedly,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "checkpoint/files.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -9,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 
 #include "core/error.h"
 
@@ -35,8 +37,11 @@ void check_file_size_limit(const std::string& path, uint64_t bytes) {
 std::string shown(std::string_view text) {
   constexpr size_t kLongest = 200;
   std::string copy(text.substr(0, kLongest));
-  for (char& c : copy) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
+  for (size_t i = 0; i < copy.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(copy[i]);
+    // C1 controls are two bytes in UTF-8: 0xc2, then 0x80 to 0x9f.
+    const bool c1 = byte >= 0x80 && byte < 0xa0 && i > 0 && static_cast<unsigned char>(text[i - 1]) == 0xc2;
+    if (byte < 0x20 || byte == 0x7f || c1) copy[i] = '?';
   }
   return text.size() > kLongest ? copy + "..." : copy;
 }
@@ -73,6 +78,21 @@ void sync_folder(const std::string& path) {
     errno = error;
     fail_errno(path, "syncing the folder failed");
   }
+}
+
+std::vector<std::string> names_in(const std::string& path) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> folder(::opendir(path.c_str()), ::closedir);
+  if (folder == nullptr) fail_errno(path, "opening the folder failed");
+  std::vector<std::string> names;
+  errno = 0;
+  while (const dirent* entry = ::readdir(folder.get())) {
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.push_back(name);
+    errno = 0;
+  }
+  if (errno != 0) fail_errno(path, "listing the folder failed");
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 InputFile::InputFile(const std::string& path)

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace int8q::checkpoint {
 
@@ -23,6 +24,9 @@ void write_exactly(int fd, const std::string& path, const void* bytes, uint64_t 
 
 // Syncs a folder's entries, so that a rename in it survives a power cut.
 void sync_folder(const std::string& path);
+
+// The names in a folder, sorted; readdir instead of std::filesystem, whose iterators end the process where memory ends.
+std::vector<std::string> names_in(const std::string& path);
 
 // A regular file open for reading; symbolic links are followed.
 class InputFile {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "checkpoint/folder.h"
 
-#include <dirent.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -50,33 +49,19 @@ bool exists(const std::string& path) {
   return false;
 }
 
-bool is_skipped_folder(const std::string& name) {
-  return std::any_of(std::begin(kSkippedFolders), std::end(kSkippedFolders), [&](const char* s) { return name == s; });
+bool is_skipped_folder(const std::string& name, int depth) {
+  const auto is = [&](const char* skipped) { return name == skipped; };
+  return std::any_of(std::begin(kSkippedFolders), std::end(kSkippedFolders), is) ||
+         (depth == 0 && std::any_of(std::begin(kOtherModels), std::end(kOtherModels), is));
 }
 
-bool is_pickle(const std::string& name) {
-  return std::any_of(std::begin(kPickleSuffixes), std::end(kPickleSuffixes),
-                     [&](const char* suffix) { return name.ends_with(suffix); });
-}
-
-// The names in a folder, sorted; readdir instead of std::filesystem, whose iterators end the process where memory ends.
-std::vector<std::string> names_in(const std::string& path) {
-  const std::unique_ptr<DIR, int (*)(DIR*)> folder(::opendir(path.c_str()), ::closedir);
-  if (folder == nullptr) fail_errno(path, "opening the folder failed");
-  std::vector<std::string> names;
-  errno = 0;
-  while (const dirent* entry = ::readdir(folder.get())) {
-    const std::string name = entry->d_name;
-    if (name != "." && name != "..") names.push_back(name);
-    errno = 0;
-  }
-  if (errno != 0) fail_errno(path, "listing the folder failed");
-  std::sort(names.begin(), names.end());
-  return names;
+bool holds_other_weights(const std::string& name) {
+  return name.starts_with("consolidated.") || std::any_of(std::begin(kOtherWeights), std::end(kOtherWeights),
+                                                          [&](const char* suffix) { return name.ends_with(suffix); });
 }
 
 bool is_replaced(const Folder& folder, const std::string& name) {
-  return name == kConfigName || (name == kIndexName && !folder.index.empty()) || is_pickle(name) ||
+  return name == kConfigName || (name == kIndexName && !folder.index.empty()) || holds_other_weights(name) ||
          std::any_of(folder.shards.begin(), folder.shards.end(), [&](const ShardSource& s) { return s.name == name; });
 }
 
@@ -95,7 +80,7 @@ void list_others(Folder& folder, const std::string& prefix, int depth) {
     } else if (!S_ISDIR(status.st_mode) || S_ISLNK(link.st_mode)) {
       fail(INT8Q_UNSUPPORTED, "%s: is a %s; expected files and folders: remove it, or put in what it leads to",
            shown(path).c_str(), S_ISLNK(link.st_mode) ? "symbolic link to a folder" : "special file");
-    } else if (!is_skipped_folder(name)) {
+    } else if (!is_skipped_folder(name, depth)) {
       folder.subfolders.push_back(relative);
       list_others(folder, relative + "/", depth + 1);
     }
@@ -117,7 +102,11 @@ Folder read_folder(const std::string& path) {
   const std::string config_path = path + "/" + kConfigName, index_path = path + "/" + kIndexName;
   if (exists(config_path)) {
     folder.config = read_text(config_path, kLongestJson);
-    if (read_members(folder.config, config_path).names.count("quantization_config") != 0) {
+    const JsonMembers config = read_members(folder.config, config_path);
+    if (const auto type = config.members.find("model_type"); type != config.members.end()) {
+      folder.model_type = type->second.text;
+    }
+    if (config.members.count("quantization_config") != 0) {
       fail(INT8Q_UNSUPPORTED, "%s: has a \"quantization_config\" already; expected a checkpoint in floating point",
            shown(config_path).c_str());
     }
@@ -150,7 +139,7 @@ std::string quantized_config(const Folder& folder, float threshold, const std::v
   // What is there stays as it is, to the byte; the text ends in the top object's brace.
   std::string config = folder.config.substr(0, folder.config.rfind('}'));
   config.erase(config.find_last_not_of(" \t\r\n") + 1);
-  if (!read_members(folder.config, folder.path + "/" + kConfigName).names.empty()) config += ',';
+  if (!read_members(folder.config, folder.path + "/" + kConfigName).members.empty()) config += ',';
   // The members that transformers' BitsAndBytesConfig(load_in_8bit=True) writes.
   return config + R"(
   "quantization_config": {

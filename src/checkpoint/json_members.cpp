@@ -38,7 +38,7 @@ class MembersHandler {
   bool key(std::string& text) {
     if (depth_ == 2) child_ = text;
     if (depth_ != 1) return true;
-    if (!members_.names.insert(text).second) {
+    if (!members_.members.emplace(text, JsonScalar{}).second) {
       fail(INT8Q_CORRUPT, "%s: has the member \"%s\" twice", shown(path_).c_str(), shown(text).c_str());
     }
     top_ = text;
@@ -53,6 +53,7 @@ class MembersHandler {
  private:
   bool scalar(const JsonScalar& value) {
     if (depth_ == 0 && !value.text.empty()) fail(INT8Q_CORRUPT, "%s: expected a JSON object", shown(path_).c_str());
+    if (depth_ == 1) members_.members[top_] = value;
     if (depth_ == 2 && in_object_) members_.children[top_][child_] = value;
     return true;
   }

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <map>
-#include <set>
 #include <string>
 
 namespace int8q::checkpoint {
@@ -17,7 +16,7 @@ struct JsonScalar {
 };
 
 struct JsonMembers {
-  std::set<std::string> names;                                        // of the top object
+  std::map<std::string, JsonScalar> members;                          // of the top object
   std::map<std::string, std::map<std::string, JsonScalar>> children;  // of its members that are objects
 };
 

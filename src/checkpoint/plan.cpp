@@ -94,12 +94,12 @@ class Chooser {
 
   void choose(PlannedTensor& t) const {
     std::string_view prefix;
-    t.action = float_index(t.in.dtype) < 0          ? INT8Q_TENSOR_COPY_DTYPE
-               : t.in.shape.size() != 2             ? INT8Q_TENSOR_COPY_SHAPE
-               : !module_prefix(t.in.name, &prefix) ? INT8Q_TENSOR_COPY_NAME
-               : !include_.found_in(t.in.name)      ? INT8Q_TENSOR_COPY_INCLUDE
-               : exclude_.found_in(t.in.name)       ? INT8Q_TENSOR_COPY_EXCLUDE
-                                                    : INT8Q_TENSOR_QUANTIZE;
+    t.action = float_index(t.in.dtype) < 0                                  ? INT8Q_TENSOR_COPY_DTYPE
+               : t.in.shape.size() != 2                                     ? INT8Q_TENSOR_COPY_SHAPE
+               : !module_prefix(t.in.name, &prefix)                         ? INT8Q_TENSOR_COPY_NAME
+               : !include_.found_in(t.in.name)                              ? INT8Q_TENSOR_COPY_INCLUDE
+               : exclude_.found_in(t.in.name) || in_fused_attention(prefix) ? INT8Q_TENSOR_COPY_EXCLUDE
+                                                                            : INT8Q_TENSOR_QUANTIZE;
     if (!t.quantize()) return;
     for (const char* added : {kStats, kFormat}) {
       if (tensors_.count(joined(prefix, added)) != 0) {
@@ -117,6 +117,13 @@ class Chooser {
   }
 
  private:
+  // torch's nn.MultiheadAttention reads the weight of its out_proj itself, so no loader replaces that.
+  bool in_fused_attention(std::string_view prefix) const {
+    constexpr std::string_view kOut = "out_proj.";
+    return prefix.ends_with(kOut) &&
+           tensors_.count(joined(prefix.substr(0, prefix.size() - kOut.size()), "in_proj_weight")) != 0;
+  }
+
   const Patterns& include_;
   const Patterns& exclude_;
   const Tensors& tensors_;
@@ -174,7 +181,7 @@ std::vector<std::string> skipped_modules(const Plan& plan) {
       t.quantize() ? quantized.push_back(module) : void(skipped.insert(module));
     }
   }
-  for (std::string_view heads = INT8Q_OUTPUT_HEADS; !heads.empty();) {
+  for (std::string_view heads = INT8Q_OUTPUT_HEADS "|" INT8Q_OUTPUT_HEADS_ELSEWHERE; !heads.empty();) {
     const std::string head(heads.substr(0, heads.find('|')));
     heads.remove_prefix(std::min(heads.size(), head.size() + 1));
     const bool in_use = std::any_of(quantized.begin(), quantized.end(), [&](const std::string& module) {

@@ -22,6 +22,17 @@ bool is_folder(const std::string& path) {
   return S_ISDIR(status.st_mode);
 }
 
+void refuse_unloadable(const Folder& folder) {
+  for (const char* type : kUnloadableTypes) {
+    if (folder.model_type == type) {
+      fail(INT8Q_UNSUPPORTED,
+           "%s: model_type is \"%s\", whose linears transformers does not load in int8; to quantize it for another engine, "
+           "name the tensors with include",
+           shown(folder.path).c_str(), type);
+    }
+  }
+}
+
 std::string file_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
 std::string real_path(const std::string& path) {
@@ -89,6 +100,7 @@ void quantize_checkpoint(Context& context, const std::string& in, const char* ou
   Folder folder;
   if (folder_wanted) {
     folder = read_folder(source);
+    if (options.include.data() == kDefaultInclude) refuse_unloadable(folder);
   } else {
     folder.shards = {{file_name(staging ? staging->out() : source), source, {}}};
   }

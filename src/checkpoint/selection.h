@@ -13,12 +13,17 @@ namespace int8q::checkpoint {
 
 // Output heads, with what hangs below them: stay in floating point by default, and are named to the loader even where the
 // file lacks them, since they are tied to an embedding, or new when a checkpoint is fine-tuned. cls is BERT's pre-training
-// heads, vocab_* DistilBERT's, score the classifier of decoders, output_layer ChatGLM's head, proj_out Whisper's.
+// heads, vocab_* DistilBERT's, score the classifier of decoders, output_layer ChatGLM's head, proj_out Whisper's,
+// output_projection BioGPT's.
 #define INT8Q_OUTPUT_HEADS                                                                \
   "lm_head|embed_out|cls|classifier|pre_classifier|classification_head|score|qa_outputs|" \
   "generator_lm_head|generator_predictions|discriminator_predictions|predictions|"        \
   "lm_predictions|vocab_transform|vocab_projector|lm_loss|pred_layer|sop_classifier|"     \
-  "logits_proj|sequence_summary|output_layer|proj_out"
+  "logits_proj|sequence_summary|output_layer|output_projection|proj_out"
+
+// Heads whose names are others' body: named to the loader where the file has nothing below them (ModernBERT's tied
+// decoder), RWKV's head.
+#define INT8Q_OUTPUT_HEADS_ELSEWHERE "decoder|head"
 
 inline constexpr const char* kDefaultInclude[] = {R"(\.weight$)"};
 
@@ -34,6 +39,9 @@ inline constexpr const char* kDefaultExclude[] = {
     R"(([Nn]orm\w*|(^|\.)ln(_\w+)?)\.weight$)",
     R"((^|\.)()" INT8Q_OUTPUT_HEADS R"()\.)",
     R"(^(model\.)?output\.weight$)",  // InternLM2's head, a name that BERT uses elsewhere
+    R"(^head\.weight$)",              // RWKV's
+    // Mixtures of experts: routers, and experts, which transformers holds as bare parameters.
+    R"((^|\.)(experts|router|gate)\.)",
     // transformers keeps T5's wo in fp32 (_keep_in_fp32_modules): it overflows fp16.
     R"(DenseReluDense\.wo\.weight$)",
 };

@@ -110,7 +110,7 @@ void ShardWriter::write(const PlannedShard& plan, const std::string& path) {
          static_cast<unsigned long long>(plan.in_bytes));
   }
   const std::string header = make_header(plan.out, plan.metadata);
-  OutputFile out(path, header.size() + plan.out_data_bytes);
+  OutputFile out(path, header.size() + plan.out_data_bytes, in.mode() | 0200);
   out.write(header.data(), header.size(), 0);
   const Shard shard{plan, in, out, header.size()};
   for (const PlannedTensor& tensor : plan.tensors) {

@@ -11,18 +11,27 @@
 #include <cstdio>
 
 #include "checkpoint/files.h"
+#include "checkpoint/folder.h"
 #include "core/error.h"
 
 namespace int8q::checkpoint {
 namespace {
 
-std::string temporary_beside(const std::string& out) {
+std::string temporary_in(const std::string& folder) {
   uint64_t random = 0;
-  if (::getrandom(&random, sizeof random, 0) != sizeof random) fail_errno(out, "drawing a random name failed");
-  char suffix[64];
-  std::snprintf(suffix, sizeof suffix, ".tmp-%ld-%016llx", static_cast<long>(::getpid()),
-                static_cast<unsigned long long>(random));
-  return out + suffix;
+  if (::getrandom(&random, sizeof random, 0) != sizeof random) fail_errno(folder, "drawing a random name failed");
+  char name[64];
+  std::snprintf(name, sizeof name, "/.int8q-%016llx.tmp", static_cast<unsigned long long>(random));
+  return folder + name;
+}
+
+// A folder that a checkpoint may replace: another one, or an empty folder.
+bool is_replaceable(const std::string& folder) {
+  struct stat status;
+  for (const char* name : {kSingleName, kIndexName, kConfigName}) {
+    if (::lstat((folder + "/" + name).c_str(), &status) == 0) return true;
+  }
+  return names_in(folder).empty();
 }
 
 bool no_such_operation() { return errno == EINVAL || errno == ENOSYS || errno == ENOTSUP; }
@@ -87,8 +96,13 @@ Staging::Staging(const std::string& out, bool overwrite, bool is_folder)
       fail(INT8Q_INVALID_ARGUMENT, "out is \"%s\", a %s; expected a %s as `in` is, or a path that is free",
            shown(out_).c_str(), folder_there ? "folder" : "file", is_folder ? "folder" : "file");
     }
+    if (folder_there && !is_replaceable(out_)) {
+      fail(INT8Q_INVALID_ARGUMENT,
+           "out is \"%s\", a folder with files and no checkpoint; expected one, or a path that is free",
+           shown(out_).c_str());
+    }
   }
-  temporary_ = temporary_beside(out_);
+  temporary_ = temporary_in(folder_);
 }
 
 Staging::~Staging() {

@@ -56,7 +56,7 @@ def expect(status, *arguments, says="", hint=None, **options):
 
 def check_usage():
     expect(2)
-    expect(2, "bogus")
+    expect(2, "bogus", says='"bogus" is no subcommand')
     expect(2, "quantize")
     expect(0, "--version", says="int8q ")
     for command in ("quantize", "inspect", "doctor", "selftest"):
@@ -91,6 +91,25 @@ def check_quantize(folder):
     expect(0, "quantize", "--dry-run", "--include", r"layers\.1.*weight", source, says="to int8: 1 tensors")
     expect(2, "quantize", "--include", "(", "-f", source, out, says="include")
     expect(0, "quantize", "--dry-run", "--verbose", source, says="layers.0.fc.weight")
+    # As the help's example has it: a pattern does not swallow IN and OUT.
+    expect(0, "quantize", "--exclude", "embed|vision", "--include", "fc", "--include", "vision", "-f", source, out)
+    expect(0, "quantize", "--dry-run", "--include", "nosuch", source, says="to int8: 0 tensors")
+    expect(2, "quantize", "--include", "nosuch", "-f", source, out, says="no tensor is to be quantized")
+    expect(2, "quantize", "-f", source, source, says="IN itself")
+    bare = f"{folder}/bare"
+    os.mkdir(bare)
+    os.link(source, f"{bare}/model.safetensors")
+    expect(0, "quantize", bare, f"{bare}-out", says="no config.json")
+    # A terminal of 40 columns: a line that wraps could not be overwritten.
+    screen = subprocess.run(
+        ["script", "-qec", f"stty cols 40; '{BUILT}' quantize -f '{source}' '{out}'", "/dev/null"],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    bars = [part for part in screen.stdout.split("\x1b[K") if part.startswith("[")]
+    assert screen.returncode == 0 and bars, screen
+    assert all(len(bar.split("\r")[0]) <= 60 for bar in bars), bars
     return source, out
 
 
@@ -155,6 +174,12 @@ def check_inspect(source, out):
     assert tensors["layers.0.fc.weight_format"]["shape"] == []
     assert listing["totals"]["I8"] == {"tensors": 2, "bytes": 1920}, listing["totals"]
     expect(0, "inspect", "--no-stats", source)
+    prone = f"{os.path.dirname(source)}/prone.safetensors"
+    columns = [100.0 if i % 40 == 5 else (-1.0) ** i for i in range(960)]
+    safetensors(prone, {"a.weight": ("F32", [24, 40], struct.pack("<960f", *columns))})
+    expect(0, "inspect", prone, says="outlier-prone 1: 5")
+    expect(0, "quantize", prone, prone + ".int8")
+    expect(0, "inspect", prone + ".int8", says="outlier-prone 1: 5")
     pipe = subprocess.run(f'"{BUILT}" inspect "{source}" | head -1', shell=True, capture_output=True, text=True)
     assert "m.safetensors" in pipe.stdout and pipe.stderr == "", pipe
 

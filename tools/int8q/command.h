@@ -53,6 +53,7 @@ void finish_output();
 // Colour and carriage returns are for terminals; NO_COLOR is respected.
 bool is_terminal(std::FILE* stream);
 bool may_color(std::FILE* stream);
+int terminal_columns(std::FILE* stream);  // 80 where the terminal does not say
 
 // Text of a file, such as a tensor's name, without control characters: a terminal would obey them.
 std::string shown(const std::string& text);

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // int8q inspect PATH: tensors, sizes, and what quantization would have to cope with.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -42,9 +45,23 @@ std::vector<std::string> files_of(const std::string& path) {
   return files;
 }
 
+// Columns whose squares sum to far more than the median column's; where most columns are zero, none.
+Json prone_columns(const std::vector<double>& squares) {
+  Json prone = Json::array();
+  if (squares.empty()) return prone;
+  std::vector<double> sorted = squares;
+  const auto middle = sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);
+  std::nth_element(sorted.begin(), middle, sorted.end());
+  const double limit = *middle * kProneRatio * kProneRatio;
+  for (size_t j = 0; j < squares.size() && limit > 0.0; ++j) {
+    if (squares[j] > limit) prone.push_back(j);
+  }
+  return prone;
+}
+
 Json float_stats(const int8q_tensor& t) {
   const int64_t rows = t.shape[0], cols = t.shape[1];
-  std::vector<double> squares(static_cast<size_t>(cols));
+  std::vector<double> squares(rows > 0 ? static_cast<size_t>(cols) : 0);
   double absmax = 0, sum = 0;
   int64_t bad = 0;
   for (int64_t i = 0; i < rows; ++i) {
@@ -59,35 +76,37 @@ Json float_stats(const int8q_tensor& t) {
       squares[static_cast<size_t>(j)] += w * w;
     }
   }
-  Json prone = Json::array();
-  if (rows > 0 && cols > 0) {
-    std::vector<double> sorted = squares;
-    std::nth_element(sorted.begin(), sorted.begin() + cols / 2, sorted.end());
-    const double limit = sorted[static_cast<size_t>(cols / 2)] * kProneRatio * kProneRatio;
-    // Where most columns are zero, "far from the median column" says nothing.
-    for (int64_t j = 0; j < cols && limit > 0.0; ++j) {
-      if (squares[static_cast<size_t>(j)] > limit) prone.push_back(j);
-    }
-  }
   const double elements = std::max(1.0, static_cast<double>(rows) * static_cast<double>(cols) - static_cast<double>(bad));
-  return {{"absmax", absmax}, {"mean_abs", sum / elements}, {"not_finite", bad}, {"outlier_prone_columns", prone}};
+  return {{"absmax", absmax},
+          {"mean_abs", sum / elements},
+          {"not_finite", bad},
+          {"outlier_prone_columns", prone_columns(squares)}};
 }
 
+// Of a weight [N,K] with its SCB [N].
 Json int8_stats(const int8q_tensor& codes, const int8q_tensor& scb) {
+  const int64_t cols = codes.shape[1];
+  std::vector<double> squares(codes.shape[0] > 0 ? static_cast<size_t>(cols) : 0);
   std::vector<float> stats;
-  int64_t bad = 0;
-  for (int64_t i = 0; i < scb.shape[0]; ++i) {
+  int64_t bad = 0, full = 0;
+  const auto* q = static_cast<const int8_t*>(codes.data);
+  for (int64_t i = 0; i < codes.shape[0]; ++i, q += cols) {
     const float stat = float_at(INT8Q_F32, scb.data, i);
-    std::isfinite(stat) && stat >= 0.0f ? stats.push_back(stat) : void(++bad);  // NaN has no place in an order
+    const bool valid = std::isfinite(stat) && stat >= 0.0f;  // NaN has no place in an order
+    valid ? stats.push_back(stat) : void(++bad);
+    for (int64_t j = 0; j < cols; ++j) {
+      full += q[j] == 127 || q[j] == -127;
+      const double w = valid ? static_cast<double>(q[j]) * static_cast<double>(stat) / 127.0 : 0.0;
+      squares[static_cast<size_t>(j)] += w * w;
+    }
   }
   std::sort(stats.begin(), stats.end());
-  const auto* q = static_cast<const int8_t*>(codes.data);
-  const auto full = std::count_if(q, q + codes.bytes, [](int8_t c) { return c == 127 || c == -127; });
   const double elements = std::max(1.0, static_cast<double>(codes.bytes));
   Json json = {{"codes_at_127", static_cast<double>(full) / elements}, {"scb_invalid", bad}};
   if (!stats.empty()) {
     json["scb"] = {{"min", stats.front()}, {"median", stats[stats.size() / 2]}, {"max", stats.back()}};
   }
+  json["outlier_prone_columns"] = prone_columns(squares);
   return json;
 }
 
@@ -102,33 +121,34 @@ Json describe(const int8q::Safetensors& file, const int8q_tensor& t, bool stats)
   if (t.dtype == INT8Q_S8 && dot != std::string::npos) {
     int8q_tensor scb;
     const bool found = file.find((name.substr(0, dot) + ".SCB").c_str(), &scb);
-    if (found && scb.dtype == INT8Q_F32 && scb.rank == 1) json["stats"] = int8_stats(t, scb);
+    if (found && scb.dtype == INT8Q_F32 && scb.rank == 1 && scb.shape[0] == t.shape[0]) json["stats"] = int8_stats(t, scb);
   }
   return json;
+}
+
+std::string prone_text(const Json& prone) {
+  if (prone.empty()) return "";
+  std::string text = fmt::format("  outlier-prone {}:", prone.size());
+  for (size_t i = 0; i < prone.size() && i < 6; ++i) text += fmt::format(" {}", prone[i].get<int64_t>());
+  return prone.size() > 6 ? text + " ..." : text;
 }
 
 std::string stats_text(const Json& tensor) {
   if (!tensor.contains("stats")) return "";
   const Json& s = tensor["stats"];
-  if (s.contains("codes_at_127")) {
-    const auto bad = s["scb_invalid"].get<int64_t>();
-    const std::string invalid = bad > 0 ? fmt::format("  SCB NOT FINITE OR NEGATIVE {}", bad) : "";
-    if (!s.contains("scb")) return invalid;
-    return fmt::format("SCB {:.3g} {:.3g} {:.3g}  at 127 {:.2f}%", s["scb"]["min"].get<double>(),
-                       s["scb"]["median"].get<double>(), s["scb"]["max"].get<double>(),
-                       100 * s["codes_at_127"].get<double>()) +
-           invalid;
+  std::string text;
+  if (s.contains("absmax")) {
+    text = fmt::format("absmax {:.3g}  mean {:.3g}", s["absmax"].get<double>(), s["mean_abs"].get<double>());
+    if (s["not_finite"] > 0) text += fmt::format("  NOT FINITE {}", s["not_finite"].get<int64_t>());
+  } else {
+    if (s.contains("scb")) {
+      text = fmt::format("SCB {:.3g} {:.3g} {:.3g}  at 127 {:.2f}%", s["scb"]["min"].get<double>(),
+                         s["scb"]["median"].get<double>(), s["scb"]["max"].get<double>(),
+                         100 * s["codes_at_127"].get<double>());
+    }
+    if (s["scb_invalid"] > 0) text += fmt::format("  SCB NOT FINITE OR NEGATIVE {}", s["scb_invalid"].get<int64_t>());
   }
-  if (!s.contains("absmax")) return "";
-  std::string text = fmt::format("absmax {:.3g}  mean {:.3g}", s["absmax"].get<double>(), s["mean_abs"].get<double>());
-  if (s["not_finite"].get<int64_t>() > 0) text += fmt::format("  NOT FINITE {}", s["not_finite"].get<int64_t>());
-  const Json& prone = s["outlier_prone_columns"];
-  if (!prone.empty()) {
-    text += fmt::format("  outlier-prone {}:", prone.size());
-    for (size_t i = 0; i < prone.size() && i < 6; ++i) text += fmt::format(" {}", prone[i].get<int64_t>());
-    if (prone.size() > 6) text += " ...";
-  }
-  return text;
+  return text + prone_text(s["outlier_prone_columns"]);
 }
 
 void print_table(const Json& files) {
@@ -143,7 +163,19 @@ void print_table(const Json& files) {
   }
 }
 
+// A mapped file that somebody cuts while it is read raises SIGBUS: an error of the input, not a crash.
+void exit_on_cut_file() {
+  struct sigaction action {};
+  action.sa_handler = [](int) {
+    constexpr char kText[] = "int8q: error: the file was cut while it was read\n";
+    static_cast<void>(!write(STDERR_FILENO, kText, sizeof kText - 1));
+    _exit(kBadInput);
+  };
+  sigaction(SIGBUS, &action, nullptr);
+}
+
 void inspect(const Options& options) {
+  exit_on_cut_file();
   Json files = Json::array();
   std::map<std::string, std::pair<int64_t, uint64_t>> totals;
   for (const std::string& path : files_of(options.path)) {
@@ -179,12 +211,11 @@ void add_inspect(CLI::App& app, int&) {
   command->add_flag("--stats,!--no-stats", options->stats, "read the data for statistics (default)");
   command->add_flag("--json", options->json, "print JSON");
   command->footer(
-      "Float matrices: absmax, mean |w|, and outlier-prone input columns, those whose root mean square is more than 6 "
-      "times the\n"
-      "median column's. That is a property of the weights; which columns of the activations are outliers only a "
-      "calibration on\n"
-      "data tells. None are named where the median column is zero. Int8 matrices: smallest, median, largest SCB (absmax of "
-      "a row) and the share of codes at +-127.\n\n"
+      "Float matrices: absmax and mean |w|. Int8 matrices: smallest, median, largest SCB (absmax of a row), share of "
+      "codes\n"
+      "at +-127. Both: outlier-prone input columns, those whose root mean square is more than 6 times the median column's\n"
+      "(none where that is zero). That is a property of the weights; which columns of the activations are outliers only a\n"
+      "calibration on data tells.\n\n"
       "Examples:\n"
       "  int8q inspect model.safetensors\n"
       "  int8q inspect --no-stats ./Llama-3.2-1B\n"

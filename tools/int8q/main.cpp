@@ -48,7 +48,11 @@ int run(int argc, char** argv) {
     if (error.get_exit_code() == 0) return app.exit(error);  // prints the help or the version
     const auto chosen = app.get_subcommands();
     const std::string command = chosen.empty() ? "int8q" : "int8q " + chosen.front()->get_name();
-    throw tool::Failure(tool::kUsage, error.what(), fmt::format("`{} --help` shows the options and examples", command));
+    const std::string what =
+        chosen.empty() && argc > 1 && argv[1][0] != '-'
+            ? fmt::format("\"{}\" is no subcommand; expected quantize, inspect, doctor or selftest", argv[1])
+            : error.what();
+    throw tool::Failure(tool::kUsage, what, fmt::format("`{} --help` shows the options and examples", command));
   }
   return exit;
 }

@@ -4,6 +4,7 @@
 #include <csignal>
 
 #include <atomic>
+#include <filesystem>
 #include <memory>
 
 #include "command.h"
@@ -70,6 +71,10 @@ void quantize(const QuantizeOptions& options) {
   if (options.out.empty() && !options.dry_run) {
     throw Failure(kUsage, "OUT is missing", "name the output, or pass --dry-run to see the plan only");
   }
+  std::error_code error;
+  if (!options.dry_run && std::filesystem::equivalent(options.in, options.out, error)) {
+    throw Failure(kUsage, options.out + " is IN itself, which would be lost", "name another OUT; move it afterwards");
+  }
   const SignalHandlers handlers;
   QuantizeReport report(options);
   run(options, report);
@@ -87,11 +92,11 @@ void add_quantize(CLI::App& app, int&) {
   command
       ->add_option("--include", options->include,
                    "quantize 2-D tensors whose name matches (ECMAScript regex; repeatable; default \\.weight$)")
-      ->take_all();
+      ->allow_extra_args(false);
   command
       ->add_option("--exclude", options->exclude,
-                   "but leave these alone (repeatable; default: embeddings, norms, output heads)")
-      ->take_all();
+                   "but leave these alone (repeatable; default: embeddings, norms, heads, experts' routers)")
+      ->allow_extra_args(false);
   command->add_option("--threshold", options->threshold, "outlier threshold that config.json will state")
       ->capture_default_str();
   command->add_option("--threads", options->threads, "threads (default: all that this process may use)");
@@ -101,7 +106,9 @@ void add_quantize(CLI::App& app, int&) {
   command->add_flag("-v,--verbose", options->verbose, "list every tensor in the plan");
   command->add_flag("--json", options->json, "print a JSON summary instead");
   command->footer(
-      "The conversion goes on when nobody reads its report any more (`| head`).\n\n"
+      "The conversion goes on when nobody reads its report any more (`| head`). Until it ends, the output is a "
+      ".int8q-*.tmp\n"
+      "beside OUT; only a kill that cannot be caught leaves that behind.\n\n"
       "Examples:\n"
       "  int8q quantize model.safetensors model-int8.safetensors\n"
       "  int8q quantize ./Llama-3.2-1B ./Llama-3.2-1B-int8          # a folder: shards, config.json, tokenizer\n"

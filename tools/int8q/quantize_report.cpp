@@ -2,6 +2,7 @@
 #include "quantize_report.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <regex>
 
 #include <nlohmann/json.hpp>
@@ -22,7 +23,7 @@ const char* reason_of(int32_t action, bool own_exclude) {
     case INT8Q_TENSOR_COPY_SHAPE: return "is not 2-D";
     case INT8Q_TENSOR_COPY_NAME: return "is not named .weight";
     case INT8Q_TENSOR_COPY_INCLUDE: return "no --include matches";
-    case INT8Q_TENSOR_COPY_EXCLUDE: return own_exclude ? "--exclude matches" : "embedding, norm or head";
+    case INT8Q_TENSOR_COPY_EXCLUDE: return own_exclude ? "--exclude matches" : "left alone by default";
     default: return "";
   }
 }
@@ -37,6 +38,10 @@ QuantizeReport::QuantizeReport(const QuantizeOptions& options)
 void QuantizeReport::on_progress(const int8q_progress& p) {
   if (p.phase == INT8Q_PHASE_PLAN) return plan(p);
   show_plan();
+  if (quantized_.tensors == 0) {
+    throw Failure(kUsage, "no tensor is to be quantized, so the output would be the input",
+                  "see the plan (--dry-run --verbose); --include and --exclude replace the default choice");
+  }
   bar_.show(p.bytes_in, p.total_in, p.tensor != nullptr ? shown(p.tensor) : "");
 }
 
@@ -95,6 +100,11 @@ double QuantizeReport::seconds() const {
 void QuantizeReport::print_summary() const {
   print("\n{:<18} {:>8} {:>12} {:>12} {:>8}\n", "", "tensors", "before", "after", "ratio");
   print("{}{}{}", row("quantized linears", quantized_), row("copied", copied_), row("checkpoint", whole()));
+  std::error_code error;
+  if (std::filesystem::is_directory(options_.out, error) &&
+      !std::filesystem::exists(options_.out + "/config.json", error)) {
+    print("IN has no config.json, so no quantization_config was written: loaders will not know that this is int8\n");
+  }
   print("{} in {:.1f} s, {}/s\n", shown(options_.out), seconds(),
         human_bytes(static_cast<double>(whole().in) / std::max(seconds(), 1e-9)));
 }

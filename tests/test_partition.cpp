@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Who computes what: for 1 to 64 parts every row and every tile of Y belongs to exactly one part, and parts differ by at
+// Who computes what: for 1 to 64 parts every row and every item of Y belongs to exactly one part, and parts differ by at
 // most one.
 #include <algorithm>
 #include <vector>
@@ -37,20 +37,22 @@ TEST(Partition, RangesCoverEachItemOnceAndAreEven) {
   EXPECT_EQ(INT64_MAX, last.end) << "no overflow on the way";
 }
 
-TEST(Partition, TilesAreOneToFourPanelsAndGoRoundWhereTheyCan) {
+TEST(Partition, ItemsAreEnoughForAllPartsWhereTheyCan) {
   for (const int64_t m : sizes()) {
     for (const int64_t n : sizes()) {
-      const int64_t panels = ceil_div(n, cpu::kPanelRows), row_blocks = ceil_div(m, kBlockM);
+      const int64_t panels = ceil_div(n, cpu::kPanelRows);
       for (int64_t parts = 1; parts <= 64; ++parts) {
-        const int64_t width = tile_panels(m, n, parts), tiles = tile_count(m, n, parts);
-        ASSERT_GE(width, 1);
-        ASSERT_LE(width, kBlockPanels);
-        ASSERT_EQ(row_blocks * ceil_div(panels, width), tiles);
-        if (width < kBlockPanels) {
-          ASSERT_LT(tile_count(m, n, 1), parts) << "narrower than needed";
+        const int64_t blocks = row_block_count(m, n, parts), items = item_count(m, n, parts);
+        ASSERT_EQ(panels * blocks, items);
+        if (m == 0) continue;
+        ASSERT_LE(ceil_div(m, blocks), kBlockM) << "more rows than a part has memory for";
+        if (blocks > ceil_div(m, kBlockM)) {
+          ASSERT_LT(panels * (blocks - 1), kItemsPerPart * parts) << "smaller than needed";
+          ASSERT_GE(ceil_div(m, blocks), kLeastRows / 2) << "too small for a register tile";
         }
-        if (tiles < parts) {
-          ASSERT_EQ(1, width) << m << "x" << n << ": parts stay idle although tiles could be narrower";
+        if (parts > 1 && n > 0 && items < kItemsPerPart * parts) {
+          ASSERT_GE(blocks, ceil_div(m, kLeastRows))
+              << m << "x" << n << ": parts stay idle although blocks could be smaller";
         }
       }
     }
@@ -94,7 +96,7 @@ TEST(Partition, EachElementIsWrittenByOnePart) {
             ASSERT_EQ(acc[i], y[i]);
             ++writers[i];
           }
-          const Range range = part_range(tile_count(m, n, parts), part, parts);
+          const Range range = part_range(item_count(m, n, parts), part, parts);
           least = std::min(least, range.end - range.begin);
           most = std::max(most, range.end - range.begin);
         }

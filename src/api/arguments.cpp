@@ -75,6 +75,9 @@ int8q_matrix check_matrix(const int8q_matrix* matrix, const char* name, DtypeSet
     fail(INT8Q_INVALID_ARGUMENT, "%s->row_stride is %lld; expected at least cols, %lld", name,
          static_cast<long long>(m.row_stride), static_cast<long long>(m.cols));
   }
+  // An array beside the matrix, of stats or indices, has up to 8 bytes a row or column.
+  checked_mul(m.rows, 8, name);
+  checked_mul(m.cols, 8, name);
   const int64_t span = checked_add(checked_mul(m.rows, m.row_stride, name), m.cols, name);
   checked_mul(span, dtype_bytes(m.dtype), name);
   if (m.data == nullptr && m.rows > 0 && m.cols > 0) {

@@ -89,7 +89,12 @@ Context* create(const int8q_context_options* theirs) {
   if (options.runner != nullptr) runner = check_runner(options.runner);
   const int threads = options.runner != nullptr ? 1 : choose_threads(options.threads);
   void* memory = allocator.allocate(sizeof(Context), "context");
-  return new (memory) Context(kernels, allocator, threads, options.runner != nullptr ? &runner : nullptr);
+  try {
+    return new (memory) Context(kernels, allocator, threads, options.runner != nullptr ? &runner : nullptr);
+  } catch (...) {
+    allocator.deallocate(memory, sizeof(Context));
+    throw;
+  }
 }
 
 }  // namespace

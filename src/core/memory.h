@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <utility>
 
 #include "core/error.h"
 #include "core/math.h"
@@ -51,9 +52,9 @@ class Buffer {
 
   void* reserve(uint64_t bytes) {
     if (bytes > bytes_) {
-      allocator_.deallocate(memory_, bytes_);  // first: the old and the new are never held at once
-      memory_ = nullptr;
-      bytes_ = 0;
+      // Freed first: the old and the new are never held at once. Forgotten before that: a fork may come in between.
+      void* old = std::exchange(memory_, nullptr);
+      allocator_.deallocate(old, std::exchange(bytes_, 0));
       memory_ = allocator_.allocate(bytes, "scratch memory");
       bytes_ = bytes;
     }

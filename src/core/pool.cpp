@@ -15,25 +15,46 @@ std::atomic<uint64_t> forks{0};
 
 void count_fork() { forks.fetch_add(1, std::memory_order_relaxed); }
 
-// Polls before a thread sleeps: at about 40 cycles a pause some 10 us, longer than the gap between two phases of a call,
-// far shorter than a scheduling quantum.
-constexpr int kSpins = 1000;
-
-inline void pause() {
+// How long a thread polls before it sleeps: some 10 us, longer than the gap between two phases of a call, far shorter than a
+// scheduling quantum. A pause takes 40 cycles on one CPU and 140 on the next, so the time stamp counter ends it.
+inline bool is_worth_polling(uint64_t start, int polls) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
-#elif defined(__aarch64__)
+  static_cast<void>(polls);
+  return __builtin_ia32_rdtsc() - start < 40000;
+#else
+#if defined(__aarch64__)
   asm volatile("yield");
+#endif
+  static_cast<void>(start);
+  return polls < 1000;
+#endif
+}
+
+inline uint64_t time_stamp() {
+#if defined(__x86_64__)
+  return __builtin_ia32_rdtsc();
+#else
+  return 0;
 #endif
 }
 
 // Returns once value != old.
 void await_change(const std::atomic<uint32_t>& value, uint32_t old) {
-  for (int i = 0; i < kSpins; ++i) {
+  const uint64_t start = time_stamp();
+  for (int polls = 0;; ++polls) {
     if (value.load(std::memory_order_acquire) != old) return;
-    pause();
+    if (!is_worth_polling(start, polls)) break;
   }
   value.wait(old, std::memory_order_acquire);
+}
+
+// Signals are the application's threads' business, but for those that a thread raises by what it does, and the profiler's.
+void block_signals(sigset_t* before) {
+  sigset_t blocked;
+  sigfillset(&blocked);
+  for (const int kept : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS, SIGPROF}) sigdelset(&blocked, kept);
+  pthread_sigmask(SIG_SETMASK, &blocked, before);
 }
 
 }  // namespace
@@ -55,9 +76,11 @@ struct Pool::Workers {
   int8q_task task = nullptr;
   void* arg = nullptr;
   bool stop = false;
-  int started = 0;
-  Worker* worker = nullptr;  // [capacity]
-  int capacity = 0;
+  int started = -1;  // threads; -1: none was tried yet
+
+  // The workers lie behind this object.
+  Worker& worker(int i) { return reinterpret_cast<Worker*>(this + 1)[i]; }
+  static uint64_t bytes(int workers) { return sizeof(Workers) + sizeof(Worker) * static_cast<uint64_t>(workers); }
 
   void take_share(int id) const {
     for (int64_t i = id; i < count; i += started + 1) task(arg, i, id);
@@ -96,70 +119,62 @@ Pool::Pool(const Allocator& allocator, int threads, const int8q_parallel_runner*
   if (runner != nullptr) {
     runner_ = *runner;
     threads_ = runner->max_threads;
+  } else if (threads > 1) {
+    workers_ = new (allocator_.allocate(Workers::bytes(threads - 1), "thread pool")) Workers;
   }
   static const int registered = pthread_atfork(nullptr, nullptr, count_fork);
   static_cast<void>(registered);
-  generation_.store(fork_generation(), std::memory_order_relaxed);
+  owner_.store(free_word(fork_generation()), std::memory_order_relaxed);
 }
 
 Pool::~Pool() {
-  if (workers_ == nullptr || generation_.load(std::memory_order_relaxed) != fork_generation()) return;
-  workers_->stop = true;
-  workers_->start_phase();
-  for (int i = 0; i < workers_->started; ++i) pthread_join(workers_->worker[i].thread, nullptr);
-  const uint64_t bytes = sizeof(Workers) + sizeof(Workers::Worker) * static_cast<uint64_t>(workers_->capacity);
-  workers_->~Workers();
-  allocator_.deallocate(workers_, bytes);
+  if (workers_ == nullptr) return;
+  if (owner_.load(std::memory_order_relaxed) == free_word(fork_generation()) && workers_->started > 0) {
+    workers_->stop = true;
+    workers_->start_phase();
+    for (int i = 0; i < workers_->started; ++i) pthread_join(workers_->worker(i).thread, nullptr);
+  }
+  allocator_.deallocate(workers_, Workers::bytes(threads_ - 1));
 }
 
 void Pool::start() {
-  if (has_runner() || threads_ <= 1 || !acquire()) return;
-  release();
+  if (workers_ != nullptr && acquire()) release();
 }
 
-// Makes the workers this call's own; false if another call has them. In a forked child what the parent had is abandoned
-// first: its threads do not exist here, and its locks may be held for ever.
+// Makes the workers this call's own; false if another call has them. What a forked child finds is stale, held or not: its
+// parent's threads do not exist here. Whoever takes the stale word makes the workers anew, in their old place.
 bool Pool::acquire() {
-  uint64_t mine = generation_.load(std::memory_order_relaxed);
   const uint64_t now = fork_generation();
-  if (mine != now && generation_.compare_exchange_strong(mine, now)) {
-    workers_ = nullptr;
-    busy_.store(false, std::memory_order_relaxed);
+  uint64_t found = owner_.load(std::memory_order_relaxed);
+  if (found == busy_word(now) || !owner_.compare_exchange_strong(found, busy_word(now), std::memory_order_acquire)) {
+    return false;
   }
-  if (busy_.exchange(true, std::memory_order_acquire)) return false;
-  if (workers_ != nullptr) return true;
+  if (found != free_word(now)) new (workers_) Workers;
+  if (workers_->started < 0) start_threads();
+  return true;
+}
 
+void Pool::release() { owner_.store(free_word(fork_generation()), std::memory_order_release); }
+
+void Pool::start_threads() {
   const int wanted = threads_ - 1;
-  const uint64_t bytes = sizeof(Workers) + sizeof(Workers::Worker) * static_cast<uint64_t>(wanted);
-  void* memory;
-  try {
-    memory = allocator_.allocate(bytes, "thread pool");
-  } catch (...) {
-    release();
-    throw;
-  }
-  workers_ = new (memory) Workers;
-  workers_->worker = reinterpret_cast<Workers::Worker*>(workers_ + 1);
-  workers_->capacity = wanted;
-  sigset_t all, before;  // signals are the application's threads' business
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
+  sigset_t before;
+  block_signals(&before);
   int started = 0;
   for (; started < wanted; ++started) {
-    Workers::Worker& worker = workers_->worker[started];
+    Workers::Worker& worker = workers_->worker(started);
     worker.workers = workers_;
     worker.id = started + 1;
     if (pthread_create(&worker.thread, nullptr, Workers::main, &worker) != 0) break;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   workers_->started = started;
-  return true;
 }
 
 void Pool::run_tasks(int64_t count, int8q_task task, void* arg) {
   if (has_runner() && count > 1) return run_on_runner(count, task, arg);
   FloatEnvironment environment;
-  if (count <= 1 || threads_ <= 1 || !acquire()) {
+  if (count <= 1 || workers_ == nullptr || !acquire()) {
     for (int64_t i = 0; i < count; ++i) task(arg, i, 0);
     return;
   }

@@ -49,14 +49,16 @@ class Pool {
   void run_tasks(int64_t count, int8q_task task, void* arg);
   void run_on_runner(int64_t count, int8q_task task, void* arg);
   bool acquire();
-  void release() { busy_.store(false, std::memory_order_release); }
+  void release();
+  void start_threads();
+  static uint64_t free_word(uint64_t generation) { return generation << 1; }
+  static uint64_t busy_word(uint64_t generation) { return generation << 1 | 1; }
 
   Allocator allocator_;
   int threads_;
   int8q_parallel_runner runner_{};
-  std::atomic<bool> busy_{false};
-  std::atomic<uint64_t> generation_;
-  Workers* workers_ = nullptr;  // started by the first phase that holds busy_
+  std::atomic<uint64_t> owner_;  // free_word or busy_word of the process that set it
+  Workers* workers_ = nullptr;   // NULL with a runner or one thread; the threads start with the first phase
 };
 
 }  // namespace int8q

@@ -146,7 +146,7 @@ using Backward = void (*)(const BackwardBlock& block);
 // y[j] = v[j], or float(y[j]) + v[j], rounded once to y's type.
 using StoreRow = void (*)(const float* v, int64_t k, void* y, bool accumulate);
 
-// The packing of every ISA: copies of four bytes, bound by memory without intrinsics.
+// Of the generic ISA, and for what is no whole block in the others.
 void pack_s8_generic(const int8_t* b, int64_t b_stride, int64_t rows, int64_t k, int64_t k_padded, int8_t* panel,
                      int32_t* sums);
 

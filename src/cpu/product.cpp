@@ -49,12 +49,7 @@ class PartLoop {
       return;
     }
     if (p_.limit == cpu::kNoOutliers || p_.column_bits == nullptr) return;
-    const int64_t words = ceil_div(p_.k, 64);
-    for (int64_t w = 0; w < words; ++w) {
-      uint64_t bits = 0;
-      for (int64_t part = 0; part < p_.bit_parts; ++part) bits |= p_.column_bits[part * words + w];
-      for (; bits != 0; bits &= bits - 1) s_.cols[count_++] = static_cast<int32_t>(w * 64 + __builtin_ctzll(bits));
-    }
+    count_ = list_columns(p_.column_bits, p_.bit_parts, ceil_div(p_.k, 64), s_.cols);
   }
 
   // Packs the tile's rows of B; tiles of the same columns follow each other and share them.
@@ -277,29 +272,53 @@ class PartLoop {
 
 }  // namespace
 
-int64_t tile_panels(int64_t m, int64_t n, int64_t parts) {
-  const int64_t panels = ceil_div(n, kPanelRows), row_blocks = ceil_div(m, kBlockM);
-  int64_t width = kBlockPanels;
-  while (width > 1 && ceil_div(panels, width) * row_blocks < parts) --width;
-  return width;
+int64_t row_block_count(int64_t m, int64_t n, int64_t parts) {
+  const int64_t panels = std::max<int64_t>(ceil_div(n, kPanelRows), 1), least = ceil_div(m, kBlockM);
+  return parts == 1 ? least : std::max(least, std::min(ceil_div(kItemsPerPart * parts, panels), ceil_div(m, kLeastRows)));
 }
 
-int64_t tile_count(int64_t m, int64_t n, int64_t parts) {
-  return ceil_div(m, kBlockM) * ceil_div(ceil_div(n, kPanelRows), tile_panels(m, n, parts));
+int64_t item_count(int64_t m, int64_t n, int64_t parts) { return ceil_div(n, kPanelRows) * row_block_count(m, n, parts); }
+
+namespace {
+
+// Panels [panel, panel_end) x row blocks [block, block_end), of `blocks` in all.
+struct Rectangle {
+  int64_t panel, panel_end, block, block_end;
+};
+
+void run_rectangle(const Product& p, PartLoop& loop, const Rectangle& r, int64_t blocks) {
+  const auto run = [&](int64_t panel, int64_t block) {
+    const Range rows = part_range(p.m, block, blocks);
+    const int64_t col = panel * kPanelRows,
+                  cols = std::min(std::min(r.panel_end - panel, kBlockPanels) * kPanelRows, p.n - col);
+    loop.run({rows.begin, rows.end - rows.begin, col, cols, ceil_div(cols, kPanelRows)});
+  };
+  if (p.weights == Weights::kRowMajor) {  // a panel is packed once for all rows
+    for (int64_t panel = r.panel; panel < r.panel_end; panel += kBlockPanels) {
+      for (int64_t block = r.block; block < r.block_end; ++block) run(panel, block);
+    }
+    return;
+  }
+  for (int64_t block = r.block; block < r.block_end; ++block) {  // a row block's codes and outliers stay in L2
+    for (int64_t panel = r.panel; panel < r.panel_end; panel += kBlockPanels) run(panel, block);
+  }
 }
+
+}  // namespace
 
 void multiply_part(const Product& product, const PartScratch& scratch, int64_t part, int64_t parts) {
-  const int64_t row_blocks = ceil_div(product.m, kBlockM);
-  const int64_t width = tile_panels(product.m, product.n, parts);
-  const Range range = part_range(tile_count(product.m, product.n, parts), part, parts);
+  const int64_t blocks = row_block_count(product.m, product.n, parts);
+  const Range range = part_range(item_count(product.m, product.n, parts), part, parts);
   if (range.begin == range.end) return;
   PartLoop loop(product, scratch);
-  for (int64_t t = range.begin; t < range.end; ++t) {
-    const Range rows = part_range(product.m, t % row_blocks, row_blocks);
-    const int64_t col = t / row_blocks * width * kPanelRows;
-    const int64_t cols = std::min(width * kPanelRows, product.n - col);
-    loop.run({rows.begin, rows.end - rows.begin, col, cols, ceil_div(cols, kPanelRows)});
+  // Whole panels, between what is left of the first and of the last one.
+  const int64_t first = ceil_div(range.begin, blocks), last = range.end / blocks;
+  if (first > last) {
+    return run_rectangle(product, loop, {last, first, range.begin % blocks, range.end % blocks}, blocks);
   }
+  if (range.begin < first * blocks) run_rectangle(product, loop, {first - 1, first, range.begin % blocks, blocks}, blocks);
+  run_rectangle(product, loop, {first, last, 0, blocks}, blocks);
+  if (last * blocks < range.end) run_rectangle(product, loop, {last, last + 1, 0, range.end % blocks}, blocks);
 }
 
 }  // namespace int8q

@@ -8,8 +8,8 @@
 //     acc, out = outlier columns        chunks of kChunk columns, gathered once a row block
 //     y    = epilogue(acc, out)
 //
-// A tile belongs to one part; parts get contiguous ranges of tiles (columns first) that differ by at most one tile, so
-// that a thread reads its own range of W and results do not depend on the number of parts.
+// Parts share items of one panel x one row block, panel by panel: a part's range differs from another's by at most one
+// item, and is its own range of W. Within it tiles are as large as they can be. Results do not depend on any of this.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,12 @@ inline constexpr int64_t kBlockM = 192;  // acc, out: 192 x 64 x 4 = 48 KiB each
 inline constexpr int64_t kBlockPanels = 4;
 inline constexpr int64_t kBlockN = kBlockPanels * cpu::kPanelRows;
 inline constexpr int64_t kBlockK = 512;
-inline constexpr int64_t kChunk = 256;  // outlier columns gathered at once: 192 x 256 x 8 = 384 KiB
-inline constexpr int64_t kDotRows = 8;  // row-major weights: up to here streaming beats packing them first
+inline constexpr int64_t kChunk = 256;       // outlier columns gathered at once: 192 x 256 x 8 = 384 KiB
+inline constexpr int64_t kItemsPerPart = 4;  // so many at least, and one item more or less costs 25% at most
+inline constexpr int64_t kLeastRows = 16;    // but rows enough for the tallest register tile
+// Row-major weights: up to here streaming them beats packing them first. At 4096 x 4096 the two meet at 9 rows with AVX2,
+// at 24 with AVX512-VNNI.
+inline constexpr int64_t kDotRows = 8;
 
 // One part's own memory.
 struct PartScratch {
@@ -77,11 +81,11 @@ struct Product {
   bool accumulate;
 };
 
-// Panels a tile: 4, fewer where tiles would not go round all parts.
-int64_t tile_panels(int64_t m, int64_t n, int64_t parts);
+// Row blocks that M is cut into: of at most kBlockM rows, smaller ones where there are too few panels to share.
+int64_t row_block_count(int64_t m, int64_t n, int64_t parts);
 
-// How many tiles the product has.
-int64_t tile_count(int64_t m, int64_t n, int64_t parts);
+// Items that the parts share.
+int64_t item_count(int64_t m, int64_t n, int64_t parts);
 
 // Carves one part's scratch. packs: weights come row-major and are packed here.
 template <class CarverT>

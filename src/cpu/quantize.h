@@ -54,14 +54,14 @@ void quantize_to_codes(const cpu::Kernels& kernels, const FloatRows& x, Range ra
 void quantize_to_s8(const cpu::Kernels& kernels, const FloatRows& x, Range range, uint32_t limit, int8_t* q,
                     int64_t q_stride, float* row_stats, uint64_t* column_bits);
 
-// Ascending indices of the set bits; returns their number.
+// Ascending indices of the bits that are set in any of the parts' bitmaps [parts][words]; returns their number.
 template <class Index>
-int64_t list_columns(const uint64_t* column_bits, int64_t words, Index* cols) {
+int64_t list_columns(const uint64_t* column_bits, int64_t parts, int64_t words, Index* cols) {
   int64_t count = 0;
   for (int64_t w = 0; w < words; ++w) {
-    for (uint64_t bits = column_bits[w]; bits != 0; bits &= bits - 1) {
-      cols[count++] = static_cast<Index>(w * 64 + __builtin_ctzll(bits));
-    }
+    uint64_t bits = 0;
+    for (int64_t part = 0; part < parts; ++part) bits |= column_bits[part * words + w];
+    for (; bits != 0; bits &= bits - 1) cols[count++] = static_cast<Index>(w * 64 + __builtin_ctzll(bits));
   }
   return count;
 }

@@ -36,20 +36,17 @@ void quantize_rows(Context& context, ScratchLease& scratch, const FloatRows& x, 
   const int64_t parts = context.pool.threads(), words = ceil_div(x.cols, 64);
   Carver size(nullptr);
   size.take<uint64_t>(checked_mul(parts, words, "scratch"), "scratch");
-  size.take<int32_t>(x.cols, "scratch");
+  size.take<int64_t>(x.cols, "scratch");
   Carver carver(scratch.reserve(static_cast<uint64_t>(std::max<int64_t>(size.used(), 1))));
   auto* bits = carver.take<uint64_t>(parts * words, "scratch");
-  auto* outliers = carver.take<int32_t>(x.cols, "scratch");
+  auto* outliers = carver.take<int64_t>(x.cols, "scratch");
   if (parts * words > 0) std::memset(bits, 0, static_cast<size_t>(parts * words) * sizeof(uint64_t));
 
   context.pool.run(parts, [&](int64_t part) {
     quantize_to_s8(*context.kernels, x, part_range(x.rows, part, parts), limit, q, q_stride, row_stats,
                    bits + part * words);
   });
-  for (int64_t part = 1; part < parts; ++part) {
-    for (int64_t w = 0; w < words; ++w) bits[w] |= bits[part * words + w];
-  }
-  const int64_t found = list_columns(bits, words, outliers);
+  const int64_t found = list_columns(bits, parts, words, outliers);
   if (!element && found > 0) {
     context.pool.run(parts, [&](int64_t part) {
       const Range rows = part_range(x.rows, part, parts);
@@ -67,6 +64,7 @@ void quantize_rows(Context& context, ScratchLease& scratch, const FloatRows& x, 
 }
 
 void count_outliers(Context& context, ScratchLease& scratch, const FloatRows& x, uint32_t limit, int64_t* counts) {
+  if (x.cols == 0) return;
   const int64_t parts = context.pool.threads(), words = ceil_div(x.cols, 64);
   Carver size(nullptr);
   size.take<int64_t>(checked_mul(parts, words * 64, "scratch"), "scratch");
@@ -98,7 +96,7 @@ void multiply(Context& context, ScratchLease& scratch, Product& product) {
   product.kernels = &kernels;
   const bool row_major = product.weights == Weights::kRowMajor;
   const bool packs = row_major && product.m > kDotRows;
-  const int64_t parts = std::min<int64_t>(context.pool.threads(), tile_count(product.m, product.n, context.pool.threads()));
+  const int64_t parts = std::min<int64_t>(context.pool.threads(), item_count(product.m, product.n, context.pool.threads()));
   Carver size(nullptr);
   carve(size, product, packs, 0, parts);
   void* memory = scratch.reserve(static_cast<uint64_t>(size.used()));
@@ -122,6 +120,7 @@ void multiply(Context& context, ScratchLease& scratch, Product& product) {
 
 void dequantize_rows(Context& context, const int8_t* q, int64_t q_stride, int64_t rows, int64_t cols, const float* stats,
                      const Output& y) {
+  if (cols == 0) return;
   const int64_t parts = context.pool.threads();
   const cpu::DequantizeRow run = context.kernels->dequantize[kernel_index(y.dtype)].run;
   context.pool.run(parts, [&](int64_t part) {

@@ -52,6 +52,12 @@ struct Vec256 {
   static F from_bits(I i) { return _mm256_castsi256_ps(i); }
   static F to_float(I i) { return _mm256_cvtepi32_ps(i); }
   static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  // acc + the sum of each dword's four s8.
+  static I add_quads(I acc, I codes) {
+    const I pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
 
   // rint(f), half to even, where the bits of |x| are below limit, else 0.
   static I round_where_below(F x, I limit, F f) {

@@ -49,6 +49,12 @@ struct Vec512 {
   static F from_bits(I i) { return _mm512_castsi512_ps(i); }
   static F to_float(I i) { return _mm512_cvtepi32_ps(i); }
   static I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  // acc + the sum of each dword's four s8.
+  static I add_quads(I acc, I codes) {
+    const I pairs = _mm512_maddubs_epi16(_mm512_set1_epi8(1), codes);
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  }
 
   static I round_where_below(F x, I limit, F f) {
     const I magnitude = _mm512_and_si512(bits(x), set(0x7fffffff));

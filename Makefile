@@ -10,9 +10,8 @@ SHELL := /bin/bash
 deps := tools/dev/install_deps.sh
 jobs ?= $(shell nproc)
 prefix ?= /usr/local
-generator = $(if $(shell command -v ninja),-G Ninja)
-# A configured folder keeps the generator that it was made with.
-configure = cmake --preset $(1) $(if $(wildcard build/$(1)/CMakeCache.txt),,$(generator)) $(2)
+# A configured folder keeps the generator that it was made with; ninja may have been installed a line before.
+configure = cmake --preset $(1) $$([ -f build/$(1)/CMakeCache.txt ] || ! command -v ninja >/dev/null || echo "-G Ninja")
 make_preset = cmake --build build/$(1) -j $(jobs)
 run_tests = ctest --preset $(1) -j $(jobs)
 
@@ -24,10 +23,10 @@ build: ## build the library, the int8q command, tests, examples and benchmarks i
 	$(call configure,release)
 	$(call make_preset,release)
 
-demo: ## build, then show int8 against fp32 on a real model
-	@$(deps) build test demo
+demo: ## build what it needs, then show int8 against fp32 on a real model
+	@$(deps) build demo
 	$(call configure,release)
-	$(call make_preset,release)
+	$(call make_preset,release) --target int8q_cli minilm
 	tools/dev/demo.sh build/release
 
 test: ## build and run every test that is not slow, with the ABI and packaging checks (minutes)
@@ -35,14 +34,16 @@ test: ## build and run every test that is not slow, with the ABI and packaging c
 	$(call configure,release)
 	$(call make_preset,release)
 	$(call run_tests,release)
+	@echo 'What the grids of tests ran:'
+	@grep -hE '^[a-z0-9, ]+: [0-9]+ cells|cells: |cells of|^skipped:' build/release/Testing/Temporary/LastTest.log | sort -u
 
 test-full: ## the slow tests, then all under AddressSanitizer + UBSan, under ThreadSanitizer, and on Arm under qemu
-	@$(deps) build test full
+	@$(deps) build test full demo
 	$(call configure,release)
 	$(call make_preset,release)
 	$(call run_tests,release-slow)
 	for preset in asan tsan aarch64; do \
-	  cmake --preset $$preset $$([ -f build/$$preset/CMakeCache.txt ] || echo "$(generator)"); \
+	  $(call configure,$$preset); \
 	  cmake --build build/$$preset -j $(jobs); \
 	  $$([ $$preset = tsan ] && echo "$(unrandomized)") ctest --preset $$preset -j $(jobs); \
 	done
@@ -69,13 +70,15 @@ lint: ## check formatting, clang-tidy, Python and shell scripts, and that genera
 
 install: ## install under prefix=/usr/local (DESTDIR is honoured)
 	@$(deps) build
-	cmake --preset release -B build/install $(generator) --install-prefix $(prefix) -DINT8Q_BUILD_TESTS=OFF \
-	  -DINT8Q_BUILD_EXAMPLES=OFF -DINT8Q_BUILD_BENCH=OFF
+	$(call configure,install) --install-prefix $(prefix)
 	cmake --build build/install -j $(jobs)
 	cmake --install build/install
+	@# As root: let the loader find it, and leave the build folder to whom the sources belong to.
+	@[ "$$(id -u)" -ne 0 ] || chown -R --reference=. build
+	@[ -n "$(DESTDIR)" ] || [ "$$(id -u)" -ne 0 ] || ldconfig
 
 clean: ## remove everything that was built
 	rm -rf build
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -66,7 +66,7 @@ void linear(benchmark::State& state, const char* isa, int64_t k, int64_t n) {
   uint64_t bytes;
   check(int8q_query_workspace(context, layer, INT8Q_FORWARD, m, 0, &bytes));
   void* workspace = std::aligned_alloc(64, bytes);
-  for (auto _ : state) check(int8q_forward(context, layer, &in, 0, &out, workspace, bytes));
+  while (state.KeepRunning()) check(int8q_forward(context, layer, &in, 0, &out, workspace, bytes));
   const double runs = static_cast<double>(state.iterations());
   state.counters["Tops"] = benchmark::Counter(2e-12 * static_cast<double>(m * n * k) * runs, benchmark::Counter::kIsRate);
   state.counters["GB/s"] = benchmark::Counter(1e-9 * static_cast<double>(n * k) * runs, benchmark::Counter::kIsRate);

@@ -8,6 +8,10 @@ set(INT8Q_PYTHON /usr/bin/python3 CACHE FILEPATH "a Python 3 with pycparser")
 function(int8q_add_check name)
   add_test(NAME check_${name} COMMAND ${ARGN})
   set_tests_properties(check_${name} PROPERTIES LABELS check TIMEOUT 600)
+  # The sanitizers, too, watch what runs the library.
+  if(INT8Q_SANITIZE AND name MATCHES "^(command|selftest_host)$")
+    set_tests_properties(check_${name} PROPERTIES LABELS unit)
+  endif()
 endfunction()
 
 int8q_add_check(library ${INT8Q_PYTHON} ${checks}/library.py $<TARGET_FILE:int8q>
@@ -55,4 +59,9 @@ if(TARGET int8q_cli)
       )
     endforeach()
   endif()
+endif()
+
+if(TARGET minilm AND TARGET int8q_cli)
+  int8q_add_check(demo ${PROJECT_SOURCE_DIR}/examples/minilm/demo.sh ${PROJECT_BINARY_DIR})
+  set_tests_properties(check_demo PROPERTIES LABELS slow)
 endif()

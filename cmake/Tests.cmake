@@ -71,4 +71,10 @@ foreach(source IN LISTS c_test_sources)
   set_tests_properties(${name} PROPERTIES LABELS unit TIMEOUT 300)
 endforeach()
 
+# libFuzzer targets are run by hand; here they only have to compile.
+file(GLOB fuzz_sources CONFIGURE_DEPENDS tests/fuzz/*.cpp)
+add_library(int8q_fuzz_targets OBJECT ${fuzz_sources})
+target_include_directories(int8q_fuzz_targets PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+target_link_libraries(int8q_fuzz_targets PRIVATE int8q_warnings)
+
 include(cmake/Checks.cmake)

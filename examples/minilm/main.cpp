@@ -159,7 +159,8 @@ int run(const Options& o) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+// Only a failure to report a failure is not caught.
+int main(int argc, char** argv) {  // NOLINT(bugprone-exception-escape)
   Options o;
   CLI::App app("Embeds a text with an fp32 and an int8 engine and compares them.");
   app.add_option("--model-fp32", o.fp32, "folder of all-MiniLM-L6-v2")->required();

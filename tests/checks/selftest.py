@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""selftest.py COMMAND CPU [EMULATOR...]: `int8q selftest` under every ISA.
+"""selftest.py COMMAND CPU [EMULATOR...]: `int8q selftest` under every ISA, and the other subcommands once.
 
 CPU is `host`, or the name of a CPU that EMULATOR emulates. What must run is told by /proc/cpuinfo or by the model's name,
 not by the library; every other ISA must be refused by name.
 """
 
+import json
 import os
+import struct
 import subprocess
 import sys
+import tempfile
 
 ISAS = {
     "generic": set(),
@@ -25,6 +28,22 @@ def features(cpu):
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         flags = next((line for line in file if line.startswith("flags")), ":")
     return set(flags.split(":")[1].split())
+
+
+def other_subcommands(command, emulator, folder):
+    """quantize, inspect and doctor: code that no self-test runs must run on this CPU, too."""
+    source, out = f"{folder}/in.safetensors", f"{folder}/out.safetensors"
+    header = json.dumps({"a.weight": {"dtype": "F32", "shape": [8, 100], "data_offsets": [0, 3200]}}).encode()
+    with open(source, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header + struct.pack("<800f", *(i / 7 - 50 for i in range(800))))
+    failures = 0
+    for arguments in (["quantize", source, out], ["inspect", out], ["doctor"]):
+        run = subprocess.run([*emulator, command, *arguments], capture_output=True, text=True)
+        print(f"{arguments[0]}: {'ok' if run.returncode == 0 else 'FAILED'}")
+        if run.returncode != 0:
+            print(f"exit status {run.returncode}\n{run.stdout}{run.stderr}")
+            failures += 1
+    return failures
 
 
 def main(command, cpu, *emulator):
@@ -45,6 +64,8 @@ def main(command, cpu, *emulator):
         if not good:
             print(f"exit status {run.returncode}\n{text}")
             failures += 1
+    with tempfile.TemporaryDirectory() as folder:
+        failures += other_subcommands(command, emulator, folder)
     sys.exit(failures != 0)
 
 

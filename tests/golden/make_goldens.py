@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the golden files: small fp16 linears, and what bitsandbytes' own Linear8bitLt saves for them.
 
+    pip install -r requirements.txt
     python make_goldens.py FOLDER
 
 writes linears_f16.safetensors (input), linears_int8.safetensors (bitsandbytes' output), gpt2_f16.safetensors,

@@ -59,7 +59,8 @@ int run(int argc, char** argv) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+// Only a failure to report a failure is not caught.
+int main(int argc, char** argv) {  // NOLINT(bugprone-exception-escape)
   try {
     const int exit = run(argc, argv);
     tool::finish_output();

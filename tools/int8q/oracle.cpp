@@ -2,6 +2,7 @@
 #include "oracle.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -148,7 +149,9 @@ std::vector<float> LinearOracle::values() const {
   return y;
 }
 
-bool same(float a, float b) { return (std::isnan(a) && std::isnan(b)) || std::memcmp(&a, &b, sizeof a) == 0; }
+bool same(float a, float b) {
+  return (std::isnan(a) && std::isnan(b)) || std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b);
+}
 
 bool same(const Tensor& got, int64_t i, int64_t j, float expected) {
   Tensor one(got.dtype, 1, 1);

@@ -38,7 +38,7 @@ class QuantizeReport {
   struct Group {
     bool copied;
     std::string reason, name, dtype, shape;
-    auto operator<=>(const Group&) const = default;
+    auto operator<=>(const Group&) const = default;  // NOLINT(modernize-use-nullptr): the check misreads <=>
   };
 
   void plan(const int8q_progress& p);

@@ -166,7 +166,8 @@ void unpack(const int8_t* panel, int64_t k_begin, int64_t k_count, float* w, int
   for (int64_t r = 0; r < kPanelRows; ++r) {
     for (int64_t j = 0; j < k_count; ++j) {
       const int64_t k = k_begin + j;
-      w[r * w_stride + j] = panel[k / kGroup * kGroup * kPanelRows + r * kGroup + k % kGroup];
+      const int64_t place = k / kGroup * kGroup * kPanelRows + r * kGroup + k % kGroup;
+      w[r * w_stride + j] = panel[place];
     }
   }
 }

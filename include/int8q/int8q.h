@@ -26,8 +26,9 @@
 
 #include <stdint.h>
 
-/* A level is (major << 16) | minor. Minor levels only add; a new major level would be a new library name. */
-#define INT8Q_LEVEL(major, minor) (((uint32_t)(major) << 16) | (uint32_t)(minor))
+/* A level is major << 16 | minor, a uint32_t that #if can compare. Minor levels only add; a new major level would be a new
+ * library name. */
+#define INT8Q_LEVEL(major, minor) (65536u * (major) + (minor))
 #define INT8Q_ABI_MAJOR 1
 #define INT8Q_ABI_MINOR 0
 #define INT8Q_ABI_LEVEL INT8Q_LEVEL(INT8Q_ABI_MAJOR, INT8Q_ABI_MINOR)

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <new>
 
+#include "api/first_sizes.h"
 #include "core/error.h"
 #include "core/float_environment.h"
 
@@ -32,31 +33,30 @@ int32_t guarded(Body&& body) noexcept {
   }
 }
 
-// The caller's size against this library's: smaller than level 1.0's is refused, and so is a larger one whose tail, which
-// this library cannot know, is not zero. Returns how many bytes both know.
-size_t known_bytes(const void* theirs, size_t ours, size_t level_1_0, const char* what);
+// The caller's size of a struct; one below that of the level which brought the struct is refused.
+size_t caller_bytes(const void* theirs, FirstSize first, const char* what);
 
-// Copies what both know; members that the caller's level lacks are zero. kLevel10 is sizeof(T) in level 1.0.
-template <class T, size_t kLevel10 = sizeof(T)>
+// How many bytes of a struct to read both sides know. A larger struct of the caller whose tail, which this library cannot
+// know, is not zero is refused.
+size_t readable_bytes(const void* theirs, size_t ours, FirstSize first, const char* what);
+
+// Copies what both know; members that the caller's level lacks are zero.
+template <class T>
 T read_struct(const T* theirs, const char* what) {
   if (theirs == nullptr) fail(INT8Q_INVALID_ARGUMENT, "%s is NULL; pass a struct", what);
   T mine{};
-  std::memcpy(&mine, theirs, known_bytes(theirs, sizeof(T), kLevel10, what));
+  std::memcpy(&mine, theirs, readable_bytes(theirs, sizeof(T), kFirstSize<T>, what));
   return mine;
 }
 
 // Writes what both know, but for the size member; bytes past that stay untouched.
-template <class T, size_t kLevel10 = sizeof(T)>
+template <class T>
 void write_struct(const T& mine, T* theirs, const char* what) {
   if (theirs == nullptr) fail(INT8Q_INVALID_ARGUMENT, "%s is NULL; pass a struct with its size set", what);
-  uint32_t size;
-  std::memcpy(&size, theirs, sizeof size);
-  if (size < kLevel10) {
-    fail(INT8Q_ABI_MISMATCH, "%s->size is %u, below level 1.0's %zu; set it to sizeof(*%s)", what, size, kLevel10, what);
-  }
+  const size_t size = caller_bytes(theirs, kFirstSize<T>, what);
   const size_t known = size < sizeof(T) ? size : sizeof(T);
-  std::memcpy(reinterpret_cast<char*>(theirs) + sizeof size, reinterpret_cast<const char*>(&mine) + sizeof size,
-              known - sizeof size);
+  std::memcpy(reinterpret_cast<char*>(theirs) + sizeof mine.size, reinterpret_cast<const char*>(&mine) + sizeof mine.size,
+              known - sizeof mine.size);
 }
 
 inline void require(bool holds, const char* name, const char* expected) {

@@ -5,6 +5,7 @@
 #include "int8q/int8q.hpp"
 
 #include <limits>
+#include <thread>
 #include <type_traits>
 
 #include "support/call.h"
@@ -256,6 +257,10 @@ TEST(Hpp, CheckpointsAndTheirProgress) {
 
 TEST(Hpp, VersionAndDiagnosis) {
   EXPECT_STREQ(int8q_version_string(), version_string());
+  EXPECT_EQ(INT8Q_ABI_LEVEL, abi_version());
+  EXPECT_STREQ(int8q_abi_hash(INT8Q_ABI_LEVEL), abi_hash(INT8Q_ABI_LEVEL));
+  EXPECT_EQ(nullptr, abi_hash(INT8Q_LEVEL(2, 0)));
+  EXPECT_STREQ("INT8Q_BUSY", status_name(INT8Q_BUSY));
   const std::string json = diagnose();
   EXPECT_EQ('{', json.front());
   EXPECT_EQ('}', json.back());
@@ -282,6 +287,27 @@ TEST(Hpp, FailuresAreExceptionsWithTheStatusAndTheMessage) {
   EXPECT_EQ(INT8Q_INVALID_HANDLE, status_of([&] { int8q::Linear().info(); }));
   EXPECT_EQ(INT8Q_NOT_FOUND, status_of([] { Safetensors("/nowhere/model.safetensors"); }, &message));
   EXPECT_NE(std::string::npos, message.find("/nowhere/model.safetensors")) << message;
+}
+
+TEST(Hpp, TheLastErrorIsTheHeadersOrTheLibrarys) {
+  int8q::Context context(1);
+  int8q::Workspace workspace;
+  const Mat w = random_mat(INT8Q_F32, 4, 6, 1), x(INT8Q_F32, 2, 6), y(INT8Q_F32, 2, 4);
+  const int8q::Linear linear(context, Matrix(w.c()));
+  const int8q::Linear* const one = &linear;
+  const Matrix out(y.c());
+  std::string message;
+  for (const int32_t count : {-1, 65, 1 << 30}) {
+    EXPECT_EQ(INT8Q_INVALID_ARGUMENT,
+              status_of([&] { forward_many(context, &one, count, x.c(), &out, workspace); }, &message));
+    EXPECT_EQ("count is " + std::to_string(count) + "; expected 0 to 64", message);
+    EXPECT_EQ(message, v1::last_error());
+  }
+  EXPECT_EQ(INT8Q_OK, forward_many(context, &one, 1, x.c(), &out, workspace));
+  EXPECT_EQ(message, v1::last_error()) << "success leaves it as it is";
+  std::thread([] { EXPECT_STREQ("", v1::last_error()) << "another thread's"; }).join();
+  EXPECT_EQ(INT8Q_UNSUPPORTED, status_of([] { int8q::Context(1, "bogus"); }, &message));
+  EXPECT_EQ(message, v1::last_error());
 }
 
 TEST(Hpp, AnAbiErrorNamesBothLevelsAndTheLibrary) {

@@ -10,10 +10,11 @@
 //   linear.forward(context, int8q::view(x, m, k), int8q::view(y, m, n), workspace);
 //
 // Before the include:
-//   INT8Q_NO_EXCEPTIONS  nothing throws; a failure is kept instead: object.status(), int8q_last_error(). Calls on an object
+//   INT8Q_NO_EXCEPTIONS  nothing throws; a failure is kept instead: object.status(), int8q::last_error(). Calls on an object
 //                        that failed to be made return INT8Q_INVALID_HANDLE.
 //   INT8Q_HPP_DLOPEN     nothing is linked: the library is opened at the first use (open_library says which), and each function
 //                        is looked up at its first call.
+// Translation units of one program may differ in these: what depends on them has a namespace of its own.
 //
 // Thread safety is the C ABI's: a Context belongs to one call at a time, a Linear is immutable and shared freely, a Workspace
 // belongs to one call at a time.
@@ -22,6 +23,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <type_traits>
@@ -37,8 +39,49 @@
 #include <stdexcept>
 #endif
 
+#if defined(INT8Q_HPP_DLOPEN) && defined(INT8Q_NO_EXCEPTIONS)
+#define INT8Q_HPP_CONFIGURATION v1_dlopen_noexc
+#elif defined(INT8Q_HPP_DLOPEN)
+#define INT8Q_HPP_CONFIGURATION v1_dlopen
+#elif defined(INT8Q_NO_EXCEPTIONS)
+#define INT8Q_HPP_CONFIGURATION v1_noexc
+#else
+#define INT8Q_HPP_CONFIGURATION v1
+#endif
+
+// What all configurations share, since a process has one library and a thread one last error.
+namespace int8q::common_v1 {
+
+// Of a failure that this header found; "" if the library found the last one. As in the library, no constructor runs.
+inline thread_local char own_error[1024];
+
+#if defined(INT8Q_HPP_DLOPEN)
+// The library, opened once in a process and never closed (nor is this destroyed: static objects may outlive it).
+struct Library {
+  std::string path;
+  void* handle;
+  std::string reason;  // why it did not open
+
+  explicit Library(const char* wanted)
+      : path(choose(wanted)),
+        handle(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)),
+        reason(handle != nullptr ? "" : dlerror()) {}
+  static const char* choose(const char* wanted) {
+    if (wanted == nullptr) wanted = std::getenv("INT8Q_LIBRARY");
+    return wanted != nullptr && *wanted != '\0' ? wanted : "libint8q.so.1";
+  }
+};
+
+inline const Library& library(const char* wanted = nullptr) {
+  static const Library* const opened = new Library(wanted);
+  return *opened;
+}
+#endif
+
+}  // namespace int8q::common_v1
+
 namespace int8q {
-inline namespace v1 {
+inline namespace INT8Q_HPP_CONFIGURATION {
 
 // ------------------------------------------------------------------------------------------------ Failures
 
@@ -70,69 +113,53 @@ class AbiError : public StatusError {
 
 #endif
 
+inline uint32_t abi_version();
+
 namespace detail {
 
 inline std::string level_text(uint32_t level) { return std::to_string(level >> 16) + "." + std::to_string(level & 0xffff); }
 
+// Keeps the message of a failure that this header found, for last_error.
+inline int32_t own_failure(int32_t status, const std::string& message) {
+  std::snprintf(common_v1::own_error, sizeof common_v1::own_error, "%s", message.c_str());
+  return status;
+}
+
+// The status of a call of the library, whose message a failure leaves there.
+inline int32_t called(int32_t status) {
+  if (status != INT8Q_OK) common_v1::own_error[0] = '\0';
+  return status;
+}
+
 #if defined(INT8Q_HPP_DLOPEN)
 
-// The library, opened once in a process and never closed (nor is this destroyed: static objects may outlive it).
-struct Library {
-  std::string path;
-  void* handle;
-  std::string reason;  // why it did not open
-
-  explicit Library(const char* wanted)
-      : path(choose(wanted)),
-        handle(dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)),
-        reason(handle != nullptr ? "" : dlerror()) {}
-  static const char* choose(const char* wanted) {
-    if (wanted == nullptr) wanted = std::getenv("INT8Q_LIBRARY");
-    return wanted != nullptr && *wanted != '\0' ? wanted : "libint8q.so.1";
-  }
-};
-
-inline const Library& library(const char* wanted = nullptr) {
-  static const Library* const opened = new Library(wanted);
-  return *opened;
-}
+using common_v1::library;
 
 inline const char* library_path() { return library().path.c_str(); }
 
 inline void* find(const char* name) { return library().handle == nullptr ? nullptr : dlsym(library().handle, name); }
 
-// Calls a function that reports no status; `otherwise` if the library has none of that name.
-template <class F, class Result>
-Result call_or(const char* name, Result otherwise) {
+// A function that reports no status; `otherwise` if there is none of that name.
+template <class F>
+F* find_or(const char* name, F* otherwise) {
   void* symbol = find(name);
-  return symbol == nullptr ? otherwise : reinterpret_cast<F*>(symbol)();
+  return symbol == nullptr ? otherwise : reinterpret_cast<F*>(symbol);
 }
-
-inline uint32_t loaded_level() { return call_or<decltype(int8q_abi_version)>("int8q_abi_version", uint32_t{0}); }
-inline const char* last_error() { return call_or<decltype(int8q_last_error)>("int8q_last_error", ""); }
-inline const char* version() { return call_or<decltype(int8q_version_string)>("int8q_version_string", ""); }
 
 inline std::string missing(const char* name, uint32_t since) {
   if (library().handle == nullptr) {
     return "int8q: " + library().path + " does not load: " + library().reason +
            "; set INT8Q_LIBRARY to the path of libint8q.so.1";
   }
-  return std::string(name) + " needs ABI " + level_text(since) + ", loaded " + level_text(loaded_level()) + " at " +
+  return std::string(name) + " needs ABI " + level_text(since) + ", loaded " + level_text(abi_version()) + " at " +
          library().path;
 }
 
-// Calls a function of the library by name; a missing one is an AbiError, or INT8Q_ABI_MISMATCH without exceptions.
+// Calls a function of the library by name; INT8Q_ABI_MISMATCH if it is missing.
 template <class F, class... Args>
 int32_t call_status(void* symbol, const char* name, Args... args) {
-  if (symbol == nullptr) {
-#if !defined(INT8Q_NO_EXCEPTIONS)
-    throw AbiError(INT8Q_TARGET_LEVEL, loaded_level(), library().path, missing(name, INT8Q_TARGET_LEVEL));
-#else
-    static_cast<void>(name);
-    return INT8Q_ABI_MISMATCH;
-#endif
-  }
-  return reinterpret_cast<F*>(symbol)(args...);
+  if (symbol == nullptr) return own_failure(INT8Q_ABI_MISMATCH, missing(name, INT8Q_TARGET_LEVEL));
+  return called(reinterpret_cast<F*>(symbol)(args...));
 }
 
 #define INT8Q_CALL(function, ...)                                                            \
@@ -140,30 +167,43 @@ int32_t call_status(void* symbol, const char* name, Args... args) {
     static void* const symbol = ::int8q::detail::find(#function);                            \
     return ::int8q::detail::call_status<decltype(function)>(symbol, #function, __VA_ARGS__); \
   }())
+#define INT8Q_FIND_OR(function, otherwise) ::int8q::detail::find_or<decltype(function)>(#function, otherwise)
 
 #else
 
 inline const char* library_path() { return "the linked library"; }
-inline uint32_t loaded_level() { return int8q_abi_version(); }
-inline const char* last_error() { return int8q_last_error(); }
-inline const char* version() { return int8q_version_string(); }
-#define INT8Q_CALL(function, ...) function(__VA_ARGS__)
+#define INT8Q_CALL(function, ...) ::int8q::detail::called(function(__VA_ARGS__))
+#define INT8Q_FIND_OR(function, otherwise) function
 
 #endif
+
+}  // namespace detail
+
+// The loaded library's level, major << 16 | minor; 0 if no library loads.
+inline uint32_t abi_version() {
+  return INT8Q_FIND_OR(int8q_abi_version, [] { return uint32_t{0}; })();
+}
+
+// The message of this thread's last failed call through this header, be it the library's, why the library did not load, or
+// which function it lacks; "" if there was none. Valid until the thread's next call.
+inline const char* last_error() {
+  return common_v1::own_error[0] != '\0' ? common_v1::own_error : INT8Q_FIND_OR(int8q_last_error, [] { return ""; })();
+}
+
+namespace detail {
 
 // Throws unless the status is INT8Q_OK; gives it back without exceptions.
 inline int32_t check(int32_t status) {
 #if !defined(INT8Q_NO_EXCEPTIONS)
-  if (status == INT8Q_ABI_MISMATCH) throw AbiError(INT8Q_TARGET_LEVEL, loaded_level(), library_path(), last_error());
+  if (status == INT8Q_ABI_MISMATCH) throw AbiError(INT8Q_TARGET_LEVEL, abi_version(), library_path(), last_error());
   if (status != INT8Q_OK) throw StatusError(status, last_error());
 #endif
   return status;
 }
 
-// Asked once, by the first handle that is made; no static initializer.
+// Asked by each handle that is made, so that each thread finds the reason in its last_error.
 inline int32_t negotiate() {
-  static const int32_t status = INT8Q_CALL(int8q_negotiate, INT8Q_TARGET_LEVEL, static_cast<uint32_t*>(nullptr));
-  return check(status);
+  return check(INT8Q_CALL(int8q_negotiate, INT8Q_TARGET_LEVEL, static_cast<uint32_t*>(nullptr)));
 }
 
 // The text that write(buffer, capacity, &length) gives, as int8q_diagnose_json does.
@@ -223,7 +263,21 @@ inline int32_t open_library(const char* path = nullptr) {
 #endif
 
 // "int8q 0.1.0 (ABI 1.0)"; "" if no library loads.
-inline const char* version_string() { return detail::version(); }
+inline const char* version_string() {
+  return INT8Q_FIND_OR(int8q_version_string, [] { return ""; })();
+}
+
+// The hash of the declarations of a level (int8q_abi_hash); NULL if the library does not know it, or none loads.
+inline const char* abi_hash(uint32_t level) {
+  return INT8Q_FIND_OR(int8q_abi_hash, [](uint32_t) { return static_cast<const char*>(nullptr); })(level);
+}
+
+// "INT8Q_OK", ... (int8q_status_name). Without a library that is the one status that its absence gives.
+inline const char* status_name(int32_t status) {
+  return INT8Q_FIND_OR(int8q_status_name, [](int32_t s) {
+    return s == INT8Q_ABI_MISMATCH ? "INT8Q_ABI_MISMATCH" : "INT8Q_UNKNOWN_STATUS";
+  })(status);
+}
 
 // JSON: library, CPU, ISAs, threads, GPU state (int8q_diagnose_json).
 inline std::string diagnose() {
@@ -460,14 +514,19 @@ class Linear : public detail::Owner<int8q_linear, detail::destroy_linear> {
   }
 };
 
-// ys[i] = x . W_i^T + bias_i for several linears (q, k, v) from one quantized x; at most 64 of them.
+// ys[i] = x . W_i^T + bias_i for several linears (q, k, v) from one quantized x; at most 64 of them, else
+// INT8Q_INVALID_ARGUMENT.
 inline int32_t forward_many(Context& context, const Linear* const* linears, int32_t count, const Matrix& x,
                             const Matrix* ys, Workspace& workspace, uint32_t flags = 0) {
   constexpr int32_t kMost = 64;
+  if (count < 0 || count > kMost) {
+    return detail::check(detail::own_failure(
+        INT8Q_INVALID_ARGUMENT, "count is " + std::to_string(count) + "; expected 0 to " + std::to_string(kMost)));
+  }
   const int8q_linear* handles[kMost] = {};
   const int8q_matrix* outs[kMost] = {};
   uint64_t bytes = 0;
-  for (int32_t i = 0; i < count && i < kMost; ++i) {
+  for (int32_t i = 0; i < count; ++i) {
     handles[i] = linears[i]->get();
     outs[i] = ys[i].get();
     const uint64_t need = linears[i]->workspace_bytes(context, INT8Q_FORWARD, x.c.rows);
@@ -620,7 +679,11 @@ inline int32_t quantize_checkpoint(Context& context, const char* in, const char*
   return quantize_checkpoint(context, in, out, options, [](const int8q_progress&) { return true; });
 }
 
-}  // namespace v1
+}  // namespace INT8Q_HPP_CONFIGURATION
 }  // namespace int8q
+
+#undef INT8Q_CALL
+#undef INT8Q_FIND_OR
+#undef INT8Q_HPP_CONFIGURATION
 
 #endif  // INT8Q_INT8Q_HPP_

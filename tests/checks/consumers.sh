@@ -31,5 +31,29 @@ echo "-- dlopen"
 "$cxx" -std=c++17 -I "$prefix/include" -o "$scratch/dlopen" "$consumer/dlopen/main.cpp" -ldl
 "$scratch/dlopen" "$lib/libint8q.so.1"
 
+echo "-- dlopen without exceptions"
+cat >"$scratch/stub.c" <<'END'
+int int8q_negotiate(unsigned want, unsigned* got) { return (void)want, (void)got, 0; }
+unsigned int8q_abi_version(void) { return 65536; }
+END
+"$cc" -shared -fPIC -o "$scratch/stub.so" "$scratch/stub.c"
+"$cxx" -std=c++17 -fno-exceptions -I "$prefix/include" -o "$scratch/noexcept" "$consumer/noexcept/main.cpp" -pthread -ldl
+"$scratch/noexcept" "$lib/libint8q.so.1" "$scratch/stub.so"
+
+echo "-- translation units with different options"
+part() {
+  "$cxx" -std=c++17 -O0 -I "$prefix/include" -DPART="$1" "${@:2}" -c -o "$scratch/$1.o" "$consumer/options/part.cpp"
+}
+part thrown
+part kept -fno-exceptions -DINT8Q_NO_EXCEPTIONS
+part loaded_thrown -DINT8Q_HPP_DLOPEN
+part loaded_kept -fno-exceptions -DINT8Q_NO_EXCEPTIONS -DINT8Q_HPP_DLOPEN
+link_and_run() {
+  "$cxx" -std=c++17 -O0 -o "$scratch/options" "$consumer/options/main.cpp" "$@" "$lib/libint8q.so.1" -ldl
+  LD_LIBRARY_PATH=$lib "$scratch/options"
+}
+link_and_run "$scratch"/{thrown,kept,loaded_thrown,loaded_kept}.o
+link_and_run "$scratch"/{loaded_kept,loaded_thrown,kept,thrown}.o
+
 echo "-- the installed command"
 (cd / && "$prefix/bin/int8q" --version)

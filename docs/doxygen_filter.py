@@ -51,6 +51,8 @@ def main():
     with open(sys.argv[1], encoding="utf-8") as file:
         text = file.read()
     text = re.sub(r"^typedef struct (\w+) \{(.*?)^\} \1;", r"struct \1 {\2};", text, flags=re.S | re.M)
+    # Doxygen would list the members of an inline namespace in it and in the one around it.
+    text = re.sub(r"^(inline namespace \w+ \{|\}  // namespace INT8Q_HPP_CONFIGURATION)$", "", text, flags=re.M)
     text = TRAILING.sub(lambda m: f"/**< {escape(m[1])} */", text)
     text = sections(text)
     text = BLOCK.sub(lambda m: documentation(unstarred(m[1])), text)

@@ -8,7 +8,8 @@
  * Rules that hold for every function below:
  *  - It returns an int32_t status, INT8Q_OK or one of the numbers pinned below, unless it says otherwise. On any other
  *    status than INT8Q_OK nothing was written to the caller's outputs, unless it says otherwise, and int8q_last_error()
- *    names the argument, its value and what was expected.
+ *    names the argument, its value and what was expected. Which ones it returns is said behind "Returns", without the
+ *    prefix and without INTERNAL, which any function may return.
  *  - No exception, signal, abort or output leaves the library. A caller's callback must return normally; a C++ exception
  *    thrown through one is caught and becomes INT8Q_INTERNAL.
  *  - Sizes, strides and indices are int64_t in elements; byte counts are uint64_t.
@@ -16,9 +17,9 @@
  *    are passed as float* or int64_t* have that type's natural alignment (else INT8Q_MISALIGNED).
  *  - Outputs must not overlap inputs or each other, unless it is said (else INT8Q_OVERLAP).
  *  - A handle that is NULL, destroyed or foreign gives INT8Q_INVALID_HANDLE, on best effort.
- *  - A struct's first member is its size: set it to sizeof(struct). Smaller than in level 1.0, or, for a struct that the
- *    library reads, larger with a non-zero unknown tail, gives INT8Q_ABI_MISMATCH. Of a struct that the library fills,
- *    members that it does not know stay as they were. Reserved members must be zero.
+ *  - A struct's first member is its size: set it to sizeof(struct). Smaller than in the level that brought the struct, or,
+ *    for a struct that the library reads, larger with a non-zero unknown tail, gives INT8Q_ABI_MISMATCH. Of a struct that
+ *    the library fills, members that it does not know stay as they were. Reserved members must be zero.
  *  - Thread safety: functions without a context may be called from any thread. See int8q_create_context for the others.
  */
 #ifndef INT8Q_INT8Q_H_
@@ -147,7 +148,7 @@ typedef void (*int8q_task)(void* arg, int64_t index, int32_t thread);
  * for another. */
 typedef struct int8q_parallel_runner {
   uint32_t size;
-  int32_t max_threads;
+  int32_t max_threads; /* 1 to 1024 */
   void* opaque;
   int32_t (*run)(void* opaque, int64_t count, int8q_task task, void* arg);
 } int8q_parallel_runner;
@@ -244,7 +245,7 @@ typedef struct int8q_checkpoint_options {
 INT8Q_API uint32_t int8q_abi_version(void);
 
 /* Whether this library serves callers built for level `want`: same major and no newer minor. *got (may be NULL) is set to
- * int8q_abi_version() in either case. Returns INT8Q_OK or INT8Q_ABI_MISMATCH. */
+ * int8q_abi_version() in either case. Returns ABI_MISMATCH. */
 INT8Q_API int32_t int8q_negotiate(uint32_t want, uint32_t* got);
 
 /* SHA-256, as 64 hexadecimal digits, over the declarations of one level: a binding that was generated from another
@@ -263,7 +264,8 @@ INT8Q_API const char* int8q_version_string(void);
 
 /* Writes a JSON object, NUL-terminated, that describes library, CPU, ISAs (found, runnable, chosen and why), threads and
  * GPU state. *length (may be NULL) is set to the needed bytes without the NUL, also when the text does not fit in
- * `capacity` bytes (buffer may be NULL if capacity is 0): then INT8Q_BUFFER_TOO_SMALL. */
+ * `capacity` bytes (buffer may be NULL if capacity is 0): then BUFFER_TOO_SMALL.
+ * Returns INVALID_ARGUMENT, OUT_OF_MEMORY, BUFFER_TOO_SMALL. */
 INT8Q_API int32_t int8q_diagnose_json(char* buffer, uint64_t capacity, uint64_t* length);
 
 /* ---------------------------------------------------------------------------------------------------- Context */
@@ -284,22 +286,23 @@ INT8Q_API int32_t int8q_diagnose_json(char* buffer, uint64_t capacity, uint64_t*
  * fork the child's contexts rebuild their threads at the first call. Since level 1.0. */
 INT8Q_API int32_t int8q_create_context(const int8q_context_options* options, int8q_context** context);
 
-/* Ends the threads and frees the scratch memory. Linears live on. NULL gives INVALID_HANDLE. */
+/* Ends the threads and frees the scratch memory. Linears live on. Returns INVALID_HANDLE, for NULL too. */
 INT8Q_API int32_t int8q_destroy_context(int8q_context* context);
 
-/* Starts the pool's threads now instead of at the first parallel call. Returns INVALID_HANDLE. Threads that the system
- * refuses to start are done without. */
+/* Starts the pool's threads now instead of at the first parallel call. Threads that the system refuses to start are done
+ * without. Returns INVALID_HANDLE, OUT_OF_MEMORY. */
 INT8Q_API int32_t int8q_prepare_context(int8q_context* context);
 
 /* Writes a JSON object: {"backend":, "isa":, "threads":, "runner":, "kernels": {operation: kernel name, ...}}. Buffer and
- * length as in int8q_diagnose_json. */
+ * length as in int8q_diagnose_json. Returns INVALID_ARGUMENT, INVALID_HANDLE, OUT_OF_MEMORY, BUFFER_TOO_SMALL. */
 INT8Q_API int32_t int8q_describe_context(int8q_context* context, char* buffer, uint64_t capacity, uint64_t* length);
 
 /* ---------------------------------------------------------------------------------------------------- Stateless operations
  * bitsandbytes' shape: nothing is kept from call to call but the context's scratch memory, which grows on need through
  * the context's allocator. All of them succeed on empty matrices; K = 0 gives accumulators of 0.
- * All may return INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, OUT_OF_MEMORY, MISALIGNED,
- * OVERLAP, BUSY, RUNNER_FAILED. Results do not depend on ISA, threads or runner. Since level 1.0. */
+ * Returns (each, unless it has a list of its own) INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH,
+ * SIZE_OVERFLOW, OUT_OF_MEMORY, MISALIGNED, OVERLAP, BUSY, RUNNER_FAILED. Results do not depend on ISA, threads or runner.
+ * Since level 1.0. */
 
 /* Quantizes each row on its own (vector-wise, paper section 3.1; bitsandbytes' int8_vectorwise_quant).
  *
@@ -362,7 +365,7 @@ INT8Q_API int32_t int8q_count_outliers(int8q_context* context, const int8q_matri
 /* Calibration, step 2: names the columns that were outliers in at least min_fraction of `rows` rows and at least once (the
  * paper: .06 of the sequence positions), to be given as int8q_linear_options.kept_cols.
  * counts [cols]; rows > 0: how many rows were counted in all; min_fraction in [0, 1]; outlier_cols [cols] receives the
- * ascending indices; *outlier_count their number. Returns INVALID_ARGUMENT. */
+ * ascending indices; *outlier_count their number. Returns INVALID_ARGUMENT, SIZE_OVERFLOW, MISALIGNED, OVERLAP. */
 INT8Q_API int32_t int8q_select_outlier_cols(const int64_t* counts, int64_t cols, int64_t rows, double min_fraction,
                                             int64_t* outlier_cols, int64_t* outlier_count);
 
@@ -385,13 +388,13 @@ INT8Q_API int32_t int8q_query_blob(int64_t out_features, int64_t in_features, in
  * linear     receives the handle
  *
  * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW (K as in int8q_multiply),
- * OUT_OF_MEMORY, MISALIGNED, BUSY; NOT_FINITE names the row of a NaN or Inf in weight, col_stats, bias or kept weights
- * (a float weight beyond 65504 in a kept column counts). */
+ * OUT_OF_MEMORY, MISALIGNED, BUSY, RUNNER_FAILED; NOT_FINITE names the row of a NaN or Inf in weight, col_stats, bias or
+ * kept weights (a float weight beyond 65504 in a kept column counts). */
 INT8Q_API int32_t int8q_create_linear(int8q_context* context, const int8q_matrix* weight, const float* col_stats,
                                       const int8q_matrix* bias, const int8q_linear_options* options, int8q_linear** linear);
 
 /* The same into the caller's blob of blob_bytes >= int8q_query_blob, 64-byte aligned. Use int8q_open_linear on it.
- * Also returns BUFFER_TOO_SMALL, OVERLAP. When it fails, the blob's contents are undefined and do not open. */
+ * Returns also BUFFER_TOO_SMALL, OVERLAP. When it fails, the blob's contents are undefined and do not open. */
 INT8Q_API int32_t int8q_pack_linear(int8q_context* context, const int8q_matrix* weight, const float* col_stats,
                                     const int8q_matrix* bias, const int8q_linear_options* options, void* blob,
                                     uint64_t blob_bytes);
@@ -403,23 +406,27 @@ INT8Q_API int32_t int8q_pack_linear(int8q_context* context, const int8q_matrix* 
 INT8Q_API int32_t int8q_open_linear(int8q_context* context, const void* blob, uint64_t blob_bytes, uint32_t flags,
                                     int8q_linear** linear);
 
-/* The linear's blob: *blob points to *bytes bytes that live as long as the linear. */
+/* The linear's blob: *blob points to *bytes bytes that live as long as the linear. Returns INVALID_ARGUMENT,
+ * INVALID_HANDLE. */
 INT8Q_API int32_t int8q_get_blob(const int8q_linear* linear, const void** blob, uint64_t* bytes);
 
-/* Fills *info; set info->size before. */
+/* Fills *info; set info->size before. Returns INVALID_ARGUMENT, INVALID_HANDLE, ABI_MISMATCH. */
 INT8Q_API int32_t int8q_describe_linear(const int8q_linear* linear, int8q_linear_info* info);
 
 /* Unpacks without loss. Each output may be NULL: codes S8 [N,K]; col_stats [N]; bias F32 [1,N] (INVALID_ARGUMENT if the
- * linear has none); kept_cols [kept_count]; kept_weights F16 [N, kept_count]. */
+ * linear has none); kept_cols [kept_count]; kept_weights F16 [N, kept_count].
+ * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, OUT_OF_MEMORY (at the first call,
+ * for the threads), MISALIGNED, OVERLAP, RUNNER_FAILED. */
 INT8Q_API int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, const int8q_matrix* codes,
                                       float* col_stats, const int8q_matrix* bias, int64_t* kept_cols,
                                       const int8q_matrix* kept_weights);
 
-/* Frees the handle, and its blob if the library made it. NULL gives INVALID_HANDLE. */
+/* Frees the handle, and its blob if the library made it. Returns INVALID_HANDLE, for NULL too. */
 INT8Q_API int32_t int8q_destroy_linear(int8q_linear* linear);
 
 /* Bytes of workspace for `operation` (INT8Q_FORWARD, INT8Q_BACKWARD) on `rows` rows with this context; monotone in rows.
- * parts: 0 for the context's own threads, else the number of parts of the part-wise calls. */
+ * parts: 0 for the context's own threads, else the number of parts of the part-wise calls, at most 1024.
+ * Returns INVALID_ARGUMENT, INVALID_HANDLE, SIZE_OVERFLOW. */
 INT8Q_API int32_t int8q_query_workspace(int8q_context* context, const int8q_linear* linear, int32_t operation, int64_t rows,
                                         int32_t parts, uint64_t* bytes);
 
@@ -434,13 +441,14 @@ INT8Q_API int32_t int8q_query_workspace(int8q_context* context, const int8q_line
  *            after; one a concurrent call
  *
  * A row of x with NaN gives a NaN row, alone. Allocates nothing and takes no lock, but for the first call's threads.
- * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, BUFFER_TOO_SMALL, MISALIGNED,
- * OVERLAP, RUNNER_FAILED. */
+ * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, OUT_OF_MEMORY (for those threads,
+ * which int8q_prepare_context can start before), BUFFER_TOO_SMALL, MISALIGNED, OVERLAP, RUNNER_FAILED. */
 INT8Q_API int32_t int8q_forward(int8q_context* context, const int8q_linear* linear, const int8q_matrix* x, uint32_t flags,
                                 const int8q_matrix* y, void* workspace, uint64_t workspace_bytes);
 
-/* Several linears (q, k, v; gate, up) from one quantized x. All share K, outlier_mode and threshold. ys[i] is linears[i]'s
- * output; outputs must not overlap. The workspace is the largest of theirs. Bit for bit what int8q_forward gives. */
+/* Several linears (q, k, v; gate, up) from one quantized x: `count` of them, 0 to 64. All share K, outlier_mode and
+ * threshold. ys[i] is linears[i]'s output; outputs must not overlap. The workspace is the largest of theirs. Bit for bit
+ * what int8q_forward gives. Returns the same as int8q_forward. */
 INT8Q_API int32_t int8q_forward_many(int8q_context* context, const int8q_linear* const* linears, int32_t count,
                                      const int8q_matrix* x, uint32_t flags, const int8q_matrix* const* ys, void* workspace,
                                      uint64_t workspace_bytes);
@@ -448,17 +456,21 @@ INT8Q_API int32_t int8q_forward_many(int8q_context* context, const int8q_linear*
 /* For engines whose own threads are already inside: each of `parts` threads calls int8q_quantize_part(part), the engine's
  * barrier follows, then each calls int8q_forward_part(part), for one linear or several of the same K, mode and threshold.
  * All pass the same x, workspace and parts; the workspace is int8q_query_workspace(..., M, parts)'s, the largest of the
- * linears'. part is in [0, parts). The context may be shared by these threads. Once all parts have returned, y is bit for
- * bit what int8q_forward gives. An engine that calls forward_part before the barrier gets undefined values, no more. */
+ * linears'. part is in [0, parts), parts 1 to 1024. The context may be shared by these threads. Once all parts have
+ * returned, y is bit for bit what int8q_forward gives. An engine that calls forward_part before the barrier gets undefined
+ * values, no more. Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, BUFFER_TOO_SMALL,
+ * MISALIGNED, OVERLAP. */
 INT8Q_API int32_t int8q_quantize_part(int8q_context* context, const int8q_linear* linear, const int8q_matrix* x,
                                       void* workspace, uint64_t workspace_bytes, int32_t part, int32_t parts);
 INT8Q_API int32_t int8q_forward_part(int8q_context* context, const int8q_linear* linear, const int8q_matrix* x,
                                      uint32_t flags, const int8q_matrix* y, void* workspace, uint64_t workspace_bytes,
                                      int32_t part, int32_t parts);
 
-/* Gradient to the input (LoRA): dX[M,K] = (dY[M,N] o col_stats/127) . Wq[N,K], fp32 accumulation in ascending n. The int8
- * weights are frozen; outlier and kept columns are int8 here (bitsandbytes' backward).
- * dy F32, F16 or BF16 [M,N]; dx F32, F16 or BF16 [M,K]; flags and workspace (INT8Q_BACKWARD) as in int8q_forward. */
+/* Gradient to the input (LoRA): dX[M,K] = (dY[M,N] o col_stats/127) . Wq[N,K], accumulated in fp32. The int8 weights are
+ * frozen; outlier and kept columns are int8 here (bitsandbytes' backward). On one ISA the result is the same for any number
+ * of threads, any other rows of dY, and every run; ISAs may differ, each within the bound of docs/numerics.
+ * dy F32, F16 or BF16 [M,N]; dx F32, F16 or BF16 [M,K]; flags and workspace (INT8Q_BACKWARD) as in int8q_forward.
+ * Returns the same as int8q_forward. */
 INT8Q_API int32_t int8q_backward(int8q_context* context, const int8q_linear* linear, const int8q_matrix* dy, uint32_t flags,
                                  const int8q_matrix* dx, void* workspace, uint64_t workspace_bytes);
 
@@ -469,16 +481,18 @@ INT8Q_API int32_t int8q_backward(int8q_context* context, const int8q_linear* lin
  * OUT_OF_MEMORY, INVALID_ARGUMENT. A file that somebody truncates while it is open is that somebody's error. */
 INT8Q_API int32_t int8q_open_safetensors(const char* path, int8q_safetensors** file);
 
-/* *count receives the number of tensors. */
+/* *count receives the number of tensors. Returns INVALID_ARGUMENT, INVALID_HANDLE. */
 INT8Q_API int32_t int8q_count_tensors(const int8q_safetensors* file, int64_t* count);
 
-/* Tensor `index` in [0, count), ordered by name. Set tensor->size before. Returns INVALID_ARGUMENT for another index. */
+/* Tensor `index` in [0, count), ordered by name. Set tensor->size before. Returns INVALID_ARGUMENT (another index too),
+ * INVALID_HANDLE, ABI_MISMATCH. */
 INT8Q_API int32_t int8q_get_tensor(const int8q_safetensors* file, int64_t index, int8q_tensor* tensor);
 
-/* Tensor `name`; NOT_FOUND if there is none. */
+/* Tensor `name`. Set tensor->size before. Returns INVALID_ARGUMENT, INVALID_HANDLE, ABI_MISMATCH,
+ * OUT_OF_MEMORY, NOT_FOUND. */
 INT8Q_API int32_t int8q_find_tensor(const int8q_safetensors* file, const char* name, int8q_tensor* tensor);
 
-/* Unmaps; every pointer that came from it dies. */
+/* Unmaps; every pointer that came from it dies. Returns INVALID_HANDLE, for NULL too. */
 INT8Q_API int32_t int8q_close_safetensors(int8q_safetensors* file);
 
 /* Quantizes a checkpoint to bitsandbytes' int8 layout: each chosen 2-D float tensor `P.weight` becomes `P.weight` S8 [N,K],
@@ -491,8 +505,8 @@ INT8Q_API int32_t int8q_close_safetensors(int8q_safetensors* file);
  * progress  may be NULL
  *
  * Memory is bounded by a few row blocks, not by the model. Returns NOT_FOUND, IO (full disk), CORRUPT, UNSUPPORTED (already
- * quantized; no safetensors in the folder), SIZE_OVERFLOW (K > 133,144), NOT_FINITE (names tensor and row), CANCELLED, INVALID_ARGUMENT (a bad regex),
- * INVALID_HANDLE, ABI_MISMATCH, OUT_OF_MEMORY, BUSY. */
+ * quantized; no safetensors in the folder), SIZE_OVERFLOW (K > 133,144), NOT_FINITE (names tensor and row), CANCELLED,
+ * INVALID_ARGUMENT (a bad regex), INVALID_HANDLE, ABI_MISMATCH, OUT_OF_MEMORY, BUSY, RUNNER_FAILED. */
 INT8Q_API int32_t int8q_quantize_checkpoint(int8q_context* context, const char* in, const char* out,
                                             const int8q_checkpoint_options* options, int8q_progress_fn progress,
                                             void* opaque);

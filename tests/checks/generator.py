@@ -84,6 +84,13 @@ class Rules(unittest.TestCase):
     def test_implicit_enumerator(self):
         self.assert_refused(edited("INT8Q_BUSY = 13", "INT8Q_BUSY"), "its number")
 
+    def test_a_status_that_is_not_explained(self):
+        self.assert_refused(with_function("INT8Q_API int32_t int8q_f(void);"), "int8q_f: its comment lacks")
+        self.assert_refused(with_function("/* Fails. */\nINT8Q_API int32_t int8q_f(void);"), "int8q_f: its comment lacks")
+        read(with_function("/* Returns BUSY. */\nINT8Q_API int32_t int8q_f(void);"))
+        section = edited("\n * Returns (each, unless it has a list of its own)", "\n * May give")
+        self.assert_refused(section, "int8q_quantize_rows: its comment lacks")
+
     def test_foreign_name(self):
         self.assert_refused(with_function("INT8Q_API int32_t f(void);"), "begins with int8q_")
 

@@ -105,6 +105,7 @@ def read(header, level):
     for node in c_parser.CParser().parse(preprocess(header, level), str(header)).ext:
         Reader(declarations).add(node)
     check_rules(declarations)
+    check_comments(Path(header).read_text(), declarations)
     return declarations
 
 
@@ -232,3 +233,21 @@ def check_rules(declarations):
             raise HeaderError(f"struct {name}: the first member is {first.c} {first.name}, not uint32_t size")
         if struct.size % 8 != 0:
             raise HeaderError(f"struct {name}: {struct.size} bytes, not a multiple of 8; add a reserved member")
+
+
+# A comment (a group), a function's name, or an empty line, which ends what a comment speaks of.
+COMMENTED = re.compile(r"/\*(.*?)\*/|^INT8Q_API [\w ]+\*? ?(int8q_\w+)\(|\n(?=\n)", re.S | re.M)
+
+
+def check_comments(text, declarations):
+    """Each function that returns a status says which, in its comment or in that of its section."""
+    section = own = ""
+    for comment, function in COMMENTED.findall(text):
+        if comment.startswith(" ---"):
+            section, own = comment, ""
+        elif function:
+            known = declarations.functions.get(function)
+            if known and known.result.c == "int32_t" and "Returns " not in section + own:
+                raise HeaderError(f"{function}: its comment lacks \"Returns\" and the statuses")
+        else:
+            own = comment

@@ -35,6 +35,13 @@ struct Arena {
   }
 };
 
+uint64_t blob_bytes_of(const int8q_linear* linear) {
+  const void* blob;
+  uint64_t bytes = 0;
+  EXPECT_STATUS(INT8Q_OK, int8q_get_blob(linear, &blob, &bytes));
+  return bytes;
+}
+
 int8q_matrix with(int8q_matrix m, void (*change)(int8q_matrix&)) {
   change(m);
   return m;
@@ -51,6 +58,8 @@ struct Calls {
   std::vector<float> row_stats = std::vector<float>(kM, 1.5f), col_stats = std::vector<float>(kN, 0.5f);
   std::vector<int64_t> cols = {1, 3}, counts_in = std::vector<int64_t>(kK, 1);
   Workspace workspace = Workspace(1 << 20), blob = Workspace(1 << 16);
+  Workspace packed = Workspace(1 << 20);  // holds opened's blob
+  LinearPtr opened = open_packed();
 
   struct Outputs {
     alignas(64) uint8_t y[1024], dx[1024], q[256], mask[64];
@@ -87,6 +96,51 @@ struct Calls {
   int32_t forward(const int8q_matrix* in, const int8q_matrix* to, uint32_t flags = 0) {
     return int8q_forward(context.get(), linear.get(), in, flags, to, workspace.get(), workspace.bytes());
   }
+  LinearPtr open_packed() {
+    int8q_linear* handle = nullptr;
+    EXPECT_STATUS(INT8Q_OK,
+                  int8q_pack_linear(context.get(), w.get(), nullptr, nullptr, nullptr, packed.get(), packed.bytes()));
+    EXPECT_STATUS(INT8Q_OK, int8q_open_linear(context.get(), packed.get(), packed.bytes(), 0, &handle));
+    return LinearPtr(handle);
+  }
+  LinearPtr linear_with(int64_t k, float threshold) {
+    const Mat weight = random_mat(INT8Q_F32, kN, k, 8);
+    int8q_linear_options options{};
+    options.size = sizeof options;
+    options.threshold = threshold;
+    int8q_linear* handle = nullptr;
+    EXPECT_STATUS(INT8Q_OK, int8q_create_linear(context.get(), weight.get(), nullptr, nullptr, &options, &handle));
+    return LinearPtr(handle);
+  }
+  uint64_t needed(int32_t operation, int32_t parts = 0) {
+    return make_workspace(context.get(), linear.get(), kM, operation, parts).bytes();
+  }
+  int32_t forward_in(uint64_t bytes) {
+    return int8q_forward(context.get(), linear.get(), x.get(), 0, &y, workspace.get(), bytes);
+  }
+  int32_t forward_two(const int8q_linear* second, const int8q_matrix* y2, uint64_t bytes) {
+    const int8q_linear* linears[] = {linear.get(), second};
+    const int8q_matrix* ys[] = {&y, y2};
+    return int8q_forward_many(context.get(), linears, 2, x.get(), 0, ys, workspace.get(), bytes);
+  }
+  int32_t backward_in(uint64_t bytes) {
+    return int8q_backward(context.get(), linear.get(), dy.get(), 0, &dx, workspace.get(), bytes);
+  }
+  int32_t quantize_part(int32_t part, int32_t parts, uint64_t bytes) {
+    return int8q_quantize_part(context.get(), linear.get(), x.get(), workspace.get(), bytes, part, parts);
+  }
+  int32_t forward_part(int32_t part, int32_t parts, uint64_t bytes) {
+    return int8q_forward_part(context.get(), linear.get(), x.get(), 0, &y, workspace.get(), bytes, part, parts);
+  }
+  int32_t create_keeping(std::vector<int64_t> columns, const int8q_matrix* weight, const float* stats = nullptr,
+                         const int8q_matrix* kept_weights = nullptr) {
+    int8q_linear_options options{};
+    options.size = sizeof options;
+    options.kept_cols = columns.data();
+    options.kept_count = static_cast<int64_t>(columns.size());
+    options.kept_weights = kept_weights;
+    return create(weight, &options, stats);
+  }
   int32_t create(const int8q_matrix* weight, const int8q_linear_options* options = nullptr, const float* stats = nullptr) {
     return int8q_create_linear(context.get(), weight, stats, nullptr, options, &out.linear);
   }
@@ -102,6 +156,19 @@ struct Calls {
     change(options);
     return int8q_create_context(&options, &out.context);
   }
+  int32_t scaled(const float* rows, const float* columns, const int8q_matrix* add, const int8q_matrix* to) {
+    return int8q_scaled_multiply(context.get(), a.get(), rows, b.get(), columns, add, to);
+  }
+  int32_t dequantize(const float* rows, const float* columns, const int8q_matrix* add, const int8q_matrix* to) {
+    return int8q_dequantize_accumulators(context.get(), acc.get(), rows, columns, add, to);
+  }
+  int32_t mixed_onto(const float* rows, const float* columns, const int64_t* outliers, const int8q_matrix* add,
+                     const int8q_matrix* to) {
+    return int8q_mixed_scaled_multiply(context.get(), x.get(), a.get(), rows, b.get(), columns, 0, 0, outliers, 2, add, to);
+  }
+  const float* rs() const { return row_stats.data(); }
+  const float* cs() const { return col_stats.data(); }
+  const float* stats_in_y() const { return reinterpret_cast<const float*>(out.y); }
   int32_t mixed(int32_t mode, float threshold, const int64_t* columns, int64_t count) {
     return int8q_mixed_scaled_multiply(context.get(), x.get(), a.get(), row_stats.data(), b.get(), col_stats.data(), mode,
                                        threshold, columns, count, nullptr, &y);
@@ -143,6 +210,8 @@ const std::vector<Case>& matrix_cases() {
       CASE(INVALID_ARGUMENT, "x->row_stride", t.quantize(CHANGED(t.x.c(), v.row_stride = kK - 1))),
       CASE(INVALID_ARGUMENT, "x->row_stride", t.quantize(CHANGED(t.x.c(), v.row_stride = -kK))),
       CASE(INVALID_ARGUMENT, "x->data", t.quantize(CHANGED(t.x.c(), v.data = nullptr))),
+      CASE(INVALID_ARGUMENT, "x->data",
+           t.quantize(CHANGED(t.x.c(), (v.rows = 1, v.data = nullptr)), 0, 0, CHANGED(t.q, v.rows = 1))),
       CASE(INVALID_ARGUMENT, "q->rows", t.quantize(t.x.get(), 0, 0, CHANGED(t.q, v.rows = kM + 1))),
       CASE(INVALID_ARGUMENT, "q->cols", t.quantize(t.x.get(), 0, 0, CHANGED(t.q, v.cols = kK - 1))),
       CASE(INVALID_DTYPE, "q->dtype", t.quantize(t.x.get(), 0, 0, CHANGED(t.q, v.dtype = INT8Q_U8))),
@@ -156,6 +225,9 @@ const std::vector<Case>& matrix_cases() {
       CASE(SIZE_OVERFLOW, "x", t.quantize(CHANGED(t.x.c(), v.row_stride = kHuge))),
       CASE(SIZE_OVERFLOW, "x", t.quantize(CHANGED(t.x.c(), (v.rows = kHuge, v.cols = kHuge, v.row_stride = kHuge)))),
       CASE(SIZE_OVERFLOW, "x", t.quantize(CHANGED(t.x.c(), (v.rows = 1, v.cols = std::numeric_limits<int64_t>::max())))),
+      // 2^62 - 2^31 elements, whose bytes alone overflow.
+      CASE(SIZE_OVERFLOW, "x",
+           t.quantize(CHANGED(t.x.c(), (v.rows = (kHuge >> 31) - 1, v.cols = kHuge >> 31, v.row_stride = v.cols)))),
       CASE(INVALID_ARGUMENT, "outlier_mode", t.quantize(t.x.get(), 3)),
       CASE(INVALID_ARGUMENT, "outlier_mode", t.quantize(t.x.get(), -1)),
       CASE(INVALID_ARGUMENT, "threshold", t.quantize(t.x.get(), 0, kNan)),
@@ -172,6 +244,15 @@ const std::vector<Case>& matrix_cases() {
       CASE(OVERLAP, "row_stats",
            int8q_quantize_rows(t.context.get(), t.x.get(), 0, 0, &t.q, t.out.stats, reinterpret_cast<uint8_t*>(t.out.stats),
                                nullptr, nullptr)),
+      CASE(OVERLAP, "outlier_count at",
+           int8q_quantize_rows(t.context.get(), keep(matrix(INT8Q_F32, kM, kK, t.out.y)), 0, 0, &t.q, t.out.stats, nullptr,
+                               nullptr, reinterpret_cast<int64_t*>(t.out.y + 16))),
+      CASE(OVERLAP, "outlier_cols at",
+           int8q_quantize_rows(t.context.get(), keep(matrix(INT8Q_F32, kM, kK, t.out.y)), 0, 0, &t.q, t.out.stats, nullptr,
+                               reinterpret_cast<int64_t*>(t.out.y + 16), &t.out.count)),
+      CASE(OVERLAP, "outlier_mask at",
+           int8q_quantize_rows(t.context.get(), keep(matrix(INT8Q_F32, kM, kK, t.out.y)), 0, 0, &t.q, t.out.stats,
+                               t.out.y + 3, nullptr, nullptr)),
   };
   return cases;
 }
@@ -206,9 +287,24 @@ const std::vector<Case>& stateless_cases() {
       CASE(INVALID_DTYPE, "bias->dtype",
            int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), t.col_stats.data(),
                                  CHANGED(t.bias.c(), v.dtype = INT8Q_S32), &t.y)),
-      CASE(OVERLAP, "y",
-           int8q_scaled_multiply(t.context.get(), t.a.get(), t.row_stats.data(), t.b.get(), t.col_stats.data(),
-                                 keep(matrix(INT8Q_F32, 1, kN, t.out.y)), &t.y)),
+      CASE(OVERLAP, "overlaps row_stats", t.scaled(t.stats_in_y(), t.cs(), nullptr, &t.y)),
+      CASE(OVERLAP, "overlaps col_stats", t.scaled(t.rs(), t.stats_in_y(), nullptr, &t.y)),
+      CASE(OVERLAP, "overlaps bias", t.scaled(t.rs(), t.cs(), keep(matrix(INT8Q_F32, 1, kN, t.out.y)), &t.y)),
+      CASE(OVERLAP, "overlaps row_stats", t.dequantize(t.stats_in_y(), t.cs(), nullptr, &t.y)),
+      CASE(OVERLAP, "overlaps col_stats", t.dequantize(t.rs(), t.stats_in_y(), nullptr, &t.y)),
+      CASE(OVERLAP, "overlaps bias", t.dequantize(t.rs(), t.cs(), keep(matrix(INT8Q_F32, 1, kN, t.out.y)), &t.y)),
+      CASE(OVERLAP, "overlaps row_stats", t.mixed_onto(t.stats_in_y(), t.cs(), t.cols.data(), nullptr, &t.y)),
+      CASE(OVERLAP, "overlaps col_stats", t.mixed_onto(t.rs(), t.stats_in_y(), t.cols.data(), nullptr, &t.y)),
+      CASE(OVERLAP, "overlaps outlier_cols",
+           (t.cols.resize(16),
+            t.mixed_onto(t.rs(), t.cs(), t.cols.data(), nullptr, keep(matrix(INT8Q_F32, kM, kN, t.cols.data()))))),
+      CASE(OVERLAP, "overlaps bias",
+           t.mixed_onto(t.rs(), t.cs(), t.cols.data(), keep(matrix(INT8Q_F32, 1, kN, t.out.y)), &t.y)),
+      CASE(OVERLAP, "overlaps x",
+           int8q_mixed_scaled_multiply(t.context.get(), keep(matrix(INT8Q_F32, kM, kK, t.out.y)), t.a.get(), t.rs(),
+                                       t.b.get(), t.cs(), 0, 0, nullptr, 0, nullptr, &t.y)),
+      CASE(OVERLAP, "overlaps stats",
+           int8q_dequantize_rows(t.context.get(), t.a.get(), t.stats_in_y(), keep(matrix(INT8Q_F32, kM, kK, t.out.y)))),
       CASE(
           INVALID_DTYPE, "acc->dtype",
           int8q_dequantize_accumulators(t.context.get(), t.a.get(), t.row_stats.data(), t.col_stats.data(), nullptr, &t.y)),
@@ -264,6 +360,13 @@ const std::vector<Case>& linear_cases() {
       CASE(INVALID_ARGUMENT, "options->kept_count", t.create_with([](auto& o) { o.kept_count = -1; })),
       CASE(INVALID_ARGUMENT, "options->kept_count", t.create_with([](auto& o) { o.kept_count = kHuge; })),
       CASE(INVALID_ARGUMENT, "options->kept_cols", t.create_with([](auto& o) { o.kept_count = 2; })),
+      CASE(INVALID_ARGUMENT, "options->kept_cols[1]", t.create_keeping({1, kK}, t.w.get())),
+      CASE(INVALID_ARGUMENT, "options->kept_cols[0]", t.create_keeping({-1, 2}, t.w.get())),
+      CASE(INVALID_ARGUMENT, "options->kept_cols[1]", t.create_keeping({3, 3}, t.w.get())),
+      CASE(INVALID_ARGUMENT, "options->kept_cols[2]", t.create_keeping({1, 4, 2}, t.w.get())),
+      CASE(INVALID_ARGUMENT, "options->kept_weights", t.create_keeping({1, 4}, t.b.get(), t.cs())),
+      CASE(INVALID_ARGUMENT, "options->kept_weights->cols",
+           t.create_keeping({1, 4}, t.b.get(), t.cs(), keep(matrix(INT8Q_F16, kN, 3, t.workspace.get())))),
       CASE(ABI_MISMATCH, "options->size", t.create_with([](auto& o) { o.size = 4; })),
       CASE(NOT_FINITE, "row 2", (t.w.set(2, 3, kNan), t.create(t.w.get()))),
       CASE(NOT_FINITE, "row 4", (t.w.set(4, 6, std::numeric_limits<float>::infinity()), t.create(t.w.get()))),
@@ -291,6 +394,8 @@ const std::vector<Case>& linear_cases() {
                              nullptr, nullptr, nullptr, t.blob.get(), t.blob.bytes())),
       CASE(CORRUPT, "",
            (std::memset(t.blob.get(), 0, 4096), int8q_open_linear(t.context.get(), t.blob.get(), 4096, 0, &t.out.linear))),
+      CASE(CORRUPT, "truncated",
+           int8q_open_linear(t.context.get(), t.packed.get(), blob_bytes_of(t.opened.get()) - 1, 0, &t.out.linear)),
       CASE(INVALID_ARGUMENT, "flags", int8q_open_linear(t.context.get(), t.blob.get(), 4096, 2, &t.out.linear)),
       CASE(MISALIGNED, "blob",
            int8q_open_linear(t.context.get(), static_cast<char*>(t.blob.get()) + 1, 4000, 0, &t.out.linear)),
@@ -361,41 +466,71 @@ const std::vector<Case>& forward_cases() {
       CASE(INVALID_ARGUMENT, "bytes", int8q_query_workspace(t.context.get(), t.linear.get(), INT8Q_FORWARD, 1, 0, nullptr)),
       CASE(SIZE_OVERFLOW, "",
            int8q_query_workspace(t.context.get(), t.linear.get(), INT8Q_FORWARD, kHuge, 0, &t.out.bytes)),
-      CASE(INVALID_ARGUMENT, "part",
-           int8q_quantize_part(t.context.get(), t.linear.get(), t.x.get(), t.workspace.get(), t.workspace.bytes(), 2, 2)),
-      CASE(INVALID_ARGUMENT, "part",
-           int8q_quantize_part(t.context.get(), t.linear.get(), t.x.get(), t.workspace.get(), t.workspace.bytes(), -1, 2)),
       CASE(INVALID_ARGUMENT, "parts",
-           int8q_forward_part(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, t.workspace.get(), t.workspace.bytes(),
-                              0, 0)),
+           int8q_query_workspace(t.context.get(), t.linear.get(), INT8Q_FORWARD, 1, 1025, &t.out.bytes)),
+      CASE(INVALID_ARGUMENT, "part is 2", t.quantize_part(2, 2, t.workspace.bytes())),
+      CASE(INVALID_ARGUMENT, "part is -1", t.quantize_part(-1, 2, t.workspace.bytes())),
+      CASE(INVALID_ARGUMENT, "parts is 1025", t.quantize_part(0, 1025, t.workspace.bytes())),
+      CASE(INVALID_ARGUMENT, "part is 3", t.forward_part(3, 3, t.workspace.bytes())),
+      CASE(INVALID_ARGUMENT, "part is -1", t.forward_part(-1, 2, t.workspace.bytes())),
+      CASE(INVALID_ARGUMENT, "parts is 0", t.forward_part(0, 0, t.workspace.bytes())),
+      CASE(INVALID_ARGUMENT, "parts is 1025", t.forward_part(0, 1025, t.workspace.bytes())),
+      CASE(BUFFER_TOO_SMALL, "workspace_bytes", t.forward_in(t.needed(INT8Q_FORWARD) - 1)),
       CASE(BUFFER_TOO_SMALL, "workspace_bytes",
-           int8q_forward_part(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, t.workspace.get(), 64, 0, 2)),
+           t.forward_two(t.no_bias.get(), keep(matrix(INT8Q_F32, kM, kN, t.out.dx)), t.needed(INT8Q_FORWARD) - 1)),
+      CASE(BUFFER_TOO_SMALL, "workspace_bytes", t.backward_in(t.needed(INT8Q_BACKWARD) - 1)),
+      CASE(BUFFER_TOO_SMALL, "workspace_bytes", t.quantize_part(0, 5, t.needed(INT8Q_FORWARD, 5) - 1)),
+      CASE(BUFFER_TOO_SMALL, "workspace_bytes", t.forward_part(0, 5, t.needed(INT8Q_FORWARD, 5) - 1)),
+      CASE(OVERLAP, "overlaps x",
+           int8q_forward(t.context.get(), t.linear.get(), keep(matrix(INT8Q_F32, kM, kK, t.workspace.get())), 0, &t.y,
+                         t.workspace.get(), t.workspace.bytes())),
+      CASE(OVERLAP, "workspace at",
+           int8q_forward(t.context.get(), t.opened.get(), t.x.get(), 0, &t.y, t.packed.get(), t.packed.bytes())),
+      CASE(OVERLAP, "y at",
+           int8q_forward(t.context.get(), t.opened.get(), t.x.get(), 0, keep(matrix(INT8Q_F32, kM, kN, t.packed.get())),
+                         t.workspace.get(), t.workspace.bytes())),
+      CASE(OVERLAP, "overlaps x",
+           int8q_quantize_part(t.context.get(), t.linear.get(), keep(matrix(INT8Q_F32, kM, kK, t.workspace.get())),
+                               t.workspace.get(), t.workspace.bytes(), 0, 2)),
+      CASE(OVERLAP, "overlaps the linear's blob",
+           int8q_quantize_part(t.context.get(), t.opened.get(), t.x.get(), t.packed.get(), t.packed.bytes(), 0, 2)),
+      CASE(OVERLAP, "overlaps dy",
+           int8q_backward(t.context.get(), t.linear.get(), keep(matrix(INT8Q_F32, kM, kN, t.workspace.get())), 0, &t.dx,
+                          t.workspace.get(), t.workspace.bytes())),
+      CASE(OVERLAP, "workspace at",
+           int8q_backward(t.context.get(), t.opened.get(), t.dy.get(), 0, &t.dx, t.packed.get(), t.packed.bytes())),
+      CASE(OVERLAP, "overlaps workspace",
+           int8q_backward(t.context.get(), t.linear.get(), t.dy.get(), 0,
+                          keep(matrix(INT8Q_F32, kM, kK, t.workspace.get())), t.workspace.get(), t.workspace.bytes())),
+      CASE(OVERLAP, "dx at",
+           int8q_backward(t.context.get(), t.opened.get(), t.dy.get(), 0, keep(matrix(INT8Q_F32, kM, kK, t.packed.get())),
+                          t.workspace.get(), t.workspace.bytes())),
       CASE(INVALID_ARGUMENT, "linears[1]",
+           t.forward_two(t.off.get(), keep(matrix(INT8Q_F32, kM, kN, t.out.dx)), t.workspace.bytes())),
+      CASE(INVALID_ARGUMENT, "linears[1]",
+           t.forward_two(t.linear_with(kK, 5.0f).get(), keep(matrix(INT8Q_F32, kM, kN, t.out.dx)), t.workspace.bytes())),
+      CASE(
+          INVALID_ARGUMENT, "linears[1]",
+          t.forward_two(t.linear_with(kK + 1, 6.0f).get(), keep(matrix(INT8Q_F32, kM, kN, t.out.dx)), t.workspace.bytes())),
+      CASE(OVERLAP, "ys", t.forward_two(t.no_bias.get(), &t.y, t.workspace.bytes())),
+      // The first output lies in the second layer's blob.
+      CASE(OVERLAP, "overlaps the linear's blob",
            [&] {
-             const int8q_linear* linears[] = {t.linear.get(), t.off.get()};
-             const int8q_matrix y2 = matrix(INT8Q_F32, kM, kN, t.out.dx);
-             const int8q_matrix* ys[] = {&t.y, &y2};
-             return int8q_forward_many(t.context.get(), linears, 2, t.x.get(), 0, ys, t.workspace.get(),
-                                       t.workspace.bytes());
-           }()),
-      CASE(OVERLAP, "ys",
-           [&] {
-             const int8q_linear* linears[] = {t.linear.get(), t.no_bias.get()};
-             const int8q_matrix* ys[] = {&t.y, &t.y};
-             return int8q_forward_many(t.context.get(), linears, 2, t.x.get(), 0, ys, t.workspace.get(),
-                                       t.workspace.bytes());
+             t.y.data = t.packed.get();
+             return t.forward_two(t.opened.get(), keep(matrix(INT8Q_F32, kM, kN, t.out.dx)), t.workspace.bytes());
            }()),
       CASE(INVALID_HANDLE, "linear",
-           [&] {
-             const int8q_linear* linears[] = {t.linear.get(), nullptr};
-             const int8q_matrix y2 = matrix(INT8Q_F32, kM, kN, t.out.dx);
-             const int8q_matrix* ys[] = {&t.y, &y2};
-             return int8q_forward_many(t.context.get(), linears, 2, t.x.get(), 0, ys, t.workspace.get(),
-                                       t.workspace.bytes());
-           }()),
+           t.forward_two(nullptr, keep(matrix(INT8Q_F32, kM, kN, t.out.dx)), t.workspace.bytes())),
       CASE(INVALID_ARGUMENT, "linears",
            int8q_forward_many(t.context.get(), nullptr, 1, t.x.get(), 0, nullptr, t.workspace.get(), t.workspace.bytes())),
-      CASE(INVALID_ARGUMENT, "count",
+      CASE(INVALID_ARGUMENT, "count is 65",
+           [&] {
+             const std::vector<const int8q_linear*> linears(65, t.linear.get());
+             const std::vector<const int8q_matrix*> ys(65, &t.y);
+             return int8q_forward_many(t.context.get(), linears.data(), 65, t.x.get(), 0, ys.data(), t.workspace.get(),
+                                       t.workspace.bytes());
+           }()),
+      CASE(INVALID_ARGUMENT, "count is -1",
            int8q_forward_many(t.context.get(), nullptr, -1, t.x.get(), 0, nullptr, t.workspace.get(), t.workspace.bytes())),
   };
   return cases;
@@ -664,6 +799,36 @@ TEST(Status, TheUnchangedArgumentsAreAccepted) {
   EXPECT_STATUS(INT8Q_OK,
                 int8q_pack_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, t.blob.get(), t.blob.bytes()));
   EXPECT_STATUS(INT8Q_OK, int8q_forward_many(t.context.get(), nullptr, 0, t.x.get(), 0, nullptr, nullptr, 0));
+}
+
+// The limits themselves: the queried workspace, 64 linears, 1024 parts, a blob of exactly its size.
+TEST(Status, TheLimitsAreAccepted) {
+  Calls t;
+  EXPECT_STATUS(INT8Q_OK, t.forward_in(t.needed(INT8Q_FORWARD)));
+  EXPECT_STATUS(INT8Q_OK, t.backward_in(t.needed(INT8Q_BACKWARD)));
+  for (const int32_t parts : {5, 1024}) {
+    const Workspace workspace = make_workspace(t.context.get(), t.linear.get(), kM, INT8Q_FORWARD, parts);
+    for (int32_t p = 0; p < parts; ++p) {
+      EXPECT_STATUS(INT8Q_OK, int8q_quantize_part(t.context.get(), t.linear.get(), t.x.get(), workspace.get(),
+                                                  workspace.bytes(), p, parts));
+    }
+    for (int32_t p = 0; p < parts; ++p) {
+      EXPECT_STATUS(INT8Q_OK, int8q_forward_part(t.context.get(), t.linear.get(), t.x.get(), 0, &t.y, workspace.get(),
+                                                 workspace.bytes(), p, parts));
+    }
+  }
+  const std::vector<const int8q_linear*> linears(64, t.linear.get());
+  const std::vector<Mat> outputs(64, Mat(INT8Q_F32, kM, kN));
+  std::vector<const int8q_matrix*> ys;
+  for (const Mat& y : outputs) ys.push_back(y.get());
+  EXPECT_STATUS(INT8Q_OK, int8q_forward_many(t.context.get(), linears.data(), 64, t.x.get(), 0, ys.data(),
+                                             t.workspace.get(), t.needed(INT8Q_FORWARD)));
+  EXPECT_EQ(0, std::memcmp(outputs[63].bytes().data(), t.out.y, outputs[63].bytes().size()));
+  EXPECT_STATUS(INT8Q_OK, t.create_keeping({0, kK - 1}, t.w.get()));
+  EXPECT_STATUS(INT8Q_OK, int8q_destroy_linear(t.out.linear));
+  EXPECT_STATUS(INT8Q_OK,
+                int8q_open_linear(t.context.get(), t.packed.get(), blob_bytes_of(t.opened.get()), 0, &t.out.linear));
+  EXPECT_STATUS(INT8Q_OK, int8q_destroy_linear(t.out.linear));
 }
 
 TEST(Status, FailedPackingDoesNotOpen) {

@@ -435,6 +435,12 @@ TEST(Checkpoint, RefusesArchitecturesThatDoNotLoad) {
   EXPECT_EQ(call.chosen().size(), 1u);
 }
 
+mode_t mode_of(const std::string& path) {
+  struct stat status {};
+  EXPECT_EQ(::stat(path.c_str(), &status), 0) << path;
+  return status.st_mode & 0777;
+}
+
 TEST(Checkpoint, LeavesOtherModelsBehindAndKeepsThePermissions) {
   TempFolder folder;
   write_bytes(folder / "in/model.safetensors", make_safetensors({f32_tensor("a.weight", {1, 1}, {1})}));
@@ -443,13 +449,20 @@ TEST(Checkpoint, LeavesOtherModelsBehindAndKeepsThePermissions) {
     write_bytes(folder / (std::string("in/") + name), "another model");
   }
   write_bytes(folder / "in/2_Dense/model.safetensors", "a part of this one");
+  write_bytes(folder / "in/tokenizer.json", "{}");
   ASSERT_EQ(::chmod((folder / "in/model.safetensors").c_str(), 0600), 0);
+  ASSERT_EQ(::chmod((folder / "in/2_Dense/model.safetensors").c_str(), 0440), 0);
+  ASSERT_EQ(::chmod((folder / "in/tokenizer.json").c_str(), 0600), 0);
+  const mode_t mask = ::umask(022);
   Quantize call{.in = folder / "in", .out = folder / "out"};
-  ASSERT_EQ(call.run(), INT8Q_OK) << int8q_last_error();
-  EXPECT_EQ(tree(folder / "out"), (std::vector<std::string>{"2_Dense", "2_Dense/model.safetensors", "model.safetensors"}));
-  struct stat status;
-  ASSERT_EQ(::stat((folder / "out/model.safetensors").c_str(), &status), 0);
-  EXPECT_EQ(status.st_mode & 0777, 0600u) << "private weights became readable";
+  const int32_t status = call.run();
+  ::umask(mask);
+  ASSERT_EQ(status, INT8Q_OK) << int8q_last_error();
+  EXPECT_EQ(tree(folder / "out"),
+            (std::vector<std::string>{"2_Dense", "2_Dense/model.safetensors", "model.safetensors", "tokenizer.json"}));
+  EXPECT_EQ(mode_of(folder / "out/model.safetensors"), 0600u) << "private weights became readable";
+  EXPECT_EQ(mode_of(folder / "out/2_Dense/model.safetensors"), 0640u) << "a copied file is read-only only in its source";
+  EXPECT_EQ(mode_of(folder / "out/tokenizer.json"), 0600u) << "a copied file became readable";
 }
 
 TEST(Checkpoint, KeepsMetadata) {

@@ -18,12 +18,13 @@
 namespace {
 
 // The call that fails: `armed` counts down at each call of the named kind, and 0 fails it, once.
-enum Call { kNone, kPwrite, kPread, kFsync, kClose, kFallocate, kRename, kMkdir, kNew };
+enum Call { kNone, kPwrite, kPread, kFsync, kClose, kFallocate, kRename, kPlainRename, kMkdir, kNew };
 std::atomic<int> kind{kNone};
 std::atomic<int64_t> countdown{0};
 std::atomic<bool> fired{false};
 std::atomic<int> error_code{EIO};
-std::atomic<bool> stutter{false};  // pwrite and pread move 7 bytes a call, and every other call is interrupted
+std::atomic<bool> without_rename_flags{false};  // a file system that knows neither exchange nor no-replace
+std::atomic<bool> stutter{false};               // pwrite and pread move 7 bytes a call, and every other call is interrupted
 
 bool fails(Call call) {
   if (kind.load(std::memory_order_relaxed) != call || countdown.fetch_sub(1) != 0) return false;
@@ -72,7 +73,13 @@ int fallocate(int fd, int mode, off_t offset, off_t length) {
 }
 int renameat2(int from_fd, const char* from, int to_fd, const char* to, unsigned flags) noexcept {
   static auto* const real = next<int(int, const char*, int, const char*, unsigned)>("renameat2");
-  return fails(kRename) ? -1 : real(from_fd, from, to_fd, to, flags);
+  if (!without_rename_flags || flags == 0) return fails(kRename) ? -1 : real(from_fd, from, to_fd, to, flags);
+  errno = EINVAL;
+  return -1;
+}
+int rename(const char* from, const char* to) noexcept {
+  static auto* const real = next<int(const char*, const char*)>("rename");
+  return fails(kPlainRename) ? -1 : real(from, to);
 }
 int mkdir(const char* path, mode_t mode) noexcept {
   static auto* const real = next<int(const char*, mode_t)>("mkdir");
@@ -110,7 +117,10 @@ class Failures : public ::testing::Test {
                 make_safetensors({f32_tensor("a.weight", {2, 2}, {1, 2, 3, 4}),
                                   f32_tensor("b.weight", {2, 2}, {1, 2, 3, 4}), f32_tensor("b.bias", {2}, {1, 2})}));
   }
-  void TearDown() override { kind = kNone; }
+  void TearDown() override {
+    kind = kNone;
+    without_rename_flags = false;
+  }
 
   // The call fails as told and changes nothing on the disk.
   void expect(Quantize call, int32_t status, const std::string& word) {
@@ -346,15 +356,19 @@ TEST_F(Failures, FollowsLinksToFiles) {  // as a downloader's cache has them
 // ---- what is in the files
 
 TEST_F(Failures, NotFiniteNamesTensorAndRow) {
-  std::vector<float> w(70'000 * 2, 1.0f);
-  w[2 * 66'000 + 1] = std::numeric_limits<float>::quiet_NaN();  // in the second block
-  write_bytes(folder_ / "in.safetensors", make_safetensors({f32_tensor("a.weight", {70'000, 2}, w)}));
-  expect(file_call(), INT8Q_NOT_FINITE, "row 66000");
-  EXPECT_TRUE(message_has("a.weight"));
-  w[2 * 66'000 + 1] = 1;
-  w[2 * 3] = -std::numeric_limits<float>::infinity();
-  write_bytes(folder_ / "in.safetensors", make_safetensors({f32_tensor("a.weight", {70'000, 2}, w)}));
-  expect(file_call(), INT8Q_NOT_FINITE, "row 3");
+  constexpr size_t kRows = 70'000, kBlock = 1 << 16;  // rows that are quantized at a time
+  const auto file_with = [&](size_t row, size_t col, float value) {
+    std::vector<float> w(kRows * 2, 1.0f);
+    w[2 * row + col] = value;
+    write_bytes(folder_ / "in.safetensors", make_safetensors({f32_tensor("a.weight", {kRows, 2}, w)}));
+  };
+  for (const size_t row : {size_t{0}, size_t{3}, kBlock - 1, kBlock, size_t{66'000}, kRows - 1}) {
+    for (const float value : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+      file_with(row, row % 2, value);
+      expect(file_call(), INT8Q_NOT_FINITE, "row " + std::to_string(row) + ";");
+      EXPECT_TRUE(message_has("a.weight"));
+    }
+  }
 }
 
 TEST_F(Failures, AlreadyQuantized) {
@@ -561,17 +575,33 @@ TEST_F(Failures, EverySystemCall) {
   }
 }
 
-TEST_F(Failures, WithoutRenameFlags) {  // a file system that knows neither exchange nor no-replace
+TEST_F(Failures, WithoutRenameFlags) {
   write_bytes(folder_ / "old/model.safetensors", "old");
   Quantize call{.in = folder_ / "in", .out = folder_ / "new"};
-  kind = kRename;
-  error_code = EINVAL;
-  countdown = 0;
+  without_rename_flags = true;
   EXPECT_EQ(call.run(context_), INT8Q_OK) << int8q_last_error();
   EXPECT_TRUE(std::filesystem::exists(folder_ / "new/config.json"));
   call.out = folder_ / "old";
   call.overwrite = true;
-  countdown = 1;  // the exchange; before it comes the try without replacing
+  // An exchange by a third name: the old output aside, the new one into its place, the old one to where the new one was.
+  // Whichever of the first two fails, the old output is back.
+  for (const int64_t nth : {0, 1}) {
+    fired = false;
+    error_code = EACCES;
+    countdown = nth;
+    kind = kPlainRename;
+    expect(call, INT8Q_IO, strerror(EACCES));
+    EXPECT_TRUE(fired) << nth;
+    kind = kNone;
+  }
+  // So it is when the last step, syncing the parent folder, fails after the exchange.
+  fired = false;
+  error_code = EIO;
+  countdown = 10;
+  kind = kFsync;
+  expect(call, INT8Q_IO, "syncing the folder failed");
+  EXPECT_TRUE(fired);
+  kind = kNone;
   EXPECT_EQ(call.run(context_), INT8Q_OK) << int8q_last_error();
   EXPECT_TRUE(std::filesystem::exists(folder_ / "old/config.json"));
   EXPECT_FALSE(std::filesystem::exists(folder_ / "old/model.safetensors"));

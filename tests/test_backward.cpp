@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "support/call.h"
+#include "support/draw.h"
 #include "support/oracle.h"
 #include "support/shapes.h"
 
@@ -13,14 +14,19 @@ namespace {
 TEST(Backward, EveryShapeDtype) {
   const std::vector<Shape> list = shapes();
   const auto isas = runnable_isas();
+  Draw draw = {{"in", 3},        {"out", 3},    {"accumulate", 2}, {"dy gap", 3},
+               {"dy offset", 4}, {"dx gap", 3}, {"dx offset", 4},  {"threads", 3}};
+  enum : size_t { kIn, kOut, kAccumulate, kDyGap, kDyOffset, kDxGap, kDxOffset, kThreads };
   size_t cells = 0;
   for (size_t s = 0; s < list.size(); ++s) {
     const auto [m, n, k] = list[s];
-    for (const int32_t in : kFloatDtypes) {
-      const int32_t out = kFloatDtypes[(s + static_cast<size_t>(in)) % 3];
-      const auto gap = static_cast<int64_t>(s % 3);
-      const bool accumulate = s % 4 == 0;
-      Grid w(INT8Q_F32, n, k), dy(in, m, n, gap, gap), before(out, m, k, gap, gap);
+    for (size_t t = 0; t < 3; ++t) {
+      const Draw::Cell d = draw.cell(s, {t});
+      if (m > 0 && n > 0 && k > 0) draw.ran(d);
+      const int32_t in = kFloatDtypes[t], out = kFloatDtypes[d[kOut]];
+      const bool accumulate = d[kAccumulate] == 1;
+      Grid w(INT8Q_F32, n, k), dy(in, m, n, static_cast<int64_t>(d[kDyGap]), static_cast<int64_t>(d[kDyOffset]));
+      Grid before(out, m, k, static_cast<int64_t>(d[kDxGap]), static_cast<int64_t>(d[kDxOffset]));
       fill_normal(w, s, 0.1f);
       fill_normal(dy, s + 1, 1.0f);
       fill_normal(before, s + 2, 1.0f);
@@ -29,7 +35,7 @@ TEST(Backward, EveryShapeDtype) {
       for (size_t i = 0; i < isas.size(); ++i) {
         SCOPED_TRACE(::testing::Message() << isas[i]->name << " M " << m << " N " << n << " K " << k << " in " << in
                                           << " out " << out);
-        const ContextPtr context = make_context(static_cast<int32_t>(1 + (s + i) % 3), isas[i]->name);
+        const ContextPtr context = make_context(static_cast<int32_t>(1 + (d[kThreads] + i) % 3), isas[i]->name);
         int8q_linear* raw = nullptr;
         ASSERT_CALL(int8q_create_linear(context.get(), w.view(), nullptr, nullptr, nullptr, &raw));
         const LinearPtr linear(raw);
@@ -57,6 +63,7 @@ TEST(Backward, EveryShapeDtype) {
   }
   std::printf("%zu cells: %zu ISAs x %zu shapes x 3 dtypes\n", cells, isas.size(), list.size());
   EXPECT_EQ(cells, isas.size() * list.size() * 3);
+  draw.expect_covered();
 }
 
 // |error| <= gamma(N + 2) * sum |g q|: two roundings in g, N in the chain (docs/numerics.md).

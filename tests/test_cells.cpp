@@ -3,6 +3,8 @@
 // What the grids of the other tests cover: the list of shapes holds what it says, and a grid that shrinks is seen here.
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <iterator>
 #include <set>
 
 #include "support/call.h"
@@ -32,9 +34,25 @@ Values values_of(const std::vector<Shape>& list) {
   return v;
 }
 
-TEST(Cells, TheShapesHoldWhatTheyClaim) {
-  if (small_grid()) GTEST_SKIP() << "the small grid is a part";
-  const Values v = values_of(shapes());
+class Cells : public ::testing::Test {
+ protected:
+  ~Cells() override { was_.empty() ? unsetenv(kGrid) : setenv(kGrid, was_.c_str(), 1); }
+  static std::vector<Shape> full_grid() {
+    unsetenv(kGrid);
+    return shapes();
+  }
+  static std::vector<Shape> small() {
+    setenv(kGrid, "small", 1);
+    return shapes();
+  }
+
+ private:
+  static constexpr const char* kGrid = "INT8Q_TEST_GRID";
+  const std::string was_ = std::getenv(kGrid) == nullptr ? "" : std::getenv(kGrid);
+};
+
+TEST_F(Cells, TheShapesHoldWhatTheyClaim) {
+  const Values v = values_of(full_grid());
   for (const int64_t a : kOddSizes) {
     for (const int64_t b : kOddSizes) {
       EXPECT_EQ(1u, v.mn.count({a, b})) << "M " << a << ", N " << b;
@@ -60,10 +78,36 @@ TEST(Cells, TheShapesHoldWhatTheyClaim) {
   EXPECT_EQ(1u, v.mn.count({1, 3072})) << "GEMV of a model's layer";
 }
 
+TEST_F(Cells, TheSmallGridIsMixedAndCheap) {
+  const std::vector<Shape> list = small();
+  std::vector<Shape> products;  // that compute something
+  std::copy_if(list.begin(), list.end(), std::back_inserter(products),
+               [](const Shape& s) { return s.m > 0 && s.n > 0 && s.k > 0; });
+  const Values all = values_of(list), v = values_of(products);
+  for (const int64_t size : kOddSizes) {
+    const std::set<int64_t>&m = size == 0 ? all.m : v.m, &n = size == 0 ? all.n : v.n, &k = size == 0 ? all.k : v.k;
+    EXPECT_EQ(1u, m.count(size)) << "M " << size;
+    EXPECT_EQ(1u, n.count(size)) << "N " << size;
+    EXPECT_EQ(1u, k.count(size)) << "K " << size;
+  }
+  // No size of one dimension comes with a single size of another all the time, as along a diagonal of the square.
+  for (const int64_t k : kOddSizes) {
+    const auto with_k = std::count_if(list.begin(), list.end(), [&](const Shape& s) { return s.k == k; });
+    EXPECT_LE(with_k, static_cast<int64_t>(list.size()) / 4) << "K " << k;
+  }
+  EXPECT_GT(*v.m.rbegin(), 256);
+  EXPECT_GT(*v.n.rbegin(), 64);
+  EXPECT_GT(*v.k.rbegin(), 512);
+  int64_t multiplications = 0;
+  for (const Shape& s : list) multiplications += s.m * s.n * s.k;
+  EXPECT_LT(multiplications, 2'000'000) << "sanitizers and emulators run this grid";
+}
+
 // The tests of the operations assert isas x shapes x their own factor; here are the numbers themselves.
-TEST(Cells, NumberOfCells) {
-  const size_t list = shapes().size(), isas = runnable_isas().size();
-  EXPECT_EQ(small_grid() ? 27u : 299u, list);
+TEST_F(Cells, NumberOfCells) {
+  EXPECT_EQ(40u, small().size());
+  const size_t list = full_grid().size(), isas = runnable_isas().size();
+  EXPECT_EQ(299u, list);
   EXPECT_GE(isas, 1u);
   // Linear 3 modes x 3 dtypes; quantize the same; multiply 3 fills x 2 thread counts; scaled 3 modes; dequantize 3 dtypes x
   // 2 operations; backward 3 dtypes.

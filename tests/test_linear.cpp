@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "support/call.h"
+#include "support/draw.h"
 #include "support/oracle.h"
 #include "support/shapes.h"
 
@@ -16,42 +17,80 @@ namespace {
 
 enum class Kept { kNone, kFromWeights, kGiven };
 
+enum : size_t {
+  kMode,
+  kIn,
+  kOut,
+  kWeight,
+  kBias,
+  kThreshold,
+  kKept,
+  kAccumulate,
+  kXGap,
+  kXOffset,
+  kWeightGap,
+  kWeightOffset,
+  kYGap,
+  kYOffset,
+  kThreads
+};
+
+Draw forward_draw() {
+  return {{"mode", 3},  {"in", 3},         {"out", 3},    {"weight", 4},   {"bias", 4},       {"threshold", 4},
+          {"kept", 3},  {"accumulate", 2}, {"x gap", 3},  {"x offset", 4}, {"weight gap", 3}, {"weight offset", 4},
+          {"y gap", 3}, {"y offset", 4},   {"threads", 3}};
+}
+
+constexpr int32_t kModes[] = {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT};
+constexpr size_t kS8Weight = 3, kNoBias = 3;  // behind the float dtypes
+
+int64_t length(size_t drawn) { return static_cast<int64_t>(drawn); }
+
+// What a cell cannot have: S8 weights give no kept columns, and three columns are not kept of fewer than four.
+Draw::Cell possible(Draw::Cell d, const Shape& shape) {
+  if (shape.k < 4) d[kKept] = static_cast<size_t>(Kept::kNone);
+  if (d[kWeight] == kS8Weight && d[kKept] == static_cast<size_t>(Kept::kFromWeights))
+    d[kKept] = static_cast<size_t>(Kept::kGiven);
+  return d;
+}
+
 // One cell of the grid: a layer with its input and its expected values before rounding.
 struct Case {
+  Draw::Cell drawn;
   Grid weight, bias, x, kept_weights;
   LayerOracle oracle;
   Quantized qx;
   bool from_codes, with_bias, accumulate;
   int8q_linear_options options;
   int32_t out;
-  int64_t gap;
 
-  Case(const Shape& s, size_t seed, int32_t mode, int32_t in, int32_t out_dtype);
+  Case(const Shape& s, size_t seed, const Draw::Cell& d);
   LinearPtr make(int8q_context* context);
   Grid output() const;
   void expect(const Grid& before, const Grid& y, const char* isa) const;
 };
 
-Case::Case(const Shape& s, size_t seed, int32_t mode, int32_t in, int32_t out_dtype)
-    : weight(kFloatDtypes[seed % 3], s.n, s.k, static_cast<int64_t>(seed % 2), static_cast<int64_t>(seed % 4)),
-      bias(kFloatDtypes[(seed / 3) % 3], 1, s.n),
-      x(in, s.m, s.k, static_cast<int64_t>(seed % 3), static_cast<int64_t>(seed % 4)),
+Case::Case(const Shape& s, size_t seed, const Draw::Cell& d)
+    : drawn(d),
+      weight(kFloatDtypes[d[kWeight] % 3], s.n, s.k, length(d[kWeightGap]), length(d[kWeightOffset])),
+      bias(kFloatDtypes[d[kBias] % 3], 1, s.n),
+      x(kFloatDtypes[d[kIn]], s.m, s.k, length(d[kXGap]), length(d[kXOffset])),
       kept_weights(INT8Q_F16, s.n, s.k < 4 ? 0 : 3),
-      from_codes(seed % 4 == 3),
-      with_bias(seed % 3 != 0),
-      accumulate(seed % 5 == 0),
+      from_codes(d[kWeight] == kS8Weight),
+      with_bias(d[kBias] != kNoBias),
+      accumulate(d[kAccumulate] == 1),
       options{},
-      out(out_dtype),
-      gap(static_cast<int64_t>(seed % 3)) {
+      out(kFloatDtypes[d[kOut]]) {
   constexpr float kThresholds[] = {0.0f, 6.0f, 1e-30f, 1.5f};  // the last: most columns hold outliers and inliers
   fill_activations(x, seed);
   fill_normal(weight, seed + 1, 0.1f);
   fill_normal(bias, seed + 2, 1.0f);
   fill_normal(kept_weights, seed + 3, 0.1f);
-  const float threshold = kThresholds[seed / 2 % 4];
+  const int32_t mode = kModes[d[kMode]];
+  const float threshold = kThresholds[d[kThreshold]];
   oracle = {quantize(weight, INT8Q_OUTLIERS_OFF, 0), {}, {}, {}, mode, threshold};
   for (int64_t j = 0; with_bias && j < s.n; ++j) oracle.bias.push_back(bias.at(0, j));
-  const Kept kept = s.k < 4 ? Kept::kNone : from_codes ? Kept::kGiven : static_cast<Kept>(seed / 2 % 3);
+  const auto kept = static_cast<Kept>(d[kKept]);
   if (kept != Kept::kNone) oracle.kept_cols = {1, s.k / 2, s.k - 1};
   for (int64_t j = 0; j < s.n; ++j) {
     for (size_t t = 0; t < oracle.kept_cols.size(); ++t) {
@@ -71,7 +110,7 @@ Case::Case(const Shape& s, size_t seed, int32_t mode, int32_t in, int32_t out_dt
 }
 
 LinearPtr Case::make(int8q_context* context) {
-  Grid codes(INT8Q_S8, weight.rows(), weight.cols(), gap, gap);
+  Grid codes(INT8Q_S8, weight.rows(), weight.cols(), length(drawn[kWeightGap]), length(drawn[kWeightOffset]));
   for (int64_t i = 0; i < codes.rows(); ++i) {
     for (int64_t j = 0; j < codes.cols(); ++j)
       codes.set_integer(i, j, oracle.w.codes[static_cast<size_t>(i * codes.cols() + j)]);
@@ -84,7 +123,7 @@ LinearPtr Case::make(int8q_context* context) {
 }
 
 Grid Case::output() const {
-  Grid y(out, x.rows(), weight.rows(), gap, gap);
+  Grid y(out, x.rows(), weight.rows(), length(drawn[kYGap]), length(drawn[kYOffset]));
   for (int64_t i = 0; i < y.rows(); ++i) {
     for (int64_t j = 0; j < y.cols(); ++j) y.set(i, j, static_cast<float>((i * 7 + j) % 13) * 0.25f);
   }
@@ -106,18 +145,21 @@ void Case::expect(const Grid& before, const Grid& y, const char* isa) const {
 TEST(Linear, EveryShapeDtypeMode) {
   const std::vector<Shape> list = shapes();
   const auto isas = runnable_isas();
+  Draw draw = forward_draw();
   size_t cells = 0, seed = 0;
-  for (const Shape& shape : list) {
-    for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
-      for (const int32_t in : kFloatDtypes) {
-        const int32_t out = kFloatDtypes[(seed + seed / 3) % 3];
-        Case c(shape, seed++, mode, in, out);
+  for (size_t s = 0; s < list.size(); ++s) {
+    const Shape& shape = list[s];
+    for (size_t mode = 0; mode < 3; ++mode) {
+      for (size_t in = 0; in < 3; ++in) {
+        const Draw::Cell drawn = possible(draw.cell(s, {mode, in}), shape);
+        if (shape.m > 0 && shape.n > 0 && shape.k > 0) draw.ran(drawn);
+        Case c(shape, seed++, drawn);
         const Grid before = c.output();
         Grid first = before;
         for (size_t i = 0; i < isas.size(); ++i) {
-          SCOPED_TRACE(::testing::Message() << "M " << shape.m << " N " << shape.n << " K " << shape.k << " mode " << mode
-                                            << " in " << in << " out " << out << " seed " << seed - 1);
-          const ContextPtr context = make_context(static_cast<int32_t>(1 + (seed + i) % 3), isas[i]->name);
+          SCOPED_TRACE(::testing::Message() << "M " << shape.m << " N " << shape.n << " K " << shape.k << " drawn "
+                                            << ::testing::PrintToString(drawn));
+          const ContextPtr context = make_context(static_cast<int32_t>(1 + (drawn[kThreads] + i) % 3), isas[i]->name);
           const LinearPtr linear = c.make(context.get());
           Grid y = before;
           const Workspace workspace = make_workspace(context.get(), linear.get(), shape.m);
@@ -138,6 +180,7 @@ TEST(Linear, EveryShapeDtypeMode) {
   }
   std::printf("%zu cells: %zu ISAs x %zu shapes x 3 modes x 3 dtypes\n", cells, isas.size(), list.size());
   EXPECT_EQ(cells, isas.size() * list.size() * 9);
+  draw.expect_covered({{kWeight, kS8Weight, kKept, static_cast<size_t>(Kept::kFromWeights)}});
 }
 
 // Without outliers forward is quantize, multiply, dequantize, bit for bit.

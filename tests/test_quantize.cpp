@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "support/call.h"
+#include "support/draw.h"
 #include "support/oracle.h"
 #include "support/shapes.h"
 
@@ -14,9 +15,9 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
 void expect_quantized(int8q_context* context, Grid& x, int32_t mode, float threshold, const Quantized& expected,
-                      int64_t gap) {
+                      int64_t gap, int64_t offset) {
   const int64_t m = x.rows(), k = x.cols();
-  Grid q(INT8Q_S8, m, k, gap, gap);
+  Grid q(INT8Q_S8, m, k, gap, offset);
   std::vector<float> stats(static_cast<size_t>(m) + 1, -7.0f);
   std::vector<uint8_t> mask(static_cast<size_t>(k) + 1, 9);
   std::vector<int64_t> cols(static_cast<size_t>(k) + 1, -9);
@@ -47,21 +48,27 @@ void expect_quantized(int8q_context* context, Grid& x, int32_t mode, float thres
 TEST(Quantize, EveryShapeDtypeModeThresholdLayout) {
   const std::vector<Shape> list = shapes();
   const auto isas = runnable_isas();
+  Draw draw = {{"dtype", 3},    {"mode", 3},  {"threshold", 6}, {"x gap", 4},
+               {"x offset", 4}, {"q gap", 3}, {"q offset", 4},  {"threads", 3}};
+  enum : size_t { kDtype, kMode, kThreshold, kXGap, kXOffset, kQGap, kQOffset, kThreads };
   size_t cells = 0;
   for (size_t s = 0; s < list.size(); ++s) {
-    for (const int32_t dtype : kFloatDtypes) {
+    for (size_t t = 0; t < 3; ++t) {
       for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
         constexpr float kThresholds[] = {0.0f, 6.0f, 1e-30f, kInf, 3.3f, 20.1f};
-        const float threshold = kThresholds[(s + static_cast<size_t>(dtype) + static_cast<size_t>(mode)) % 6];
-        const auto gap = static_cast<int64_t>((s + static_cast<size_t>(dtype)) % 4);
-        Grid x(dtype, list[s].m, list[s].k, gap, (gap + mode) % 4);
+        const Draw::Cell d = draw.cell(s, {t, static_cast<size_t>(mode)});
+        if (list[s].m > 0 && list[s].k > 0) draw.ran(d);
+        const int32_t dtype = kFloatDtypes[t];
+        const float threshold = kThresholds[d[kThreshold]];
+        Grid x(dtype, list[s].m, list[s].k, static_cast<int64_t>(d[kXGap]), static_cast<int64_t>(d[kXOffset]));
         fill_activations(x, s);
         const Quantized expected = quantize(x, mode, threshold);
         for (size_t i = 0; i < isas.size(); ++i) {
           SCOPED_TRACE(::testing::Message() << isas[i]->name << " M " << list[s].m << " K " << list[s].k << " dtype "
                                             << dtype << " mode " << mode << " threshold " << threshold);
-          const ContextPtr context = make_context(static_cast<int32_t>(1 + (s + i) % 3), isas[i]->name);
-          expect_quantized(context.get(), x, mode, threshold, expected, gap);
+          const ContextPtr context = make_context(static_cast<int32_t>(1 + (d[kThreads] + i) % 3), isas[i]->name);
+          expect_quantized(context.get(), x, mode, threshold, expected, static_cast<int64_t>(d[kQGap]),
+                           static_cast<int64_t>(d[kQOffset]));
           if (HasFatalFailure()) return;
           ++cells;
         }
@@ -70,6 +77,7 @@ TEST(Quantize, EveryShapeDtypeModeThresholdLayout) {
   }
   std::printf("%zu cells: %zu ISAs x %zu shapes x 3 dtypes x 3 modes\n", cells, isas.size(), list.size());
   EXPECT_EQ(cells, isas.size() * list.size() * 9);
+  draw.expect_covered();
 }
 
 // Ties, the smallest and largest absmax, zero rows, exact thresholds.
@@ -106,7 +114,7 @@ TEST(Quantize, HardRows) {
           for (const cpu::Isa* isa : runnable_isas()) {
             SCOPED_TRACE(::testing::Message() << isa->name << " dtype " << dtype << " row " << alone << " mode " << mode
                                               << " threshold " << threshold);
-            expect_quantized(make_context(1, isa->name).get(), x, mode, threshold, expected, 0);
+            expect_quantized(make_context(1, isa->name).get(), x, mode, threshold, expected, 0, 0);
             if (HasFatalFailure()) return;
             ++cells;
           }

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "support/call.h"
+#include "support/draw.h"
 #include "support/oracle.h"
 #include "support/shapes.h"
 
@@ -21,8 +22,8 @@ void expect_floats(const Grid& y, const std::vector<float>& expected, const char
   ASSERT_TRUE(y.gaps_untouched());
 }
 
-Grid codes_of(const Quantized& q, int64_t gap) {
-  Grid g(INT8Q_S8, q.rows, q.cols, gap, gap);
+Grid codes_of(const Quantized& q, size_t gap, size_t offset) {
+  Grid g(INT8Q_S8, q.rows, q.cols, static_cast<int64_t>(gap), static_cast<int64_t>(offset));
   for (int64_t i = 0; i < q.rows; ++i) {
     for (int64_t j = 0; j < q.cols; ++j) g.set_integer(i, j, q.codes[static_cast<size_t>(i * q.cols + j)]);
   }
@@ -32,30 +33,50 @@ Grid codes_of(const Quantized& q, int64_t gap) {
 TEST(Scaled, EveryShapeDtypeMode) {
   const std::vector<Shape> list = shapes();
   const auto isas = runnable_isas();
+  Draw draw = {{"mode", 3},     {"in", 3},       {"out", 3},      {"bias", 4},     {"threshold", 2},
+               {"x gap", 3},    {"x offset", 4}, {"a gap", 3},    {"a offset", 4}, {"b gap", 3},
+               {"b offset", 4}, {"y gap", 3},    {"y offset", 4}, {"threads", 2}};
+  enum : size_t {
+    kMode,
+    kIn,
+    kOut,
+    kBias,
+    kThreshold,
+    kXGap,
+    kXOffset,
+    kAGap,
+    kAOffset,
+    kBGap,
+    kBOffset,
+    kYGap,
+    kYOffset,
+    kThreads
+  };
   size_t cells = 0;
   for (size_t s = 0; s < list.size(); ++s) {
     const auto [m, n, k] = list[s];
     for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
-      const int32_t in = kFloatDtypes[(s + static_cast<size_t>(mode)) % 3],
-                    out = kFloatDtypes[(s / 3 + static_cast<size_t>(mode)) % 3];
-      const auto gap = static_cast<int64_t>(s % 3);
-      const float threshold = s % 2 == 0 ? 6.0f : 1e-30f;
-      Grid x(in, m, k, gap, gap), w(INT8Q_F32, n, k), bias(kFloatDtypes[s % 3], 1, n);
+      const Draw::Cell d = draw.cell(s, {static_cast<size_t>(mode)});
+      if (m > 0 && n > 0 && k > 0) draw.ran(d);
+      const int32_t in = kFloatDtypes[d[kIn]], out = kFloatDtypes[d[kOut]];
+      const float threshold = d[kThreshold] == 0 ? 6.0f : 1e-30f;
+      Grid x(in, m, k, static_cast<int64_t>(d[kXGap]), static_cast<int64_t>(d[kXOffset]));
+      Grid w(INT8Q_F32, n, k), bias(kFloatDtypes[d[kBias] % 3], 1, n);
       fill_activations(x, s);
       fill_normal(w, s + 7, 0.1f);
       fill_normal(bias, s + 8, 1.0f);
       const Quantized qx = quantize(x, mode, threshold);
       LayerOracle oracle{quantize(w, INT8Q_OUTLIERS_OFF, 0), {}, {}, {}, mode, threshold};
-      const bool with_bias = s % 4 != 0;
+      const bool with_bias = d[kBias] < 3;
       for (int64_t j = 0; with_bias && j < n; ++j) oracle.bias.push_back(bias.at(0, j));
       std::vector<float> expected;
       for (int64_t i = 0; i < m; ++i) {
         for (int64_t j = 0; j < n; ++j) expected.push_back(oracle.forward(qx, i, j));
       }
-      Grid a = codes_of(qx, gap), b = codes_of(oracle.w, 1);
+      Grid a = codes_of(qx, d[kAGap], d[kAOffset]), b = codes_of(oracle.w, d[kBGap], d[kBOffset]);
       for (const cpu::Isa* isa : isas) {
-        const ContextPtr context = make_context(static_cast<int32_t>(1 + s % 2), isa->name);
-        Grid y(out, m, n, gap, gap);
+        const ContextPtr context = make_context(static_cast<int32_t>(1 + d[kThreads]), isa->name);
+        Grid y(out, m, n, static_cast<int64_t>(d[kYGap]), static_cast<int64_t>(d[kYOffset]));
         const int8q_matrix* bias_view = with_bias ? bias.view() : nullptr;
         if (mode == INT8Q_OUTLIERS_OFF) {
           ASSERT_CALL(int8q_scaled_multiply(context.get(), a.view(), qx.stats.data(), b.view(), oracle.w.stats.data(),
@@ -75,6 +96,7 @@ TEST(Scaled, EveryShapeDtypeMode) {
   }
   std::printf("%zu cells: %zu ISAs x %zu shapes x 3 modes\n", cells, isas.size(), list.size());
   EXPECT_EQ(cells, isas.size() * list.size() * 3);
+  draw.expect_covered();
 }
 
 // The expression is what the header says also where codes and columns are not those of int8q_quantize_rows.
@@ -104,7 +126,7 @@ TEST(Scaled, MixedTakesAnyCodesAndColumns) {
           for (int64_t i = 0; i < m; ++i) {
             for (int64_t j = 0; j < n; ++j) expected.push_back(oracle.forward(a, i, j));
           }
-          Grid codes = codes_of(a, 2), b = codes_of(oracle.w, 0);
+          Grid codes = codes_of(a, 2, 1), b = codes_of(oracle.w, 0, 0);
           for (const cpu::Isa* isa : runnable_isas()) {
             SCOPED_TRACE(::testing::Message() << "M " << m << " N " << n << " K " << k << " mode " << mode);
             Grid y(INT8Q_F32, m, n, 1, 1);
@@ -133,10 +155,19 @@ TEST(Scaled, DequantizeAccumulatorsAndRows) {
                                   1e30f,
                                   std::numeric_limits<float>::infinity(),
                                   std::numeric_limits<float>::quiet_NaN()};
+  const std::vector<Shape> list = shapes();
+  Draw draw = {{"bias", 4},     {"acc gap", 3}, {"acc offset", 4}, {"q gap", 3},
+               {"q offset", 4}, {"y gap", 3},   {"y offset", 4},   {"threads", 2}};
+  enum : size_t { kBias, kAccGap, kAccOffset, kQGap, kQOffset, kYGap, kYOffset, kThreads };
   size_t cells = 0;
-  for (const Shape& shape : shapes()) {
-    const auto [m, n, k] = shape;
-    Grid acc(INT8Q_S32, m, n, 1, 1), q(INT8Q_S8, m, n, 2, 3), bias(INT8Q_BF16, 1, n);
+  for (size_t s = 0; s < list.size(); ++s) {
+    const auto [m, n, k] = list[s];
+    const Draw::Cell d = draw.cell(s, {});
+    if (m > 0 && n > 0) draw.ran(d);
+    const bool with_bias = d[kBias] < 3;
+    Grid acc(INT8Q_S32, m, n, static_cast<int64_t>(d[kAccGap]), static_cast<int64_t>(d[kAccOffset]));
+    Grid q(INT8Q_S8, m, n, static_cast<int64_t>(d[kQGap]), static_cast<int64_t>(d[kQOffset]));
+    Grid bias(kFloatDtypes[d[kBias] % 3], 1, n);
     fill_normal(bias, 3, 1.0f);
     std::vector<float> rows, cols;
     for (int64_t i = 0; i < m; ++i) rows.push_back(odd[static_cast<size_t>(random() % odd.size())]);
@@ -147,16 +178,17 @@ TEST(Scaled, DequantizeAccumulatorsAndRows) {
         acc.set_integer(i, j, static_cast<int32_t>(random() >> (33 + random() % 20)) * (random() % 2 == 0 ? 1 : -1));
         q.set_integer(i, j, static_cast<int8_t>(random()));
         const auto row = static_cast<size_t>(i), col = static_cast<size_t>(j);
-        expected.push_back(dequantize(acc.integer(i, j), rows[row], cols[col], 0.0f) + bias.at(0, j));
+        const float product = dequantize(acc.integer(i, j), rows[row], cols[col], 0.0f);
+        expected.push_back(with_bias ? product + bias.at(0, j) : product);
         expected_rows.push_back((static_cast<float>(q.integer(i, j)) * rows[row]) * (1.0f / 127.0f));
       }
     }
     for (const cpu::Isa* isa : runnable_isas()) {
       for (const int32_t dtype : kFloatDtypes) {
-        const ContextPtr context = make_context(2, isa->name);
-        Grid y(dtype, m, n, 1, 1), z(dtype, m, n, 1, 2);
-        ASSERT_CALL(
-            int8q_dequantize_accumulators(context.get(), acc.view(), rows.data(), cols.data(), bias.view(), y.view()));
+        const ContextPtr context = make_context(static_cast<int32_t>(1 + d[kThreads]), isa->name);
+        Grid y(dtype, m, n, static_cast<int64_t>(d[kYGap]), static_cast<int64_t>(d[kYOffset])), z = y;
+        ASSERT_CALL(int8q_dequantize_accumulators(context.get(), acc.view(), rows.data(), cols.data(),
+                                                  with_bias ? bias.view() : nullptr, y.view()));
         expect_floats(y, expected, isa->name);
         ASSERT_CALL(int8q_dequantize_rows(context.get(), q.view(), rows.data(), z.view()));
         expect_floats(z, expected_rows, isa->name);
@@ -166,9 +198,9 @@ TEST(Scaled, DequantizeAccumulatorsAndRows) {
     }
     static_cast<void>(k);
   }
-  std::printf("%zu cells: %zu ISAs x %zu shapes x 3 dtypes x 2 operations\n", cells, runnable_isas().size(),
-              shapes().size());
-  EXPECT_EQ(cells, runnable_isas().size() * shapes().size() * 6);
+  std::printf("%zu cells: %zu ISAs x %zu shapes x 3 dtypes x 2 operations\n", cells, runnable_isas().size(), list.size());
+  EXPECT_EQ(cells, runnable_isas().size() * list.size() * 6);
+  draw.expect_covered();
 }
 
 }  // namespace

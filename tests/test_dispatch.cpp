@@ -5,7 +5,10 @@
 // other bits, on its own ISA and on no other.
 #include <algorithm>
 #include <cstdio>
+#include <fstream>
 #include <map>
+#include <set>
+#include <sstream>
 
 #include "cpu/registry.h"
 #include "support/call.h"
@@ -82,6 +85,33 @@ TEST(Dispatch, RegistryAscendsAndListsItsNames) {
   unsetenv("INT8Q_CPU_ISA");
   EXPECT_TRUE(has_member(describe(make_context().get()), "isa", cpu::best_isa().name));
 }
+
+#if defined(__x86_64__)
+// What Linux says of this CPU, independently of the library's cpuid: an ISA that silently stops to run is seen here.
+TEST(Dispatch, TheIsasThatRunAreThoseOfTheCpusFlags) {
+  std::ifstream file("/proc/cpuinfo");
+  std::set<std::string> flags;
+  for (std::string line; flags.empty() && std::getline(file, line);) {
+    if (line.rfind("flags", 0) != 0) continue;
+    std::istringstream words(line.substr(line.find(':') + 1));
+    for (std::string word; words >> word;) flags.insert(word);
+  }
+  if (flags.empty()) GTEST_SKIP() << "no flags in /proc/cpuinfo";
+  const auto has = [&](std::initializer_list<const char*> names) {
+    return std::all_of(names.begin(), names.end(), [&](const char* name) { return flags.count(name) == 1; });
+  };
+  const bool avx2 = has({"avx2", "fma", "f16c"}), avx512bw = avx2 && has({"avx512f", "avx512bw", "avx512vl", "avx512dq"});
+  const bool avx512vnni = avx512bw && has({"avx512_vnni"});
+  const std::map<std::string, bool> expected = {
+      {"generic", true},
+      {"avx2", avx2},
+      {"avxvnni", avx2 && (has({"avx_vnni"}) || avx512vnni)},  // the test library encodes it as EVEX where need be
+      {"avx512bw", avx512bw},
+      {"avx512vnni", avx512vnni}};
+  EXPECT_EQ(expected.size(), cpu::isas().size());
+  for (const cpu::Isa& isa : cpu::isas()) EXPECT_EQ(expected.at(isa.name), isa.supported()) << isa.name;
+}
+#endif
 
 TEST(Dispatch, EachKernelIsNamedForItsOperationAndIsa) {
   for (const cpu::Isa& isa : cpu::isas()) {

@@ -164,6 +164,15 @@ TEST(Concurrency, NestedCallsAreRight) {
   EXPECT_GE(nested.asked.load(), 2);
 }
 
+int count_threads() {
+  int count = 0;
+  DIR* tasks = opendir("/proc/self/task");
+  if (tasks == nullptr) return -1;
+  while (const dirent* entry = readdir(tasks)) count += entry->d_name[0] != '.';
+  closedir(tasks);
+  return count;
+}
+
 // ThreadSanitizer refuses to start threads in the child of a process that has some.
 #if defined(__SANITIZE_THREAD__)
 #define INT8Q_SKIP_FORK() GTEST_SKIP() << "ThreadSanitizer does not follow forks of threaded processes"
@@ -196,7 +205,15 @@ TEST(Concurrency, AForkedChildComputesAndDestroys) {
     }
     return true;
   };
+  // After a parallel call the child has started its own two threads: one that ran serially for ever would compute as well.
+  const auto has_threads = [&] {
+    const int before = count_threads();
+    return works() && (before < 0 || count_threads() == before + 2) && works() &&
+           (before < 0 || count_threads() == before + 2);
+  };
   EXPECT_EQ(0, exit_of_child(works));
+  EXPECT_EQ(0, exit_of_child(has_threads));
+  EXPECT_EQ(0, exit_of_child([&] { return works() && exit_of_child(has_threads) == 0; })) << "a grandchild's threads";
   EXPECT_EQ(0, exit_of_child([&] { return works() && exit_of_child(works) == 0 && works(); })) << "a grandchild";
   EXPECT_EQ(0, exit_of_child([&] { return exit_of_child(works) == 0; })) << "a grandchild of a child that did not compute";
   EXPECT_EQ(0, exit_of_child([&] { return int8q_destroy_context(context) == INT8Q_OK; })) << "destroyed without a call";
@@ -259,15 +276,6 @@ TEST(Concurrency, AForkDuringCallsOfOtherThreads) {
   forwards.join();
   quantizes.join();
   EXPECT_EQ(0, wrong.load());
-}
-
-int count_threads() {
-  int count = 0;
-  DIR* tasks = opendir("/proc/self/task");
-  if (tasks == nullptr) return -1;
-  while (const dirent* entry = readdir(tasks)) count += entry->d_name[0] != '.';
-  closedir(tasks);
-  return count;
 }
 
 // A joined thread's entry may linger for a moment.

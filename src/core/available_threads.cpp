@@ -32,10 +32,20 @@ int quota_of_folder(const char* folder) {
   return quota > 0 && period > 0 ? static_cast<int>((quota + period - 1) / period) : 0;
 }
 
+// Whether the list "cpu,cpuacct" names the controller `cpu`; "cpuset" is another one, with groups of its own.
+bool names_cpu(const char* controllers) {
+  while (controllers != nullptr) {
+    if (std::strncmp(controllers, "cpu", 3) == 0 && (controllers[3] == '\0' || controllers[3] == ',')) return true;
+    controllers = std::strchr(controllers, ',');
+    if (controllers != nullptr) ++controllers;
+  }
+  return false;
+}
+
 // The tightest quota from this process's group up to the root; 0: no limit.
-int cgroup_quota() {
+int cgroup_quota(const char* cgroup_file, const char* cgroup_root) {
   int tightest = 0;
-  std::FILE* file = std::fopen("/proc/self/cgroup", "re");
+  std::FILE* file = std::fopen(cgroup_file, "re");
   if (file == nullptr) return 0;
   char line[4096];
   while (std::fgets(line, sizeof line, file) != nullptr) {
@@ -46,10 +56,10 @@ int cgroup_quota() {
     *group++ = '\0';
     ++controllers;
     const bool v2 = *controllers == '\0';
-    if (!v2 && std::strstr(controllers, "cpu") == nullptr) continue;
+    if (!v2 && !names_cpu(controllers)) continue;
     char folder[4160];
     for (;;) {
-      std::snprintf(folder, sizeof folder, "%s%s", v2 ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu", group);
+      std::snprintf(folder, sizeof folder, "%s%s%s", cgroup_root, v2 ? "" : "/cpu", group);
       const int quota = quota_of_folder(folder);
       if (quota > 0 && (tightest == 0 || quota < tightest)) tightest = quota;
       char* slash = std::strrchr(group, '/');
@@ -63,11 +73,11 @@ int cgroup_quota() {
 
 }  // namespace
 
-int available_threads() {
+int available_threads(const char* cgroup_file, const char* cgroup_root) {
   cpu_set_t set;  // 1024 CPUs; the call fails on larger machines
   const int threads =
       sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN));
-  const int quota = cgroup_quota();
+  const int quota = cgroup_quota(cgroup_file, cgroup_root);
   return std::max(1, quota > 0 ? std::min(threads, quota) : threads);
 }
 

@@ -15,8 +15,9 @@
 
 namespace int8q {
 
-// Threads that this process may use: affinity mask, cut by the cgroup's CPU quota (rounded up), at least 1.
-int available_threads();
+// Threads that this process may use: affinity mask, cut by the cgroup's CPU quota (rounded up), at least 1. The file names
+// this process's groups, the root holds them.
+int available_threads(const char* cgroup_file = "/proc/self/cgroup", const char* cgroup_root = "/sys/fs/cgroup");
 
 // How many times this process has been forked off since the library was loaded (0 in the first); counts from the first
 // pool on.

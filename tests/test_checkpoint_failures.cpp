@@ -464,7 +464,7 @@ TEST_F(Failures, AFileThatChangesWhileItIsRead) {
 TEST_F(Failures, CancelAtEveryCall) {
   write_bytes(folder_ / "old.safetensors", "old");
   write_bytes(folder_ / "old/model.safetensors", "old");
-  for (Quantize call : {file_call(), folder_call()}) {
+  for (const Quantize& call : {file_call(), folder_call()}) {
     for (const bool overwrite : {false, true}) {
       Quantize whole = call;
       ASSERT_EQ(whole.run(context_), INT8Q_OK);

@@ -47,7 +47,7 @@ struct Layer {
   }
   // OK and right, or BUSY and untouched.
   bool quantize_is_right(int8q_context* c, std::atomic<int64_t>* busy) const {
-    const Mat out(INT8Q_S8, kM, kK), before = out;
+    const Mat out(INT8Q_S8, kM, kK), before(INT8Q_S8, kM, kK);
     std::vector<float> s(kM, -1.0f);
     const int32_t status = int8q_quantize_rows(c, x.get(), 0, 0, out.get(), s.data(), nullptr, nullptr, nullptr);
     if (status == INT8Q_OK) return out.bytes() == q.bytes() && s == stats;
@@ -65,7 +65,7 @@ struct Product {
     EXPECT_STATUS(INT8Q_OK, int8q_multiply(alone, a.get(), b.get(), c.get()));
   }
   bool is_right(int8q_context* context, std::atomic<int64_t>* busy) const {
-    const Mat out(INT8Q_S32, kM, kN), before = out;
+    const Mat out(INT8Q_S32, kM, kN), before(INT8Q_S32, kM, kN);
     const int32_t status = int8q_multiply(context, a.get(), b.get(), out.get());
     if (status == INT8Q_OK) return out.bytes() == c.bytes();
     ++*busy;

@@ -206,7 +206,7 @@ TEST(FloatEnvironment, ScalarArgumentsAreReadUnderTheDefault) {
     int8q_linear_info info{};
     info.size = sizeof info;
     ASSERT_CALL(int8q_describe_linear(handle, &info));
-    EXPECT_EQ(0, std::memcmp(&denormal, &info.threshold, 4)) << info.threshold;
+    EXPECT_TRUE(same_bits(denormal, info.threshold)) << info.threshold;
 
     for (int64_t rows = 1; rows <= 400; ++rows) {  // counts at the very fraction
       int64_t nearest[2] = {}, found[2] = {}, expected = 0, count = 0;

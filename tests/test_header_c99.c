@@ -71,7 +71,8 @@ static void check_layer(int8q_context* context) {
       double exact = bias[j], slack = 0;
       for (k = 0; k < K; ++k) {
         exact += (double)x[i * K + k] * w[j * K + k];
-        slack += fabs(x[i * K + k]) * 0.75 / 254 + fabs(w[j * K + k]) * 2.5 / 254 + 0.75 / 254 * 2.5 / 254;
+        slack +=
+            (double)fabsf(x[i * K + k]) * 0.75 / 254 + (double)fabsf(w[j * K + k]) * 2.5 / 254 + 0.75 / 254 * 2.5 / 254;
       }
       CHECK(fabs(y[i * N + j] - exact) <= slack + 1e-5);
     }

@@ -303,8 +303,8 @@ TEST(KernelsRows, Unpack) {
           kernels.unpack.run(panel, begin, count, base, stride);
           for (int64_t r = 0; r < 16; ++r) {
             for (int64_t j = 0; j < count; ++j) {
-              const int64_t k = begin + j;
-              ASSERT_EQ(static_cast<float>(panel[k / 4 * 64 + r * 4 + k % 4]), base[r * stride + j])
+              const int64_t k = begin + j, at = k / 4 * 64 + r * 4 + k % 4;
+              ASSERT_EQ(static_cast<float>(panel[at]), base[r * stride + j])
                   << kernels.unpack.name << " row " << r << " column " << k;
             }
             for (int64_t j = count; j < stride; ++j)

@@ -49,18 +49,6 @@ int8q_matrix with(int8q_matrix m, void (*change)(int8q_matrix&)) {
 
 // The arguments of all calls, all valid, and the outputs in one block that must not change when a call fails.
 struct Calls {
-  ContextPtr context = make_context(2);
-  Mat w = random_mat(INT8Q_F32, kN, kK, 1), x = random_input(INT8Q_F32, kM, kK, 2), bias = random_mat(INT8Q_F32, 1, kN, 3);
-  Mat a = random_mat(INT8Q_S8, kM, kK, 4), b = random_mat(INT8Q_S8, kN, kK, 5), acc = random_mat(INT8Q_S32, kM, kN, 6);
-  Mat dy = random_mat(INT8Q_F32, kM, kN, 7);
-  LinearPtr linear = make_linear(context.get(), w, &bias), off = make_linear(context.get(), w, &bias, INT8Q_OUTLIERS_OFF);
-  LinearPtr no_bias = make_linear(context.get(), w);
-  std::vector<float> row_stats = std::vector<float>(kM, 1.5f), col_stats = std::vector<float>(kN, 0.5f);
-  std::vector<int64_t> cols = {1, 3}, counts_in = std::vector<int64_t>(kK, 1);
-  Workspace workspace = Workspace(1 << 20), blob = Workspace(1 << 16);
-  Workspace packed = Workspace(1 << 20);  // holds opened's blob
-  LinearPtr opened = open_packed();
-
   struct Outputs {
     alignas(64) uint8_t y[1024], dx[1024], q[256], mask[64];
     alignas(64) float stats[16];
@@ -74,7 +62,20 @@ struct Calls {
     uint64_t bytes;
     const void* blob;
     char text[64];
-  } out, before;
+  } out;
+  std::vector<uint8_t> before;
+
+  ContextPtr context = make_context(2);
+  Mat w = random_mat(INT8Q_F32, kN, kK, 1), x = random_input(INT8Q_F32, kM, kK, 2), bias = random_mat(INT8Q_F32, 1, kN, 3);
+  Mat a = random_mat(INT8Q_S8, kM, kK, 4), b = random_mat(INT8Q_S8, kN, kK, 5), acc = random_mat(INT8Q_S32, kM, kN, 6);
+  Mat dy = random_mat(INT8Q_F32, kM, kN, 7);
+  LinearPtr linear = make_linear(context.get(), w, &bias), off = make_linear(context.get(), w, &bias, INT8Q_OUTLIERS_OFF);
+  LinearPtr no_bias = make_linear(context.get(), w);
+  std::vector<float> row_stats = std::vector<float>(kM, 1.5f), col_stats = std::vector<float>(kN, 0.5f);
+  std::vector<int64_t> cols = {1, 3}, counts_in = std::vector<int64_t>(kK, 1);
+  Workspace workspace = Workspace(1 << 20), blob = Workspace(1 << 16);
+  Workspace packed = Workspace(1 << 20);  // holds opened's blob
+  LinearPtr opened = open_packed();
 
   int8q_matrix y = matrix(INT8Q_F32, kM, kN, out.y), dx = matrix(INT8Q_F32, kM, kK, out.dx),
                q = matrix(INT8Q_S8, kM, kK, out.q);
@@ -85,9 +86,9 @@ struct Calls {
     std::memset(&out, 0xa5, sizeof out);
     out.info.size = sizeof out.info;
     out.tensor.size = sizeof out.tensor;
-    std::memcpy(&before, &out, sizeof out);
+    before = bytes_of(out);
   }
-  bool untouched() const { return std::memcmp(&before, &out, sizeof out) == 0; }
+  bool untouched() const { return bytes_of(out) == before; }
 
   int32_t quantize(const int8q_matrix* in, int32_t mode = 0, float threshold = 0, const int8q_matrix* codes = nullptr) {
     return int8q_quantize_rows(context.get(), in, mode, threshold, codes ? codes : &q, out.stats, out.mask, out.cols,

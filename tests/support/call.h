@@ -103,6 +103,13 @@ inline Mat random_input(int32_t dtype, int64_t rows, int64_t cols, uint64_t seed
   return m;
 }
 
+// An object's bytes, padding included: what a call that may write nothing must leave.
+template <class T>
+std::vector<uint8_t> bytes_of(const T& object) {
+  const auto* begin = reinterpret_cast<const uint8_t*>(&object);
+  return {begin, begin + sizeof object};
+}
+
 struct Destroy {
   void operator()(int8q_context* context) const { EXPECT_EQ(INT8Q_OK, int8q_destroy_context(context)); }
   void operator()(int8q_linear* linear) const { EXPECT_EQ(INT8Q_OK, int8q_destroy_linear(linear)); }

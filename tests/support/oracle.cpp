@@ -2,6 +2,7 @@
 #include "support/oracle.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -128,7 +129,9 @@ float rounded_to(int32_t dtype, float value) {
   return dtype == INT8Q_F32 ? value : dtype == INT8Q_F16 ? from_f16(to_f16(value)) : from_bf16(to_bf16(value));
 }
 
-bool same_bits(float a, float b) { return (std::isnan(a) && std::isnan(b)) || std::memcmp(&a, &b, sizeof a) == 0; }
+bool same_bits(float a, float b) {
+  return (std::isnan(a) && std::isnan(b)) || std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b);
+}
 
 bool is_outlier(float x, int32_t mode, float threshold) {
   return mode != INT8Q_OUTLIERS_OFF && std::fabs(x) >= (threshold == 0.0f ? 6.0f : threshold);

@@ -50,9 +50,7 @@ bool multiplies(const char*) {
       !says("x->cols") || linear.forward(context, int8q::view(x, 1, 2), int8q::view(y, 1, 2), workspace) != INT8Q_OK) {
     return false;
   }
-  const int8q::Matrix out = int8q::view(y, 1, 2);
-  const int8q::Linear* one = &linear;
-  if (int8q::forward_many(context, &one, 65, int8q::view(x, 1, 2), &out, workspace) != INT8Q_INVALID_ARGUMENT ||
+  if (int8q::forward_many(context, nullptr, 65, int8q::view(x, 1, 2), nullptr, workspace) != INT8Q_INVALID_ARGUMENT ||
       !says("count is 65")) {
     return false;
   }

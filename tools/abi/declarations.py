@@ -248,6 +248,6 @@ def check_comments(text, declarations):
         elif function:
             known = declarations.functions.get(function)
             if known and known.result.c == "int32_t" and "Returns " not in section + own:
-                raise HeaderError(f"{function}: its comment lacks \"Returns\" and the statuses")
+                raise HeaderError(f'{function}: its comment lacks "Returns" and the statuses')
         else:
             own = comment

@@ -229,6 +229,9 @@ const std::vector<Case>& matrix_cases() {
       // 2^62 - 2^31 elements, whose bytes alone overflow.
       CASE(SIZE_OVERFLOW, "x",
            t.quantize(CHANGED(t.x.c(), (v.rows = (kHuge >> 31) - 1, v.cols = kHuge >> 31, v.row_stride = v.cols)))),
+      // No element at all, and a stat for each of 2^62 rows.
+      CASE(SIZE_OVERFLOW, "",
+           t.quantize(CHANGED(t.x.c(), (v.rows = kHuge, v.cols = 0)), 0, 0, CHANGED(t.q, (v.rows = kHuge, v.cols = 0)))),
       CASE(INVALID_ARGUMENT, "outlier_mode", t.quantize(t.x.get(), 3)),
       CASE(INVALID_ARGUMENT, "outlier_mode", t.quantize(t.x.get(), -1)),
       CASE(INVALID_ARGUMENT, "threshold", t.quantize(t.x.get(), 0, kNan)),
@@ -326,6 +329,11 @@ const std::vector<Case>& stateless_cases() {
       CASE(INVALID_ARGUMENT, "outlier_cols[1]", (t.cols = {1, kK}, t.mixed(0, 0, t.cols.data(), 2))),
       CASE(MISALIGNED, "outlier_cols",
            t.mixed(0, 0, reinterpret_cast<int64_t*>(reinterpret_cast<char*>(t.cols.data()) + 4), 1)),
+      CASE(SIZE_OVERFLOW, "",
+           int8q_dequantize_rows(t.context.get(), CHANGED(t.a.c(), (v.rows = kHuge, v.cols = 0)), t.rs(),
+                                 CHANGED(t.yk, (v.rows = kHuge, v.cols = 0)))),
+      CASE(SIZE_OVERFLOW, "",
+           int8q_count_outliers(t.context.get(), CHANGED(t.x.c(), (v.rows = kHuge, v.cols = 0)), 0, t.out.counts)),
       CASE(INVALID_ARGUMENT, "stats", int8q_dequantize_rows(t.context.get(), t.a.get(), nullptr, &t.yk)),
       CASE(INVALID_DTYPE, "q->dtype", int8q_dequantize_rows(t.context.get(), t.x.get(), t.row_stats.data(), &t.yk)),
       CASE(INVALID_ARGUMENT, "counts", int8q_count_outliers(t.context.get(), t.x.get(), 0, nullptr)),

@@ -215,9 +215,9 @@ TEST(AbiStructs, LinearInfo) {
   for (const uint32_t size : {0u, 4u, static_cast<uint32_t>(sizeof(int8q_linear_info) - 1)}) {
     std::memset(&later, 0xee, sizeof later);
     later.known.size = size;
-    const std::vector<uint8_t> before = bytes_of(later);
+    const std::vector<uint8_t> before = object_bytes(later);
     EXPECT_STATUS(INT8Q_ABI_MISMATCH, int8q_describe_linear(linear.get(), &later.known));
-    EXPECT_EQ(before, bytes_of(later));
+    EXPECT_EQ(before, object_bytes(later));
   }
   for (const size_t extra : {size_t{0}, size_t{8}, kTail}) {
     std::memset(&later, 0, sizeof later);

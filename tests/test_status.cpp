@@ -86,9 +86,9 @@ struct Calls {
     std::memset(&out, 0xa5, sizeof out);
     out.info.size = sizeof out.info;
     out.tensor.size = sizeof out.tensor;
-    before = bytes_of(out);
+    before = object_bytes(out);
   }
-  bool untouched() const { return bytes_of(out) == before; }
+  bool untouched() const { return object_bytes(out) == before; }
 
   int32_t quantize(const int8q_matrix* in, int32_t mode = 0, float threshold = 0, const int8q_matrix* codes = nullptr) {
     return int8q_quantize_rows(context.get(), in, mode, threshold, codes ? codes : &q, out.stats, out.mask, out.cols,
@@ -230,7 +230,7 @@ const std::vector<Case>& matrix_cases() {
       CASE(SIZE_OVERFLOW, "x",
            t.quantize(CHANGED(t.x.c(), (v.rows = (kHuge >> 31) - 1, v.cols = kHuge >> 31, v.row_stride = v.cols)))),
       // No element at all, and a stat for each of 2^62 rows.
-      CASE(SIZE_OVERFLOW, "",
+      CASE(SIZE_OVERFLOW, "x",
            t.quantize(CHANGED(t.x.c(), (v.rows = kHuge, v.cols = 0)), 0, 0, CHANGED(t.q, (v.rows = kHuge, v.cols = 0)))),
       CASE(INVALID_ARGUMENT, "outlier_mode", t.quantize(t.x.get(), 3)),
       CASE(INVALID_ARGUMENT, "outlier_mode", t.quantize(t.x.get(), -1)),
@@ -329,10 +329,10 @@ const std::vector<Case>& stateless_cases() {
       CASE(INVALID_ARGUMENT, "outlier_cols[1]", (t.cols = {1, kK}, t.mixed(0, 0, t.cols.data(), 2))),
       CASE(MISALIGNED, "outlier_cols",
            t.mixed(0, 0, reinterpret_cast<int64_t*>(reinterpret_cast<char*>(t.cols.data()) + 4), 1)),
-      CASE(SIZE_OVERFLOW, "",
+      CASE(SIZE_OVERFLOW, "q",
            int8q_dequantize_rows(t.context.get(), CHANGED(t.a.c(), (v.rows = kHuge, v.cols = 0)), t.rs(),
                                  CHANGED(t.yk, (v.rows = kHuge, v.cols = 0)))),
-      CASE(SIZE_OVERFLOW, "",
+      CASE(SIZE_OVERFLOW, "x",
            int8q_count_outliers(t.context.get(), CHANGED(t.x.c(), (v.rows = kHuge, v.cols = 0)), 0, t.out.counts)),
       CASE(INVALID_ARGUMENT, "stats", int8q_dequantize_rows(t.context.get(), t.a.get(), nullptr, &t.yk)),
       CASE(INVALID_DTYPE, "q->dtype", int8q_dequantize_rows(t.context.get(), t.x.get(), t.row_stats.data(), &t.yk)),

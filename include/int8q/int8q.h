@@ -290,7 +290,7 @@ INT8Q_API int32_t int8q_create_context(const int8q_context_options* options, int
 INT8Q_API int32_t int8q_destroy_context(int8q_context* context);
 
 /* Starts the pool's threads now instead of at the first parallel call. Threads that the system refuses to start are done
- * without. Returns INVALID_HANDLE, OUT_OF_MEMORY. */
+ * without. Returns INVALID_HANDLE. */
 INT8Q_API int32_t int8q_prepare_context(int8q_context* context);
 
 /* Writes a JSON object: {"backend":, "isa":, "threads":, "runner":, "kernels": {operation: kernel name, ...}}. Buffer and
@@ -415,8 +415,8 @@ INT8Q_API int32_t int8q_describe_linear(const int8q_linear* linear, int8q_linear
 
 /* Unpacks without loss. Each output may be NULL: codes S8 [N,K]; col_stats [N]; bias F32 [1,N] (INVALID_ARGUMENT if the
  * linear has none); kept_cols [kept_count]; kept_weights F16 [N, kept_count].
- * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, OUT_OF_MEMORY (at the first call,
- * for the threads), MISALIGNED, OVERLAP, RUNNER_FAILED. */
+ * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, MISALIGNED, OVERLAP,
+ * RUNNER_FAILED. */
 INT8Q_API int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, const int8q_matrix* codes,
                                       float* col_stats, const int8q_matrix* bias, int64_t* kept_cols,
                                       const int8q_matrix* kept_weights);
@@ -440,9 +440,10 @@ INT8Q_API int32_t int8q_query_workspace(int8q_context* context, const int8q_line
  * workspace  64-byte aligned, >= int8q_query_workspace(context, linear, INT8Q_FORWARD, M, 0); no state in it before or
  *            after; one a concurrent call
  *
- * A row of x with NaN gives a NaN row, alone. Allocates nothing and takes no lock, but for the first call's threads.
- * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, OUT_OF_MEMORY (for those threads,
- * which int8q_prepare_context can start before), BUFFER_TOO_SMALL, MISALIGNED, OVERLAP, RUNNER_FAILED. */
+ * A row of x with NaN gives a NaN row, alone. Allocates nothing and takes no lock, but for starting the threads at the
+ * first call, which int8q_prepare_context can do before.
+ * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, BUFFER_TOO_SMALL, MISALIGNED,
+ * OVERLAP, RUNNER_FAILED. */
 INT8Q_API int32_t int8q_forward(int8q_context* context, const int8q_linear* linear, const int8q_matrix* x, uint32_t flags,
                                 const int8q_matrix* y, void* workspace, uint64_t workspace_bytes);
 

@@ -42,8 +42,10 @@ bool exchange(const std::string& a, const std::string& b) {
   if (!no_such_operation()) return false;
   const std::string aside = a + ".old";
   if (::rename(b.c_str(), aside.c_str()) != 0) return false;
-  if (::rename(a.c_str(), b.c_str()) == 0) return ::rename(aside.c_str(), a.c_str()) == 0;
+  const bool moved = ::rename(a.c_str(), b.c_str()) == 0;
+  if (moved && ::rename(aside.c_str(), a.c_str()) == 0) return true;
   const int error = errno;
+  if (moved) ::rename(b.c_str(), a.c_str());
   ::rename(aside.c_str(), b.c_str());
   errno = error;
   return false;

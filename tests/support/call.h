@@ -105,7 +105,7 @@ inline Mat random_input(int32_t dtype, int64_t rows, int64_t cols, uint64_t seed
 
 // An object's bytes, padding included: what a call that may write nothing must leave.
 template <class T>
-std::vector<uint8_t> bytes_of(const T& object) {
+std::vector<uint8_t> object_bytes(const T& object) {
   const auto* begin = reinterpret_cast<const uint8_t*>(&object);
   return {begin, begin + sizeof object};
 }

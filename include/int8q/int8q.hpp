@@ -329,7 +329,7 @@ struct MatrixView {
 
   // What may be written may be read.
   template <class U, class = std::enable_if_t<std::is_same_v<U, const T>>>
-  operator MatrixView<U>() const {
+  operator MatrixView<U>() const {  // NOLINT(google-explicit-constructor)
     return {ptr, rows, cols, ld};
   }
 };
@@ -349,6 +349,7 @@ struct Matrix {
   int8q_matrix c{};
 
   Matrix() = default;
+  // NOLINTBEGIN(google-explicit-constructor): the functions below take any of these as they are
   Matrix(std::nullptr_t) {}
   Matrix(const int8q_matrix& matrix) : c(matrix) {}
   Matrix(int32_t dtype, int64_t rows, int64_t cols, const void* data)
@@ -361,6 +362,7 @@ struct Matrix {
           v.cols,
           v.ld,
           const_cast<std::remove_const_t<T>*>(v.ptr)} {}
+  // NOLINTEND(google-explicit-constructor)
 
   const int8q_matrix* get() const { return c.dtype == INT8Q_DTYPE_INVALID ? nullptr : &c; }
 };

@@ -3,8 +3,8 @@
 """int8q's linear beside bitsandbytes' Linear8bitLt and torch's bf16 linear, interleaved in one process.
 
 Activations are bf16 [M, K] with 7 outlier columns, threshold 6, bias, eval mode, two or more threads. The opponents take
-turns call by call, so that a busy machine is busy for all of them; the medians and their ratios are printed and, with
---json, stored with the machine and the versions. Run it through `make bench-python`, which makes its environment.
+turns, so that a busy machine is busy for all of them; the medians and their ratios are printed and, with --json, stored with
+the machine and the versions. Run it through `make bench-python`, which makes its environment.
 
     bench/compare_python.py --library build/release/lib/libint8q.so.1
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 INT8Q_CPU_ISA=avx2 bench/compare_python.py --library ...
@@ -78,17 +78,29 @@ def activations(m, k, generator):
 
 
 def median_times(candidates, x, seconds):
-    """Medians in ms; the candidates take turns until `seconds` have passed, at least 7 rounds each."""
+    """Medians in ms; the candidates take turns until `seconds` have passed, at least 7 turns each.
+
+    A turn is a pause, one call that is not timed, and three that are. OpenMP's threads spin for some milliseconds after a
+    parallel region, on the core that the next candidate's second thread needs; the pause is longer.
+    """
     times = {name: [] for name in candidates}
-    for run in candidates.values():
-        run(x)
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 7:
+    while time.perf_counter() < end or len(next(iter(times.values()))) < 21:
         for name, run in candidates.items():
-            start = time.perf_counter()
+            time.sleep(0.02)
             run(x)
-            times[name].append((time.perf_counter() - start) * 1e3)
+            for _ in range(3):
+                start = time.perf_counter()
+                run(x)
+                times[name].append((time.perf_counter() - start) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def cpu_model():
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        fields = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    return f"{fields.get('model name', 'CPU')} family {fields.get('cpu family', '?')} model {fields.get('model', '?')}"
 
 
 def main():
@@ -139,7 +151,7 @@ def main():
     if args.json:
         record = {
             "command": " ".join(sys.argv),
-            "machine": platform.processor() or platform.machine(),
+            "machine": f"{cpu_model()}, {platform.machine()}",
             "isa": int8q.isa(),
             "torch_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": args.threads,

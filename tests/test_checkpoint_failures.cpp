@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // int8q_quantize_checkpoint that cannot succeed: the status, the words of the message, and nothing left behind. The system
-// calls that write are replaced by ones that fail at their nth call; so is operator new.
+// calls that write are replaced by ones that fail at their nth call; so is operator new. Long because all of it goes through
+// those replacements.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/mount.h>

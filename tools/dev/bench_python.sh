@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# bench_python.sh BUILD_FOLDER: bench/compare_python.py in an environment of its own (6 GB), with everything that this
+# bench_python.sh BUILD_FOLDER (from the root of the sources): bench/compare_python.py in an environment of its own (6 GB), with everything that this
 # machine runs and then with all opponents on AVX2; results are kept in BUILD_FOLDER/bench.
 set -euo pipefail
-build=$(realpath "$1")
+build=$1
 cd "$(dirname "$0")/../.."
 
 venv=build/venv-bench

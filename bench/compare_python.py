@@ -3,8 +3,8 @@
 """int8q's linear beside bitsandbytes' Linear8bitLt and torch's bf16 linear, interleaved in one process.
 
 Activations are bf16 [M, K] with 7 outlier columns, threshold 6, bias, eval mode, two or more threads. The opponents take
-turns, so that a busy machine is busy for all of them; the medians and their ratios are printed and, with --json, stored with
-the machine and the versions. Run it through `make bench-python`, which makes its environment.
+turns, so that a busy machine is busy for all of them; the medians and their ratios are printed and, with --json, stored
+with the machine and the versions. Run it through `make bench-python`, which makes its environment.
 
     bench/compare_python.py --library build/release/lib/libint8q.so.1
     ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 INT8Q_CPU_ISA=avx2 bench/compare_python.py --library ...

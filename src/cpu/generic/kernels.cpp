@@ -225,7 +225,7 @@ void pack_s8_generic(const int8_t* b, int64_t b_stride, int64_t rows, int64_t k,
     int32_t sum = 0;
     for (int64_t j = 0; j < k; ++j) sum += row[j];
     for (int64_t j = 0; j < whole; j += kGroup) std::memcpy(panel + j * kPanelRows + r * kGroup, row + j, kGroup);
-    std::memcpy(panel + whole * kPanelRows + r * kGroup, row + whole, static_cast<size_t>(k - whole));
+    if (k > whole) std::memcpy(panel + whole * kPanelRows + r * kGroup, row + whole, static_cast<size_t>(k - whole));
     sums[r] = sum;
   }
 }

@@ -173,13 +173,6 @@ int count_threads() {
   return count;
 }
 
-// ThreadSanitizer refuses to start threads in the child of a process that has some.
-#if defined(__SANITIZE_THREAD__)
-#define INT8Q_SKIP_FORK() GTEST_SKIP() << "ThreadSanitizer does not follow forks of threaded processes"
-#else
-#define INT8Q_SKIP_FORK() static_cast<void>(0)
-#endif
-
 // Runs body in a forked child; a child that hangs is killed by its alarm.
 int exit_of_child(const std::function<bool()>& body) {
   const pid_t child = fork();

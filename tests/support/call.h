@@ -31,6 +31,14 @@ namespace int8q::test {
     ASSERT_STREQ("INT8Q_OK", int8q_status_name(status_)) << #call << "\n" << int8q_last_error(); \
   } while (false)
 
+// Who cannot follow a forked child that starts threads of its own.
+#if defined(__SANITIZE_THREAD__)
+#define INT8Q_SKIP_FORK() GTEST_SKIP() << "ThreadSanitizer does not follow forks of threaded processes"
+#else
+#define INT8Q_SKIP_FORK() \
+  if (std::getenv("INT8Q_TEST_QEMU") != nullptr) GTEST_SKIP() << "qemu-user aborts where a forked child starts threads"
+#endif
+
 // xorshift64*: the same numbers on every platform.
 class Random {
  public:

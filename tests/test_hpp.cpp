@@ -72,7 +72,7 @@ TEST(Hpp, HandlesFreeThemselvesAndMove) {
     other = std::move(self);
     EXPECT_EQ(handle, other.get());
     int8q::Context moved_context(std::move(context));
-    EXPECT_FALSE(context);  // NOLINT
+    EXPECT_FALSE(context);  // NOLINT: likewise
     EXPECT_EQ(INT8Q_OK, moved_context.prepare());
     int8q_linear* released = int8q::Linear(moved_context, Matrix(w.c())).release();
     EXPECT_EQ(INT8Q_OK, int8q_destroy_linear(released));

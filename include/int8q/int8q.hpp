@@ -329,7 +329,7 @@ struct MatrixView {
 
   // What may be written may be read.
   template <class U, class = std::enable_if_t<std::is_same_v<U, const T>>>
-  operator MatrixView<U>() const {  // NOLINT(google-explicit-constructor)
+  operator MatrixView<U>() const {  // NOLINT(google-explicit-constructor): views are passed as they are
     return {ptr, rows, cols, ld};
   }
 };

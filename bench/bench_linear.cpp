@@ -1,90 +1,66 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The whole linear, quantize + product + 7 outlier columns + dequantize + bias, bf16 in and out, for each ISA that this
-// machine runs. Counters: Tops (2MNK), GB/s (one read of the weights). --benchmark_filter=avx2 etc. chooses.
-#include <benchmark/benchmark.h>
+// The whole linear: quantize + product + outlier columns (7 unless a row says otherwise) + dequantize + bias, bf16 in and
+// out. Beside it oneDNN's bare s8 product, which does none of the rest. %bandwidth counts one read of the weights.
+#include "support/machine.h"
+#include "support/onednn.h"
+#include "support/suite.h"
 
-#include <algorithm>
-
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <random>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
-#include "cpu/registry.h"
-#include "int8q/int8q.h"
-
+namespace int8q::bench {
 namespace {
 
-void check(int32_t status) {
-  if (status != INT8Q_OK) throw std::runtime_error(std::string(int8q_status_name(status)) + ": " + int8q_last_error());
+constexpr int64_t kOutliers = 7;
+
+void linear(const std::string& isa, Size size, int64_t m, int threads, bool rotated, int64_t outliers, int32_t mode,
+            const std::string& more) {
+  add({"linear", "int8q:" + isa, size, m, threads, "/dtype:bf16" + more}, [=](benchmark::State& state) {
+    const std::vector<const Linear*> layers = linears(size, rotated, mode);
+    const std::vector<BFloat16> x = activations(m, size.k, outliers);
+    std::vector<BFloat16> y(static_cast<size_t>(m * size.n));
+    const Matrix in = view(x.data(), m, size.k), out = view(y.data(), m, size.n);
+    Workspace workspace;
+    Context& with = context(isa, threads);
+    let_others_sleep();
+    size_t next = 0;
+    while (state.KeepRunning()) {
+      layers[next]->forward(with, in, out, workspace);
+      next = next + 1 == layers.size() ? 0 : next + 1;
+    }
+    count_operations(state, static_cast<double>(m * size.k * size.n), isa, threads);
+    count_bytes(state, static_cast<double>(size.k * size.n), read_of(threads));
+  });
 }
 
-int8q_matrix matrix(int32_t dtype, int64_t rows, int64_t cols, void* data) {
-  return {sizeof(int8q_matrix), dtype, rows, cols, cols, data};
-}
-
-uint16_t bf16(float f) {
-  uint32_t bits;
-  std::memcpy(&bits, &f, sizeof bits);
-  return static_cast<uint16_t>(bits >> 16);
-}
-
-// Normal activations cut at 3.5 with 7 columns of outliers on three of four rows.
-std::vector<uint16_t> activations(int64_t m, int64_t k) {
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal;
-  std::vector<uint16_t> x(static_cast<size_t>(m * k));
-  for (auto& v : x) v = bf16(std::min(3.5f, std::max(-3.5f, normal(random))));
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t t = 0; t < 7 && i % 4 != 3; ++t) x[static_cast<size_t>(i * k + t * (k / 7))] = bf16(40.0f);
-  }
-  return x;
-}
-
-void linear(benchmark::State& state, const char* isa, int64_t k, int64_t n) {
-  const int64_t m = state.range(0);
-  int8q_context_options options{};
-  options.size = sizeof options;
-  options.isa = isa;
-  int8q_context* context;
-  check(int8q_create_context(&options, &context));
-  std::mt19937 random(2);
-  std::normal_distribution<float> normal;
-  std::vector<float> w(static_cast<size_t>(n * k)), b(static_cast<size_t>(n));
-  for (auto& v : w) v = normal(random);
-  for (auto& v : b) v = normal(random);
-  const int8q_matrix weight = matrix(INT8Q_F32, n, k, w.data()), bias = matrix(INT8Q_F32, 1, n, b.data());
-  int8q_linear* layer;
-  check(int8q_create_linear(context, &weight, nullptr, &bias, nullptr, &layer));
-  std::vector<uint16_t> x = activations(m, k), y(static_cast<size_t>(m * n));
-  const int8q_matrix in = matrix(INT8Q_BF16, m, k, x.data()), out = matrix(INT8Q_BF16, m, n, y.data());
-  uint64_t bytes;
-  check(int8q_query_workspace(context, layer, INT8Q_FORWARD, m, 0, &bytes));
-  void* workspace = std::aligned_alloc(64, bytes);
-  while (state.KeepRunning()) check(int8q_forward(context, layer, &in, 0, &out, workspace, bytes));
-  const double runs = static_cast<double>(state.iterations());
-  state.counters["Tops"] = benchmark::Counter(2e-12 * static_cast<double>(m * n * k) * runs, benchmark::Counter::kIsRate);
-  state.counters["GB/s"] = benchmark::Counter(1e-9 * static_cast<double>(n * k) * runs, benchmark::Counter::kIsRate);
-  std::free(workspace);
-  check(int8q_destroy_linear(layer));
-  check(int8q_destroy_context(context));
-}
-
-const bool registered = [] {
-  for (const int8q::cpu::Isa& isa : int8q::cpu::isas()) {
-    if (!isa.supported()) continue;
-    for (const auto& [k, n] : {std::pair<int64_t, int64_t>{4096, 4096}, {768, 768}}) {
-      const std::string name = std::string("linear/") + isa.name + "/" + std::to_string(k) + "x" + std::to_string(n);
-      auto* bench = benchmark::RegisterBenchmark(name.c_str(), linear, isa.name, k, n);
-      bench->Arg(1)->Arg(8)->Arg(128)->Arg(512)->ArgName("M")->UseRealTime()->Unit(benchmark::kMicrosecond);
+// What any number of outlier columns costs, in both scopes.
+void sweep_outliers(const std::string& isa, int threads) {
+  const Size size{4096, 4096};
+  for (const int64_t outliers : {0, 1, 7, 41, 1352}) {
+    for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
+      const std::string scope = mode == INT8Q_OUTLIERS_COLUMN ? "column" : "element";
+      linear(isa, size, 128, threads, false, outliers, mode, "/outliers:" + std::to_string(outliers) + "/scope:" + scope);
     }
   }
-  return true;
-}();
+}
 
 }  // namespace
+
+void register_benchmarks(const Options& options) {
+  add_peaks(options, options.isas);
+  add_bandwidths(options);
+  for (const Size size : sizes(options)) {
+    for (const int threads : options.threads) {
+      for (const bool rotated : {false, true}) {
+        for (const int64_t m : {1, 8, 32, 128, 512}) {
+          if (rotated && m > 8) continue;
+          for (const std::string& isa : options.isas) {
+            linear(isa, size, m, threads, rotated, kOutliers, INT8Q_OUTLIERS_COLUMN, rotated ? "/rotated" : "");
+          }
+          onednn::add("gemm", onednn::Kind::kS8, size, m, threads, rotated, options.isas.back());
+        }
+      }
+    }
+  }
+  for (const std::string& isa : options.isas) sweep_outliers(isa, options.threads.back());
+}
+
+}  // namespace int8q::bench

@@ -51,6 +51,7 @@ int8_t panel_code(const int8_t* panels, int64_t panel_stride, int64_t n, int64_t
 struct GemmSize {
   int64_t rows, panels, groups, gap_lines, acc_gap;
   int extremes;  // 0 random codes, 1 all 127 and -128, 2 alternating signs
+  bool start;    // from a row of starts, else from what the accumulators hold
 };
 
 // One call of a gemm or gemv kernel. Codes and panels end at a guard, as they might at the end of a workspace or a blob.
@@ -79,16 +80,20 @@ void check_gemm(const Kernels& kernels, const cpu::Kernel<cpu::Gemm>& kernel, co
                                              : i % 3 == 1 ? INT32_MIN + 5
                                                           : static_cast<int32_t>(random.bits());
   }
+  std::vector<int32_t> start(static_cast<size_t>(cols));
+  for (int32_t& s : start) s = static_cast<int32_t>(random.bits());
   for (int64_t i = 0; i < size.rows; ++i) {
     for (int64_t n = 0; n < cols; ++n) {
-      auto sum = static_cast<uint32_t>(right[static_cast<size_t>(i * acc_stride + n)]);
+      auto sum = static_cast<uint32_t>(size.start ? start[static_cast<size_t>(n)]
+                                                  : right[static_cast<size_t>(i * acc_stride + n)]);
       for (int64_t j = 0; j < k; ++j)
         sum += static_cast<uint32_t>(factor_at(kernels.layout, codes + i * code_stride, j) *
                                      panel_code(panels, panel_stride, n, j));
       right[static_cast<size_t>(i * acc_stride + n)] = static_cast<int32_t>(sum);
     }
   }
-  kernel.run({codes, code_stride, size.rows, panels, panel_stride, size.panels, size.groups, acc.get(), acc_stride});
+  kernel.run({codes, code_stride, size.rows, panels, panel_stride, size.panels, size.groups,
+              size.start ? start.data() : nullptr, size.start ? panels : nullptr, acc.get(), acc_stride});
   for (int64_t i = 0; i < acc.count(); ++i) {
     ASSERT_EQ(right[static_cast<size_t>(i)], acc[i])
         << kernel.name << " rows " << size.rows << " panels " << size.panels << " groups " << size.groups << " extremes "
@@ -104,8 +109,13 @@ TEST(KernelsBlocks, GemmAndGemv) {
     for (int64_t rows = 1; rows <= 17; rows += small_grid() ? 4 : 1) {
       for (int64_t panels = 1; panels <= 9; ++panels) {
         for (const int64_t groups : {16, 32, 48}) {
-          const GemmSize size{
-              rows, panels, groups, random.below(3), random.below(2) * 16, static_cast<int>(random.below(3))};
+          const GemmSize size{rows,
+                              panels,
+                              groups,
+                              random.below(3),
+                              random.below(2) * 16,
+                              static_cast<int>(random.below(3)),
+                              random.below(2) == 1};
           ASSERT_NO_FATAL_FAILURE(check_gemm(kernels, kernels.gemm, size, random));
           cells.add();
           if (rows > cpu::kGemvRows) continue;
@@ -115,8 +125,8 @@ TEST(KernelsBlocks, GemmAndGemv) {
       }
     }
     for (const int64_t rows : {31, 64, 97}) {  // several register tiles of rows, and a deep K for gemv
-      ASSERT_NO_FATAL_FAILURE(check_gemm(kernels, kernels.gemm, {rows, 4, 128, 1, 0, 0}, random));
-      ASSERT_NO_FATAL_FAILURE(check_gemm(kernels, kernels.gemv, {rows % 16 + 1, 3, 1024, 1, 0, 1}, random));
+      ASSERT_NO_FATAL_FAILURE(check_gemm(kernels, kernels.gemm, {rows, 4, 144, 1, 0, 0, rows == 64}, random));
+      ASSERT_NO_FATAL_FAILURE(check_gemm(kernels, kernels.gemv, {rows % 16 + 1, 3, 1024, 1, 0, 1, rows == 64}, random));
       cells.add();
       cells.add();
     }
@@ -133,7 +143,7 @@ TEST(KernelsBlocks, GemmWithoutWorkLeavesTheAccumulators) {
       Aligned<uint8_t> codes(64);
       Aligned<int8_t> panels(64);
       for (int64_t i = 0; i < acc.count(); ++i) acc[i] = static_cast<int32_t>(i);
-      kernel->run({codes.get(), 64, 16, panels.get(), 64, 4, 0, acc.get(), 64});
+      kernel->run({codes.get(), 64, 16, panels.get(), 64, 4, 0, nullptr, nullptr, acc.get(), 64});
       for (int64_t i = 0; i < acc.count(); ++i) ASSERT_EQ(i, acc[i]) << kernel->name;
       cells.add();
     }

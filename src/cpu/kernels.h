@@ -51,7 +51,7 @@ using WidenRow = void (*)(const int8_t* a, int64_t k, int64_t k_padded, void* co
 using PackPanel = void (*)(const int8_t* b, int64_t b_stride, int64_t rows, int64_t k, int64_t k_padded, int8_t* panel,
                            int32_t* sums);
 
-// acc[i][n] += sum over k of a[i][k] * b[n][k] for i < rows, n < 16 * panel_count, over `groups` groups of four k's.
+// acc[i][n] = start[n] + sum over k of a[i][k] * b[n][k] for i < rows, n < 16 * panel_count, over `groups` groups of four k's.
 // Wraps modulo 2^32, never saturates. `codes` and `panels` point at the first group of the block; strides in bytes.
 struct GemmBlock {
   const uint8_t* codes;
@@ -60,7 +60,9 @@ struct GemmBlock {
   const int8_t* panels;
   int64_t panel_stride;
   int64_t panel_count;
-  int64_t groups;  // a multiple of 16
+  int64_t groups;        // a multiple of 16; 0 leaves the start
+  const int32_t* start;  // [16 * panel_count]; NULL: what acc holds
+  const int8_t* next;    // the panels of the next call, panel_stride apart, for prefetching; NULL where unknown
   int32_t* acc;
   int64_t acc_stride;  // elements
 };

@@ -18,6 +18,7 @@ struct Tile {
   int64_t row, rows;
   int64_t col, cols;
   int64_t panel_count;
+  bool has_next;  // the part goes on with the panels that follow in memory
 };
 
 // What the tiles of a part share.
@@ -65,34 +66,40 @@ class PartLoop {
   }
 
   void run_panels(const Tile& tile, const int8_t* panels, const int32_t* sums) {
-    start_accumulators(tile, sums);
-    const cpu::Gemm gemm = (p_.m <= cpu::kGemvRows ? p_.kernels->gemv : p_.kernels->gemm).run;
-    const int64_t depth = p_.m <= cpu::kGemvRows ? std::max<int64_t>(k_padded_, 1) : kBlockK;
-    const int64_t group_bytes = p_.kernels->layout == CodeLayout::kU8 ? kGroup : 2 * kGroup;
-    for (int64_t k = 0; k < k_padded_; k += depth) {
-      gemm({.codes = p_.codes + tile.row * code_stride_ + k / kGroup * group_bytes,
-            .code_stride = code_stride_,
-            .rows = tile.rows,
-            .panels = panels + k * kPanelRows,
-            .panel_stride = k_padded_ * kPanelRows,
-            .panel_count = tile.panel_count,
-            .groups = std::min(depth, k_padded_ - k) / kGroup,
-            .acc = s_.acc,
-            .acc_stride = kBlockN});
-    }
+    const bool gemv = p_.m <= cpu::kGemvRows, u8 = p_.kernels->layout == CodeLayout::kU8;
+    const int64_t depth = gemv ? std::max<int64_t>(k_padded_, 1) : kBlockK, stride = k_padded_ * kPanelRows;
+    find_start(tile, sums, u8);
+    int64_t k = 0;
+    do {
+      const int8_t* block = panels + k * kPanelRows;
+      const bool last = k + depth >= k_padded_;
+      const int8_t* next = !last           ? block + depth * kPanelRows
+                           : tile.has_next ? panels + tile.panel_count * stride
+                                           : nullptr;
+      (gemv ? p_.kernels->gemv : p_.kernels->gemm)
+          .run({.codes = p_.codes + tile.row * code_stride_ + k * (u8 ? 1 : 2),
+                .code_stride = code_stride_,
+                .rows = tile.rows,
+                .panels = block,
+                .panel_stride = stride,
+                .panel_count = tile.panel_count,
+                .groups = std::min(depth, k_padded_ - k) / kGroup,
+                .start = k == 0 ? start_ : nullptr,
+                .next = next,
+                .acc = s_.acc,
+                .acc_stride = kBlockN});
+      k += depth;
+    } while (k < k_padded_);
     load_columns(tile);
-    add_outliers(tile, panels, k_padded_ * kPanelRows, false);
+    add_outliers(tile, panels, stride, false);
     finish(tile);
   }
 
   // u8 codes are 128 too large: sum (a + 128) b - 128 sum b. uint32 wraps, the true sum fits.
-  void start_accumulators(const Tile& tile, const int32_t* sums) {
-    const int64_t cols = tile.panel_count * kPanelRows;
-    const bool u8 = p_.kernels->layout == CodeLayout::kU8;
-    for (int64_t n = 0; n < cols; ++n)
-      s_.acc[n] = u8 ? static_cast<int32_t>(0u - 128u * static_cast<uint32_t>(sums[n])) : 0;
-    for (int64_t i = 1; i < tile.rows; ++i)
-      std::memcpy(s_.acc + i * kBlockN, s_.acc, static_cast<size_t>(cols) * sizeof(int32_t));
+  void find_start(const Tile& tile, const int32_t* sums, bool u8) {
+    for (int64_t n = 0; n < tile.panel_count * kPanelRows; ++n) {
+      start_[n] = u8 ? static_cast<int32_t>(0u - 128u * static_cast<uint32_t>(sums[n])) : 0;
+    }
   }
 
   // Few rows of A: streams the rows of B as they lie, then copies B's outlier columns, whose cache lines are near, into
@@ -268,6 +275,7 @@ class PartLoop {
   alignas(64) float own_stats_[kBlockN];
   alignas(64) float own_bias_[kBlockN];
   alignas(64) int32_t sums_[kBlockN];
+  alignas(64) int32_t start_[kBlockN];
 };
 
 }  // namespace
@@ -291,7 +299,8 @@ void run_rectangle(const Product& p, PartLoop& loop, const Rectangle& r, int64_t
     const Range rows = part_range(p.m, block, blocks);
     const int64_t col = panel * kPanelRows,
                   cols = std::min(std::min(r.panel_end - panel, kBlockPanels) * kPanelRows, p.n - col);
-    loop.run({rows.begin, rows.end - rows.begin, col, cols, ceil_div(cols, kPanelRows)});
+    loop.run({rows.begin, rows.end - rows.begin, col, cols, ceil_div(cols, kPanelRows),
+              p.weights == Weights::kPacked && panel + kBlockPanels < r.panel_end});
   };
   if (p.weights == Weights::kRowMajor) {  // a panel is packed once for all rows
     for (int64_t panel = r.panel; panel < r.panel_end; panel += kBlockPanels) {

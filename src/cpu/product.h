@@ -3,8 +3,7 @@
 // The blocking loop: tiles of Y, each s32 accumulators -> outlier columns -> epilogue, over packed or row-major weights.
 //
 //   tile = BLOCK_M rows x up to 4 panels (64 columns):
-//     acc  = -128 * col_sums (u8 codes) or 0
-//     acc += codes . panels             K in blocks of kBlockK: 64 columns x 512 = 32 KiB of B stay in L1
+//     acc = -128 * col_sums (u8 codes) or 0, + codes . panels    K in blocks of kBlockK
 //     acc, out = outlier columns        chunks of kChunk columns, gathered once a row block
 //     y    = epilogue(acc, out)
 //
@@ -22,7 +21,7 @@ namespace int8q {
 inline constexpr int64_t kBlockM = 192;  // acc, out: 192 x 64 x 4 = 48 KiB each, in L2 beside a block of codes
 inline constexpr int64_t kBlockPanels = 4;
 inline constexpr int64_t kBlockN = kBlockPanels * cpu::kPanelRows;
-inline constexpr int64_t kBlockK = 512;
+inline constexpr int64_t kBlockK = 4096;     // 64 columns of B are 256 KiB: they and 192 rows of codes fill an L2 of 1 MiB
 inline constexpr int64_t kChunk = 256;       // outlier columns gathered at once: 192 x 256 x 8 = 384 KiB
 inline constexpr int64_t kItemsPerPart = 4;  // so many at least, and one item more or less costs 25% at most
 inline constexpr int64_t kLeastRows = 16;    // but rows enough for the tallest register tile

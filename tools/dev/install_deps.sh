@@ -10,7 +10,7 @@ packages_of() {
     build) echo cmake make ninja-build gcc g++ pkg-config nlohmann-json3-dev libxxhash-dev libcli11-dev libfmt-dev ;;
     test) echo libgtest-dev libeigen3-dev libutf8proc-dev python3 python3-pycparser binutils qemu-user ;;
     demo) echo libgtest-dev libeigen3-dev libutf8proc-dev python3 python3-venv debian-faq ;; # GoogleTest to configure
-    bench) echo libbenchmark-dev python3 python3-venv ;;
+    bench) echo libbenchmark-dev libdnnl-dev python3 python3-venv ;;
     docs) echo doxygen python3 python3-venv ;;
     lint) echo clang-format-14 clang-tidy-14 shellcheck python3 python3-venv python3-pycparser git ;;
     full) echo googletest g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user ;;

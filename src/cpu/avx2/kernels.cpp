@@ -39,6 +39,16 @@ struct Pairs : Ymm {
   }
 };
 
+// Over groups that are widened already: both halves of a ymm of codes one after the other.
+struct WidePairs : Pairs {
+  static constexpr int kGroupBytes = 128;
+  static B load_b(const int8_t* p) { return {load(p), load(p + 32)}; }
+  static void store_b(int8_t* p, const B& b) {
+    store(p, b.even);
+    store(p + 32, b.odd);
+  }
+};
+
 struct Widened : Ymm {
   static constexpr int kBytes = 16;
   static constexpr bool kBiased = false;
@@ -54,10 +64,10 @@ struct Widened : Ymm {
 
 void gemv(const GemmBlock& block) {
   if (block.rows == 1) return gemm<Pairs, 1, 2>(block);
-  gemm<Pairs, 4, 1, Ahead::kFirstTile>(block);
+  gemm<Pairs, 4, 1, Fetch::kOwn>(block);
 }
 
-constexpr Products kProducts = {{"gemm_s16s8_4x16_avx2", gemm<Pairs, 4, 1, Ahead::kFirstTile>},
+constexpr Products kProducts = {{"gemm_s16s8_4x16_avx2", gemm_widened<Pairs, WidePairs, 4, 1>},
                                 {"gemv_s16s8_4x16_avx2", gemv},
                                 {"dot_s8s8_2x4_avx2", dot<Widened, 2, 4>},
                                 {"backward_f32_6x16_avx2", backward<V, 6, 2>}};

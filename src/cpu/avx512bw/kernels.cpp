@@ -34,6 +34,16 @@ struct Pairs : Zmm {
   }
 };
 
+// Over groups that are widened already: both halves of a zmm of codes one after the other.
+struct WidePairs : Pairs {
+  static constexpr int kGroupBytes = 128;
+  static B load_b(const int8_t* p) { return {load(p), load(p + 64)}; }
+  static void store_b(int8_t* p, const B& b) {
+    store(p, b.even);
+    store(p + 64, b.odd);
+  }
+};
+
 struct Widened : Zmm {
   static constexpr int kBytes = 32;
   static constexpr bool kBiased = false;
@@ -51,10 +61,10 @@ struct Widened : Zmm {
 
 void gemv(const GemmBlock& block) {
   if (block.rows == 1) return gemm<Pairs, 1, 4>(block);
-  gemm<Pairs, 8, 2, Ahead::kFirstTile>(block);
+  gemm<Pairs, 8, 2, Fetch::kOwn>(block);
 }
 
-constexpr Products kProducts = {{"gemm_s16s8_8x32_avx512bw", gemm<Pairs, 8, 2, Ahead::kFirstTile>},
+constexpr Products kProducts = {{"gemm_s16s8_8x32_avx512bw", gemm_widened<Pairs, WidePairs, 8, 2>},
                                 {"gemv_s16s8_8x32_avx512bw", gemv},
                                 {"dot_s8s8_4x4_avx512bw", dot<Widened, 4, 4>},
                                 {"backward_f32_6x64_avx512bw", backward<V, 6, 4>}};

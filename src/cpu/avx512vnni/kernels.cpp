@@ -5,7 +5,7 @@
 //
 // gemm 6x64: 6 rows x 4 panels = 24 accumulators, 4 of B, 1 broadcast = 29 of 32 registers. 24 independent chains cover
 // latency 5 x 2 a cycle.
-// gemv streams the panels once, whatever the number of rows: as many panels as leave all rows' accumulators in registers.
+// gemv: up to 6 rows as gemm; up to 16 in tiles of 8 rows x 2 panels, the second of which finds the panels in L2.
 // dot 4x4: (4 + 1) x 4 accumulators, 4 of B, 1 of A, the 128s = 26.
 // backward 6x64: 24 accumulators, 4 of w, 1 of g = 29.
 #include "cpu/kernels.h"
@@ -40,15 +40,13 @@ struct Biased : Vnni {
   static Vec tail_b(const int8_t* p, int64_t bytes) { return _mm512_maskz_loadu_epi8((uint64_t{1} << bytes) - 1, p); }
 };
 
-// rows <= 6: 4 panels; <= 12: 2 panels of 12 rows; <= 16: single panels of 16 rows.
 void gemv(const GemmBlock& block) {
   if (block.rows <= 6) return gemm<Vnni, 6, 4>(block);
-  if (block.rows <= 12) return gemm<Vnni, 12, 2, Ahead::kEveryTile>(block);
-  gemm<Vnni, 16, 1, Ahead::kEveryTile>(block);
+  gemm<Vnni, 8, 2, Fetch::kOwn>(block);
 }
 
-constexpr Products kProducts = {{"gemm_u8s8_6x64_avx512vnni", gemm<Vnni, 6, 4>},
-                                {"gemv_u8s8_16x64_avx512vnni", gemv},
+constexpr Products kProducts = {{"gemm_u8s8_6x64_avx512vnni", gemm<Vnni, 6, 4, Fetch::kNext>},
+                                {"gemv_u8s8_8x32_avx512vnni", gemv},
                                 {"dot_s8s8_4x4_avx512vnni", dot<Biased, 4, 4>},
                                 {"backward_f32_6x64_avx512vnni", backward<V, 6, 4>}};
 

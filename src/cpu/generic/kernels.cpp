@@ -87,7 +87,8 @@ void gemm(const GemmBlock& block) {
           sums[n] += static_cast<uint32_t>(a[0] * b[0] + a[1] * b[2] + a[2] * b[1] + a[3] * b[3]);
         }
       }
-      for (int n = 0; n < kPanelRows; ++n) acc[n] = static_cast<int32_t>(static_cast<uint32_t>(acc[n]) + sums[n]);
+      const int32_t* start = block.start != nullptr ? block.start + p * kPanelRows : acc;
+      for (int n = 0; n < kPanelRows; ++n) acc[n] = static_cast<int32_t>(static_cast<uint32_t>(start[n]) + sums[n]);
     }
   }
 }

@@ -6,11 +6,15 @@
 //
 // A step of one group loads P panels' cache lines and R broadcast code groups, and does R * P dot products whose
 // accumulators stay in registers. Op says what a vector is:
-//   Vec, kVecs (vectors a panel), kCodeBytes (code bytes a group), B = load_b(p), A = load_a(codes), mac(acc, a, b).
+//   Vec, kVecs (vectors a panel), kGroupBytes (of a panel), kCodeBytes (of a row of codes), B = load_b(p), A = load_a(codes),
+//   mac(acc, a, b).
 //
-// Ahead: whether row tiles prefetch B; the first one brings it to L1. Where several rows share a line of B and one or two
-// panels are read at a time, the hardware's prefetcher alone leaves the memory idle between lines (on Zen 4 +10..50% for
-// few rows from DRAM, +3% for 128). For one row, or four panels at once, it does better alone (-10%).
+// B comes to L1 with the first row tile and serves the others from there or from L2, which hides behind R * P products. What
+// comes from memory is asked for ahead, by the row tiles that have products to hide it behind:
+//   kNext  many rows: the first P row tiles bring the panels of the next step, one each (Zen 4, 36 rows: +7%)
+//   kOwn   few rows: the first row tile asks for lines one page ahead, which the hardware's prefetcher does not cross; into
+//          L2, since L1's few outstanding misses are the loads' own (Zen 4, 8 rows from DRAM, one thread: -16% of the time)
+//   kNone  one row, or four panels at once: the hardware does better alone
 //
 // Overflow: accumulators wrap modulo 2^32; the true sum, |sum| <= 127 * 127 * K or 128 * 128 * K, fits (core/blob.h).
 #pragma once
@@ -20,33 +24,34 @@
 namespace int8q::cpu {
 namespace {
 
-// Bytes ahead of its use that B is asked for: one page, which the hardware's prefetcher does not cross.
+enum class Fetch { kNone, kNext, kOwn };
+
 inline constexpr int64_t kAhead = 4096;
 
-enum class Ahead { kNothing, kFirstTile, kEveryTile };
-
-template <class Op, int R, int P, bool kPrefetch>
-inline __attribute__((always_inline)) void gemm_tile(const GemmBlock& block, int64_t row, int64_t panel) {
-  constexpr int kVecs = Op::kVecs;
+template <class Op, int R, int P, Fetch kFetch>
+inline __attribute__((always_inline)) void gemm_tile(const GemmBlock& block, int64_t row, int64_t panel,
+                                                     const int8_t* next) {
+  constexpr int kVecs = Op::kVecs, kLanes = kPanelRows / kVecs;
   using Vec = typename Op::Vec;
   int32_t* c = block.acc + row * block.acc_stride + panel * kPanelRows;
+  const int32_t* from = block.start == nullptr ? c : block.start + panel * kPanelRows;
+  const int64_t from_stride = block.start == nullptr ? block.acc_stride : 0;
   Vec acc[R][P * kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < P * kVecs; ++v) acc[r][v] = Op::load(c + r * block.acc_stride + v * (kPanelRows / kVecs));
+    for (int v = 0; v < P * kVecs; ++v) acc[r][v] = Op::load(from + r * from_stride + v * kLanes);
   }
   const uint8_t* codes = block.codes + row * block.code_stride;
   const int8_t* b0 = block.panels + panel * block.panel_stride;
   for (int64_t g = 0; g < block.groups; ++g) {
+    if (kFetch == Fetch::kNext) _mm_prefetch(reinterpret_cast<const char*>(next + g * Op::kGroupBytes), _MM_HINT_T0);
     typename Op::B b[P * kVecs];
 #pragma GCC unroll 8
     for (int v = 0; v < P * kVecs; ++v) {
-      const int8_t* line = b0 + (v / kVecs) * block.panel_stride + g * 64;
-      if (kPrefetch && v % kVecs == 0) {
-        _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T0);
-      }
-      b[v] = Op::load_b(line + (v % kVecs) * (64 / kVecs));
+      const int8_t* line = b0 + (v / kVecs) * block.panel_stride + g * Op::kGroupBytes;
+      if (kFetch == Fetch::kOwn && v % kVecs == 0) _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T1);
+      b[v] = Op::load_b(line + (v % kVecs) * (Op::kGroupBytes / kVecs));
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -58,33 +63,74 @@ inline __attribute__((always_inline)) void gemm_tile(const GemmBlock& block, int
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < P * kVecs; ++v) Op::store(c + r * block.acc_stride + v * (kPanelRows / kVecs), acc[r][v]);
+    for (int v = 0; v < P * kVecs; ++v) Op::store(c + r * block.acc_stride + v * kLanes, acc[r][v]);
   }
 }
 
-template <class Op, int R, int P, Ahead kPrefetch>
-void gemm_rows(const GemmBlock& block, int64_t panel) {
+// next: the panels after these P, or NULL.
+template <class Op, int R, int P, Fetch kFetch>
+void gemm_rows(const GemmBlock& block, int64_t panel, const int8_t* next) {
+  int64_t fetched = next == nullptr ? P : 0;
   for_each_row_tile<R>(block.rows, [&](int64_t row, auto tile) {
     constexpr int kRows = decltype(tile)::kCount;
-    if (kPrefetch == Ahead::kFirstTile && row == 0) return gemm_tile<Op, kRows, P, true>(block, row, panel);
-    gemm_tile<Op, kRows, P, kPrefetch == Ahead::kEveryTile>(block, row, panel);
+    if (kFetch == Fetch::kOwn && row == 0) return gemm_tile<Op, kRows, P, Fetch::kOwn>(block, row, panel, nullptr);
+    if (kFetch == Fetch::kNext && fetched < P) {
+      return gemm_tile<Op, kRows, P, Fetch::kNext>(block, row, panel, next + fetched++ * block.panel_stride);
+    }
+    gemm_tile<Op, kRows, P, Fetch::kNone>(block, row, panel, nullptr);
   });
 }
 
-template <class Op, int R, int P, Ahead kPrefetch>
+template <class Op, int R, int P, Fetch kFetch>
 void gemm_last_panels(const GemmBlock& block, int64_t panel, int64_t panels) {
   if constexpr (P > 1) {
-    if (panels < P) return gemm_last_panels<Op, R, P - 1, kPrefetch>(block, panel, panels);
+    if (panels < P) return gemm_last_panels<Op, R, P - 1, kFetch>(block, panel, panels);
   }
-  gemm_rows<Op, R, P, kPrefetch>(block, panel);
+  gemm_rows<Op, R, P, kFetch>(block, panel, block.next);
 }
 
 // Tiles of up to R rows x P panels, the last ones of what is left over.
-template <class Op, int R, int P, Ahead kPrefetch = Ahead::kNothing>
+template <class Op, int R, int P, Fetch kFetch = Fetch::kNone>
 void gemm(const GemmBlock& block) {
   int64_t p = 0;
-  for (; p + P <= block.panel_count; p += P) gemm_rows<Op, R, P, kPrefetch>(block, p);
-  if (p < block.panel_count) gemm_last_panels<Op, R, P, kPrefetch>(block, p, block.panel_count - p);
+  for (; p + P < block.panel_count; p += P) {
+    gemm_rows<Op, R, P, kFetch>(block, p, block.panels + (p + P) * block.panel_stride);
+  }
+  if (p < block.panel_count) gemm_last_panels<Op, R, P, kFetch>(block, p, block.panel_count - p);
+}
+
+// For instructions that take s16: each panel's codes are widened once, `kGroups` groups at a time, into L1 (16 KiB) for all
+// row tiles, whose loops then are products and additions only. Wide is Op over such groups, of Op::B's vectors.
+template <class Op, class Wide, int R, int P>
+void gemm_widened(const GemmBlock& block) {
+  constexpr int64_t kGroups = 128 / P, kVecs = Op::kVecs;
+  alignas(64) int8_t wide[P][kGroups][Wide::kGroupBytes];
+  for (int64_t p = 0; p < block.panel_count; p += P) {
+    const int64_t panels = block.panel_count - p < P ? block.panel_count - p : P;
+    int64_t g = 0;
+    do {
+      const int64_t groups = block.groups - g < kGroups ? block.groups - g : kGroups;
+      for (int64_t i = 0; i < panels; ++i) {
+        const int8_t* lines = block.panels + (p + i) * block.panel_stride + g * Op::kGroupBytes;
+        for (int64_t t = 0; t < groups * kVecs; ++t) {
+          _mm_prefetch(reinterpret_cast<const char*>(lines + t * (Op::kGroupBytes / kVecs) + kAhead), _MM_HINT_T1);
+          Wide::store_b(wide[i][0] + t * (Wide::kGroupBytes / kVecs), Op::load_b(lines + t * (Op::kGroupBytes / kVecs)));
+        }
+      }
+      gemm<Wide, R, P>({.codes = block.codes + g * Op::kCodeBytes,
+                        .code_stride = block.code_stride,
+                        .rows = block.rows,
+                        .panels = wide[0][0],
+                        .panel_stride = sizeof wide[0],
+                        .panel_count = panels,
+                        .groups = groups,
+                        .start = g == 0 && block.start != nullptr ? block.start + p * kPanelRows : nullptr,
+                        .next = nullptr,
+                        .acc = block.acc + p * kPanelRows,
+                        .acc_stride = block.acc_stride});
+      g += kGroups;
+    } while (g < block.groups);
+  }
 }
 
 }  // namespace

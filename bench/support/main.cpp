@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The command line of every bench_NAME: what is run (--isa, --threads, --all-shapes); the rest is Google Benchmark's.
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "cpu/cpuid.h"
+#include "cpu/registry.h"
+#include "support/onednn.h"
+#include "support/suite.h"
+
+namespace {
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (const int8q::cpu::Isa& isa : int8q::cpu::isas()) {
+    if (isa.supported() && std::string(isa.name) != "generic") names.emplace_back(isa.name);
+  }
+  return names;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("int8q beside its opponents; %peak and %bandwidth are of what this machine did in this run.");
+  app.allow_extras();
+  app.footer("Google Benchmark's own options follow, as --benchmark_filter=REGEX and --benchmark_out=FILE.");
+  int8q::bench::Options options{supported_isas(), {1, 2}, false};
+  app.add_option("--isa", options.isas, "ISAs to run; opponents are held to the widest of them")
+      ->check(CLI::IsMember(supported_isas()))
+      ->delimiter(',');
+  app.add_option("--threads", options.threads, "numbers of threads")->delimiter(',')->check(CLI::PositiveNumber);
+  app.add_flag("--all-shapes", options.all_shapes, "every layer of the list of shapes");
+  CLI11_PARSE(app, argc, argv);
+
+  std::vector<std::string> rest = app.remaining();
+  std::vector<char*> arguments{argv[0]};
+  for (std::string& argument : rest) arguments.push_back(argument.data());
+  int count = static_cast<int>(arguments.size());
+  benchmark::Initialize(&count, arguments.data());
+  if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return 1;
+
+  int8q::bench::onednn::hold_to(options.isas.back());
+  benchmark::AddCustomContext("cpu", int8q::cpu::cpu_features().brand);
+  benchmark::AddCustomContext("int8q", int8q_version_string());
+  benchmark::AddCustomContext("onednn", int8q::bench::onednn::version());
+  benchmark::AddCustomContext("compiler", __VERSION__);
+  std::string command;
+  for (int i = 0; i < argc; ++i) command += std::string(i > 0 ? " " : "") + argv[i];
+  benchmark::AddCustomContext("command", command);
+  int8q::bench::register_benchmarks(options);
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}

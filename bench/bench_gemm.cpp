@@ -21,6 +21,7 @@ void microkernel(const std::string& isa) {
     const int64_t stride = 2 * kDepth + 64;
     alignas(64) static uint8_t codes[kRows * (2 * kDepth + 64)];
     alignas(64) static int8_t panels[kPanels * kDepth * cpu::kPanelRows];
+    alignas(64) static int32_t start[kPanels * cpu::kPanelRows];
     alignas(64) static int32_t acc[kRows * kPanels * cpu::kPanelRows];
     const cpu::GemmBlock block{.codes = codes,
                                .code_stride = stride,
@@ -29,7 +30,8 @@ void microkernel(const std::string& isa) {
                                .panel_stride = kDepth * cpu::kPanelRows,
                                .panel_count = kPanels,
                                .groups = kDepth / cpu::kGroup,
-                               .start = nullptr,
+                               .start = start,
+                               .accumulate = true,
                                .next = nullptr,
                                .acc = acc,
                                .acc_stride = kPanels * cpu::kPanelRows};

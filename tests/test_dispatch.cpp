@@ -20,7 +20,7 @@ namespace {
 using Bytes = std::vector<uint8_t>;
 
 // Seven operations for each of three dtypes, and eight without: what for_each_kernel lists.
-constexpr size_t kOperations = 7 * 3 + 8;
+constexpr size_t kOperations = 7 * 3 + 9;
 
 class Environment {
  public:
@@ -246,7 +246,7 @@ Bytes run_operation(int8q_context* c, const std::string& operation) {
   if (op == "gemm") return forward_bytes(c, o.off.get(), cpu::kGemvRows + 1, INT8Q_F32, INT8Q_F32);
   if (op == "gemv") return forward_bytes(c, o.off.get(), cpu::kGemvRows, INT8Q_F32, INT8Q_F32);
   if (op == "dot") return multiply_bytes(c, 8);
-  if (op == "outliers") return forward_bytes(c, o.column.get(), 3, INT8Q_F32, INT8Q_F32);
+  if (op == "columns" || op == "outliers") return forward_bytes(c, o.column.get(), 3, INT8Q_F32, INT8Q_F32);
   if (op == "epilogue") return forward_bytes(c, o.off.get(), 3, INT8Q_F32, dtype);
   if (op == "dequantize") {
     const Mat q = random_mat(INT8Q_S8, 3, kK, 10), y(dtype, 3, kK);

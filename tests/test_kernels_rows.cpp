@@ -357,8 +357,9 @@ TEST(KernelsRows, Store) {
 
 // Every operation of the table has its test, here or in test_kernels_blocks.cpp.
 TEST(KernelsRows, EveryOperationIsTested) {
-  const std::set<std::string> tested = {"scan",     "encode",   "encode_s8",  "widen", "pack",   "gemm",     "gemv", "dot",
-                                        "outliers", "epilogue", "dequantize", "scale", "unpack", "backward", "store"};
+  const std::set<std::string> tested = {"scan",  "encode", "encode_s8", "widen",    "pack",     "gemm",
+                                        "gemv",  "dot",    "columns",   "outliers", "epilogue", "dequantize",
+                                        "scale", "unpack", "backward",  "store"};
   std::set<std::string> listed;
   cpu::for_each_kernel(
       cpu::generic_kernels(),

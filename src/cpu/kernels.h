@@ -51,7 +51,8 @@ using WidenRow = void (*)(const int8_t* a, int64_t k, int64_t k_padded, void* co
 using PackPanel = void (*)(const int8_t* b, int64_t b_stride, int64_t rows, int64_t k, int64_t k_padded, int8_t* panel,
                            int32_t* sums);
 
-// acc[i][n] = start[n] + sum over k of a[i][k] * b[n][k] for i < rows, n < 16 * panel_count, over `groups` groups of four k's.
+// acc[i][n] = start[n] + sum over k of a[i][k] * b[n][k] for i < rows, n < 16 * panel_count, over `groups` groups of four k's;
+// accumulate: plus acc[i][n] before.
 // Wraps modulo 2^32, never saturates. `codes` and `panels` point at the first group of the block; strides in bytes.
 struct GemmBlock {
   const uint8_t* codes;
@@ -60,9 +61,10 @@ struct GemmBlock {
   const int8_t* panels;
   int64_t panel_stride;
   int64_t panel_count;
-  int64_t groups;        // a multiple of 16; 0 leaves the start
-  const int32_t* start;  // [16 * panel_count]; NULL: what acc holds
-  const int8_t* next;    // the panels of the next call, panel_stride apart, for prefetching; NULL where unknown
+  int64_t groups;
+  const int32_t* start;  // [16 * panel_count]
+  bool accumulate;
+  const int8_t* next;  // the panels of the next call, panel_stride apart, for prefetching; NULL where unknown
   int32_t* acc;
   int64_t acc_stride;  // elements
 };
@@ -82,26 +84,28 @@ struct DotBlock {
 };
 using Dot = void (*)(const DotBlock& block);
 
-// For each outlier column c = cols[t], t ascending, and each output (i, n), n < 16 * panel_count:
-//   acc[i][n] -= codes[i][t] * b[n][c]                  (if codes is not NULL: inliers of the column leave the product)
-//   out[i][n]  = fmaf(x[i][t], w, out[i][n]),  w = (float(b[n][c]) * col_stats[n]) * (1/127f), or kept[t][n] in fp16
-// skip_zero: x[i][t] == 0 leaves out[i][n] as it is (mode ELEMENT: the element is absent).
+// Columns cols[0..count) of a panel as columns 0, 1, ... of a small panel, padded with zeros to whole groups; sums[16]
+// receives the sum of each row.
+using GatherColumns = void (*)(const int8_t* panel, const int32_t* cols, int64_t count, int8_t* small, int32_t* sums);
+
+// out[i][n] = fmaf(x[i][t], w[t][n], out[i][n]) for t ascending; i < rows, n < 16 * panel_count, t < count.
+//   w[t][n] = (float(small panel's code) * col_stats[n]) * (1/127f), or kept[t][n] in fp16
+//   start: out begins as +0, whatever it holds (with count 0 it is left alone)
+//   skip_zero: x[i][t] == 0 leaves out[i][n] as it is (mode ELEMENT: the element is absent)
 struct OutlierBlock {
   int64_t rows;
-  const int8_t* panels;
+  const int8_t* panels;  // small ones
   int64_t panel_stride;
-  int64_t panel_count;
+  int64_t panel_count;  // at most 4
   const float* col_stats;
   int64_t count;
-  const int32_t* cols;
   const float* x;
-  const int32_t* codes;
-  int64_t x_stride;             // elements, of x and codes
+  int64_t x_stride;             // elements
   const uint16_t* const* kept;  // [count], NULL entries where a column is not kept
+  bool start;
   bool skip_zero;
-  int32_t* acc;
   float* out;
-  int64_t acc_stride;  // elements, of acc and out
+  int64_t out_stride;  // elements
 };
 using Outliers = void (*)(const OutlierBlock& block);
 
@@ -169,6 +173,7 @@ struct Kernels {
   Kernel<Gemm> gemm;  // any rows
   Kernel<Gemm> gemv;  // rows <= kGemvRows: streams the panels once
   Kernel<Dot> dot;    // row-major weights, few rows of a
+  Kernel<GatherColumns> columns;
   Kernel<Outliers> outliers;
   Kernel<Epilogue> epilogue[kDtypes];
   Kernel<DequantizeRow> dequantize[kDtypes];

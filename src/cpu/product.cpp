@@ -28,9 +28,14 @@ class PartLoop {
       : p_(product),
         s_(scratch),
         k_padded_(round_up(product.k, cpu::kPadK)),
-        code_stride_(code_row_bytes(*product.kernels, product.k)) {
+        code_stride_(code_row_bytes(*product.kernels, product.k)),
+        code_bytes_(product.kernels->layout == CodeLayout::kU8 ? 1 : 2) {
     find_outlier_columns();
+    x_stride_ = round_up(count_, kGroup);
   }
+
+  // Rows whose outlier columns the scratch holds at once.
+  int64_t most_rows() const { return count_ == 0 ? p_.m : std::max<int64_t>(s_.gathered / x_stride_, 1); }
 
   void run(const Tile& tile) {
     switch (p_.weights) {
@@ -66,9 +71,9 @@ class PartLoop {
   }
 
   void run_panels(const Tile& tile, const int8_t* panels, const int32_t* sums) {
-    const bool gemv = p_.m <= cpu::kGemvRows, u8 = p_.kernels->layout == CodeLayout::kU8;
-    const int64_t depth = gemv ? std::max<int64_t>(k_padded_, 1) : kBlockK, stride = k_padded_ * kPanelRows;
-    find_start(tile, sums, u8);
+    const int64_t depth = p_.m <= cpu::kGemvRows ? std::max<int64_t>(k_padded_, 1) : kBlockK;
+    const int64_t stride = k_padded_ * kPanelRows;
+    find_start(sums, tile.panel_count);
     int64_t k = 0;
     do {
       const int8_t* block = panels + k * kPanelRows;
@@ -76,34 +81,42 @@ class PartLoop {
       const int8_t* next = !last           ? block + depth * kPanelRows
                            : tile.has_next ? panels + tile.panel_count * stride
                                            : nullptr;
-      (gemv ? p_.kernels->gemv : p_.kernels->gemm)
-          .run({.codes = p_.codes + tile.row * code_stride_ + k * (u8 ? 1 : 2),
-                .code_stride = code_stride_,
-                .rows = tile.rows,
-                .panels = block,
-                .panel_stride = stride,
-                .panel_count = tile.panel_count,
-                .groups = std::min(depth, k_padded_ - k) / kGroup,
-                .start = k == 0 ? start_ : nullptr,
-                .next = next,
-                .acc = s_.acc,
-                .acc_stride = kBlockN});
+      run_gemm(tile, p_.codes + tile.row * code_stride_ + k * code_bytes_, code_stride_, block, stride,
+               std::min(depth, k_padded_ - k) / kGroup, k > 0, next);
+      std::memset(start_, 0, sizeof start_);
       k += depth;
     } while (k < k_padded_);
     load_columns(tile);
-    add_outliers(tile, panels, stride, false);
+    add_outliers(tile, panels, stride);
     finish(tile);
   }
 
+  void run_gemm(const Tile& tile, const uint8_t* codes, int64_t code_stride, const int8_t* panels, int64_t panel_stride,
+                int64_t groups, bool accumulate, const int8_t* next) {
+    (p_.m <= cpu::kGemvRows ? p_.kernels->gemv : p_.kernels->gemm)
+        .run({.codes = codes,
+              .code_stride = code_stride,
+              .rows = tile.rows,
+              .panels = panels,
+              .panel_stride = panel_stride,
+              .panel_count = tile.panel_count,
+              .groups = groups,
+              .start = start_,
+              .accumulate = accumulate,
+              .next = next,
+              .acc = s_.acc,
+              .acc_stride = kBlockN});
+  }
+
   // u8 codes are 128 too large: sum (a + 128) b - 128 sum b. uint32 wraps, the true sum fits.
-  void find_start(const Tile& tile, const int32_t* sums, bool u8) {
-    for (int64_t n = 0; n < tile.panel_count * kPanelRows; ++n) {
+  void find_start(const int32_t* sums, int64_t panel_count) {
+    const bool u8 = p_.kernels->layout == CodeLayout::kU8;
+    for (int64_t n = 0; n < panel_count * kPanelRows; ++n) {
       start_[n] = u8 ? static_cast<int32_t>(0u - 128u * static_cast<uint32_t>(sums[n])) : 0;
     }
   }
 
-  // Few rows of A: streams the rows of B as they lie, then copies B's outlier columns, whose cache lines are near, into
-  // small panels for the outlier kernel.
+  // Few rows of A: streams the rows of B as they lie; its outlier columns, whose cache lines are near, follow.
   void run_dot(const Tile& tile) {
     p_.kernels->dot.run({.a = p_.a + tile.row * p_.a_stride,
                          .a_stride = p_.a_stride,
@@ -115,7 +128,7 @@ class PartLoop {
                          .c = s_.acc,
                          .c_stride = kBlockN});
     load_columns(tile);
-    add_outliers(tile, s_.panels, kChunk * kPanelRows, true);
+    add_outliers(tile, nullptr, 0);
     finish(tile);
   }
 
@@ -144,54 +157,87 @@ class PartLoop {
     bias_ = own_bias_;
   }
 
-  void add_outliers(const Tile& tile, const int8_t* panels, int64_t panel_stride, bool copy_columns) {
+  // panels: B's, or NULL where B is row-major.
+  void add_outliers(const Tile& tile, const int8_t* panels, int64_t panel_stride) {
     if (count_ == 0) return;
-    std::memset(s_.out, 0, static_cast<size_t>(tile.rows * kBlockN) * sizeof(float));
+    gather_x(tile);
+    constexpr int64_t kSmallStride = kChunk * kPanelRows;
     for (int64_t first = 0; first < count_; first += kChunk) {
       const int64_t count = std::min(kChunk, count_ - first);
-      gather_x(tile, first, count);
       const int32_t* cols = s_.cols + first;
-      if (copy_columns) {
+      if (panels == nullptr) {
         copy_b_columns(tile, cols, count);
-        cols = identity();
+      } else {
+        int32_t sums[kBlockN];
+        for (int64_t p = 0; p < tile.panel_count; ++p) {
+          p_.kernels->columns.run(panels + p * panel_stride, cols, count, s_.columns + p * kSmallStride,
+                                  sums + p * kPanelRows);
+        }
+        if (p_.subtract) {
+          find_start(sums, tile.panel_count);
+          run_gemm(tile, s_.x_codes + first * code_bytes_, x_stride_ * code_bytes_, s_.columns, kSmallStride,
+                   ceil_div(count, kGroup), true, nullptr);
+        }
       }
       const uint16_t* kept[kChunk];
-      find_kept(tile, s_.cols + first, count, kept);
+      find_kept(tile, cols, count, kept);
       p_.kernels->outliers.run({.rows = tile.rows,
-                                .panels = panels,
-                                .panel_stride = panel_stride,
+                                .panels = s_.columns,
+                                .panel_stride = kSmallStride,
                                 .panel_count = tile.panel_count,
                                 .col_stats = col_stats_,
                                 .count = count,
-                                .cols = cols,
-                                .x = s_.x,
-                                .codes = p_.subtract ? s_.x_codes : nullptr,
-                                .x_stride = kChunk,
+                                .x = s_.x + first,
+                                .x_stride = x_stride_,
                                 .kept = kept,
+                                .start = first == 0,
                                 .skip_zero = p_.element,
-                                .acc = s_.acc,
                                 .out = s_.out,
-                                .acc_stride = kBlockN});
+                                .out_stride = kBlockN});
     }
   }
 
-  // x[i][t] and its code for outlier columns [first, first + count) of the tile's rows; kept from tile to tile.
-  void gather_x(const Tile& tile, int64_t first, int64_t count) {
-    if (gathered_row_ == tile.row && gathered_first_ == first) return;
+  // Outlier columns of the tile's rows of X, and their codes negated; kept from tile to tile.
+  void gather_x(const Tile& tile) {
+    if (gathered_row_ == tile.row) return;
     gathered_row_ = tile.row;
-    gathered_first_ = first;
-    const int32_t dtype = p_.x.dtype == 0 ? INT8Q_F32 : p_.x.dtype == 1 ? INT8Q_F16 : INT8Q_BF16;
+    switch (p_.x.dtype) {
+      case 0: gather_elements<INT8Q_F32>(tile); break;
+      case 1: gather_elements<INT8Q_F16>(tile); break;
+      default: gather_elements<INT8Q_BF16>(tile);
+    }
+    if (!p_.subtract) return;
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      const uint8_t* codes = p_.codes + (tile.row + i) * code_stride_;
+      uint8_t* to = s_.x_codes + i * x_stride_ * code_bytes_;
+      std::memset(to, 0, static_cast<size_t>(x_stride_ * code_bytes_));
+      for (int64_t t = 0; t < count_; ++t) copy_negated(codes, s_.cols[t], to, t);
+    }
+  }
+
+  template <int32_t kDtype>
+  void gather_elements(const Tile& tile) {
     for (int64_t i = 0; i < tile.rows; ++i) {
       const uint8_t* row = p_.x.row(tile.row + i);
-      float* x = s_.x + i * kChunk;
-      for (int64_t t = 0; t < count; ++t) {
-        x[t] = load_element(dtype, row, s_.cols[first + t]);
+      float* x = s_.x + i * x_stride_;
+      for (int64_t t = 0; t < count_; ++t) {
+        x[t] = load_element(kDtype, row, s_.cols[t]);
         if (p_.element && !is_outlier(x[t])) x[t] = 0.0f;
       }
-      if (!p_.subtract) continue;
-      const uint8_t* codes = p_.codes + (tile.row + i) * code_stride_;
-      for (int64_t t = 0; t < count; ++t) s_.x_codes[i * kChunk + t] = code_at(codes, s_.cols[first + t]);
     }
+  }
+
+  // Code t of `to` becomes minus code k of `codes`, which is none of -128: both layouts hold that.
+  void copy_negated(const uint8_t* codes, int64_t k, uint8_t* to, int64_t t) const {
+    if (code_bytes_ == 1) {
+      to[t] = static_cast<uint8_t>(-codes[k]);
+      return;
+    }
+    constexpr int64_t kPlace[4] = {0, 2, 1, 3};
+    int16_t code;
+    std::memcpy(&code, codes + (k / 4 * 4 + kPlace[k % 4]) * 2, sizeof code);
+    code = static_cast<int16_t>(-code);
+    std::memcpy(to + (t / 4 * 4 + kPlace[t % 4]) * 2, &code, sizeof code);
   }
 
   bool is_outlier(float x) const {
@@ -201,32 +247,14 @@ class PartLoop {
     return bits >= p_.limit && bits <= cpu::kInfBits;
   }
 
-  int32_t code_at(const uint8_t* codes, int64_t k) const {
-    if (p_.kernels->layout == CodeLayout::kU8) return codes[k] - 128;
-    constexpr int64_t kPlace[4] = {0, 2, 1, 3};
-    int16_t code;
-    std::memcpy(&code, codes + (k / 4 * 4 + kPlace[k % 4]) * 2, sizeof code);
-    return code;
-  }
-
-  // Columns cols[0..count) of the tile's rows of B, as columns 0, 1, ... of panels that are kChunk deep.
+  // Columns cols[0..count) of the tile's rows of B, as small panels.
   void copy_b_columns(const Tile& tile, const int32_t* cols, int64_t count) {
-    std::memset(s_.panels, 0, static_cast<size_t>(kChunk * kBlockN));
+    std::memset(s_.columns, 0, static_cast<size_t>(kChunk * kBlockN));
     for (int64_t n = 0; n < tile.cols; ++n) {
       const int8_t* row = p_.b + (tile.col + n) * p_.b_stride;
-      int8_t* panel = s_.panels + n / kPanelRows * kChunk * kPanelRows + n % kPanelRows * kGroup;
+      int8_t* panel = s_.columns + n / kPanelRows * kChunk * kPanelRows + n % kPanelRows * kGroup;
       for (int64_t t = 0; t < count; ++t) panel[t / kGroup * kGroup * kPanelRows + t % kGroup] = row[cols[t]];
     }
-  }
-
-  static const int32_t* identity() {
-    static const struct Identity {
-      int32_t index[kChunk];
-      Identity() {
-        for (int32_t t = 0; t < kChunk; ++t) index[t] = t;
-      }
-    } identity;
-    return identity.index;
   }
 
   // fp16 weights of those columns that the linear keeps; both lists ascend.
@@ -267,9 +295,11 @@ class PartLoop {
   const PartScratch& s_;
   const int64_t k_padded_;
   const int64_t code_stride_;
+  const int64_t code_bytes_;
   int64_t count_ = 0;  // outlier columns
   int64_t packed_col_ = -1;
-  int64_t gathered_row_ = -1, gathered_first_ = -1;
+  int64_t gathered_row_ = -1;
+  int64_t x_stride_ = 0;  // outlier columns, whole groups
   const float* col_stats_ = nullptr;
   const float* bias_ = nullptr;
   alignas(64) float own_stats_[kBlockN];
@@ -295,21 +325,30 @@ struct Rectangle {
 };
 
 void run_rectangle(const Product& p, PartLoop& loop, const Rectangle& r, int64_t blocks) {
-  const auto run = [&](int64_t panel, int64_t block) {
-    const Range rows = part_range(p.m, block, blocks);
+  const auto run = [&](int64_t panel, int64_t row, int64_t rows) {
     const int64_t col = panel * kPanelRows,
                   cols = std::min(std::min(r.panel_end - panel, kBlockPanels) * kPanelRows, p.n - col);
-    loop.run({rows.begin, rows.end - rows.begin, col, cols, ceil_div(cols, kPanelRows),
+    loop.run({row, rows, col, cols, ceil_div(cols, kPanelRows),
               p.weights == Weights::kPacked && panel + kBlockPanels < r.panel_end});
+  };
+  const auto run_rows = [&](int64_t block, const auto& body) {
+    const Range rows = part_range(p.m, block, blocks);
+    for (int64_t row = rows.begin; row < rows.end; row += loop.most_rows()) {
+      body(row, std::min(loop.most_rows(), rows.end - row));
+    }
   };
   if (p.weights == Weights::kRowMajor) {  // a panel is packed once for all rows
     for (int64_t panel = r.panel; panel < r.panel_end; panel += kBlockPanels) {
-      for (int64_t block = r.block; block < r.block_end; ++block) run(panel, block);
+      for (int64_t block = r.block; block < r.block_end; ++block) {
+        run_rows(block, [&](int64_t row, int64_t rows) { run(panel, row, rows); });
+      }
     }
     return;
   }
   for (int64_t block = r.block; block < r.block_end; ++block) {  // a row block's codes and outliers stay in L2
-    for (int64_t panel = r.panel; panel < r.panel_end; panel += kBlockPanels) run(panel, block);
+    run_rows(block, [&](int64_t row, int64_t rows) {
+      for (int64_t panel = r.panel; panel < r.panel_end; panel += kBlockPanels) run(panel, row, rows);
+    });
   }
 }
 

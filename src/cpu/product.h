@@ -4,7 +4,7 @@
 //
 //   tile = BLOCK_M rows x up to 4 panels (64 columns):
 //     acc = -128 * col_sums (u8 codes) or 0, + codes . panels    K in blocks of kBlockK
-//     acc, out = outlier columns        chunks of kChunk columns, gathered once a row block
+//     acc -= codes . panels of the outlier columns, gathered into small panels, kChunk columns at a time;  out += x . w
 //     y    = epilogue(acc, out)
 //
 // Parts share items of one panel x one row block, panel by panel: a part's range differs from another's by at most one
@@ -22,7 +22,8 @@ inline constexpr int64_t kBlockM = 192;  // acc, out: 192 x 64 x 4 = 48 KiB each
 inline constexpr int64_t kBlockPanels = 4;
 inline constexpr int64_t kBlockN = kBlockPanels * cpu::kPanelRows;
 inline constexpr int64_t kBlockK = 4096;     // 64 columns of B are 256 KiB: they and 192 rows of codes fill an L2 of 1 MiB
-inline constexpr int64_t kChunk = 256;       // outlier columns gathered at once: 192 x 256 x 8 = 384 KiB
+inline constexpr int64_t kChunk = 256;       // outlier columns of B gathered at once: 16 KiB for a tile
+inline constexpr int64_t kGathered = 512;    // outlier columns of a whole block of X: more take fewer rows at a time
 inline constexpr int64_t kItemsPerPart = 4;  // so many at least, and one item more or less costs 25% at most
 inline constexpr int64_t kLeastRows = 16;    // but rows enough for the tallest register tile
 // Row-major weights: up to here streaming them beats packing them first. At 4096 x 4096 the two meet at 9 rows with AVX2,
@@ -31,12 +32,14 @@ inline constexpr int64_t kDotRows = 8;
 
 // One part's own memory.
 struct PartScratch {
-  int32_t* cols;     // [K] this call's outlier columns
   int32_t* acc;      // [BLOCK_M][kBlockN]
-  float* out;        // likewise
-  float* x;          // [BLOCK_M][kChunk] gathered outlier columns of X
-  int32_t* x_codes;  // their codes
-  int8_t* panels;    // [kBlockPanels] panels, for weights that come row-major; NULL otherwise
+  int32_t* cols;     // [K] this call's outlier columns
+  float* out;        // as acc
+  float* x;          // outlier columns of X: [rows][count] of `gathered` elements
+  uint8_t* x_codes;  // their codes negated, likewise, in the ISA's layout
+  int64_t gathered;
+  int8_t* columns;  // [kBlockPanels] small panels of kChunk columns
+  int8_t* panels;   // [kBlockPanels] panels, for weights that come row-major; NULL otherwise
 };
 
 // What W is in a product.
@@ -95,13 +98,13 @@ PartScratch carve_part_scratch(CarverT& carver, int64_t m, int64_t k, bool outli
   if (outliers) {
     scratch.cols = carver.template take<int32_t>(k, "workspace");
     scratch.out = carver.template take<float>(rows * kBlockN, "workspace");
-    scratch.x = carver.template take<float>(rows * kChunk, "workspace");
-    scratch.x_codes = carver.template take<int32_t>(rows * kChunk, "workspace");
+    const int64_t most = rows * kGathered, all = round_up(k, cpu::kGroup);
+    scratch.gathered = most > all ? most : all;
+    scratch.x = carver.template take<float>(scratch.gathered, "workspace");
+    scratch.x_codes = carver.template take<uint8_t>(2 * scratch.gathered, "workspace");
+    scratch.columns = carver.template take<int8_t>(kChunk * kBlockN, "workspace");
   }
-  if (packs) {
-    const int64_t depth = round_up(k > kChunk ? k : kChunk, cpu::kPadK);
-    scratch.panels = carver.template take<int8_t>(depth * kBlockN, "workspace");
-  }
+  if (packs) scratch.panels = carver.template take<int8_t>(round_up(k, cpu::kPadK) * kBlockN, "workspace");
   return scratch;
 }
 

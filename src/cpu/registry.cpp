@@ -60,6 +60,7 @@ void for_each_kernel(const Kernels& k, void (*visit)(void*, const char*, const c
   visit(arg, "gemm", k.gemm.name);
   visit(arg, "gemv", k.gemv.name);
   visit(arg, "dot", k.dot.name);
+  visit(arg, "columns", k.columns.name);
   visit(arg, "outliers", k.outliers.name);
   by_dtype(k.epilogue, "epilogue_f32", "epilogue_f16", "epilogue_bf16");
   by_dtype(k.dequantize, "dequantize_f32", "dequantize_f16", "dequantize_bf16");

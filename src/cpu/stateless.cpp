@@ -23,7 +23,7 @@ MultiplyScratch carve(Carver& carver, const Product& product, bool packs, int64_
   }
   for (int64_t i = 0; i < parts; ++i) {
     const PartScratch s = carve_part_scratch(carver, product.m, packs ? product.k : product.given_count, outliers,
-                                             product.weights == Weights::kRowMajor && (packs || outliers));
+                                             packs);
     if (i == part) scratch.part = s;
   }
   return scratch;

@@ -73,6 +73,10 @@ struct Corrupt {
     kTable().dot.run(block);
     if (block.rows > 0 && block.cols > 0) flip(block.c, 0, 1);
   }
+  static void columns(const int8_t* panel, const int32_t* cols, int64_t count, int8_t* small, int32_t* sums) {
+    kTable().columns.run(panel, cols, count, small, sums);
+    if (count > 0) flip(small, 0, 1);
+  }
   static void outliers(const OutlierBlock& block) {
     kTable().outliers.run(block);
     if (block.rows > 0 && block.panel_count > 0) flip_float(block.out, 0);
@@ -124,6 +128,7 @@ struct Corrupt {
     replace(t.gemm, gemm);
     replace(t.gemv, gemv);
     replace(t.dot, dot);
+    replace(t.columns, columns);
     replace(t.outliers, outliers);
     replace3(t.epilogue, epilogue<0>, epilogue<1>, epilogue<2>);
     replace3(t.dequantize, dequantize<0>, dequantize<1>, dequantize<2>);

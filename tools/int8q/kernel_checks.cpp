@@ -178,7 +178,7 @@ void KernelChecks::scaled_multiply(int d, int64_t m, int32_t mode) {
     if (m <= 8) {
       count({"dot", "outliers", op("epilogue", e)}, m * kN, wrong);
     } else {
-      count({"widen", "pack", "gemm", "outliers", op("epilogue", e)}, m * kN, wrong);
+      count({"widen", "pack", "gemm", "columns", "outliers", op("epilogue", e)}, m * kN, wrong);
     }
   }
 }

@@ -75,8 +75,10 @@ void KernelChecks::linear(const LinearCase& c) {
       }
       count({op("scan", c.d), op("encode", c.d), "pack", c.m <= 16 ? "gemv" : "gemm", op("epilogue", e)}, c.m * kN, wrong);
       if (!qx.cols.empty() && c.mode != INT8Q_OUTLIERS_OFF) {
-        counts_["outliers"].checked += c.m * kN;
-        counts_["outliers"].wrong += wrong;
+        for (const char* kernel : {"columns", "outliers"}) {
+          counts_[kernel].checked += c.m * kN;
+          counts_[kernel].wrong += wrong;
+        }
       }
     }
   }

@@ -87,8 +87,10 @@ void gemm(const GemmBlock& block) {
           sums[n] += static_cast<uint32_t>(a[0] * b[0] + a[1] * b[2] + a[2] * b[1] + a[3] * b[3]);
         }
       }
-      const int32_t* start = block.start != nullptr ? block.start + p * kPanelRows : acc;
-      for (int n = 0; n < kPanelRows; ++n) acc[n] = static_cast<int32_t>(static_cast<uint32_t>(start[n]) + sums[n]);
+      for (int n = 0; n < kPanelRows; ++n) {
+        if (block.accumulate) sums[n] += static_cast<uint32_t>(acc[n]);
+        acc[n] = static_cast<int32_t>(static_cast<uint32_t>(block.start[p * kPanelRows + n]) + sums[n]);
+      }
     }
   }
 }
@@ -106,31 +108,36 @@ void dot(const DotBlock& block) {
   }
 }
 
+void columns(const int8_t* panel, const int32_t* cols, int64_t count, int8_t* small, int32_t* sums) {
+  for (int n = 0; n < kPanelRows; ++n) {
+    sums[n] = 0;
+    for (int64_t t = 0; t < (count + kGroup - 1) / kGroup * kGroup; ++t) {
+      const int64_t c = t < count ? cols[t] : 0;
+      const int8_t code = t < count ? panel[c / kGroup * kGroup * kPanelRows + n * kGroup + c % kGroup] : int8_t{0};
+      small[t / kGroup * kGroup * kPanelRows + n * kGroup + t % kGroup] = code;
+      sums[n] += code;
+    }
+  }
+}
+
 void outliers(const OutlierBlock& block) {
+  for (int64_t i = 0; block.start && block.count > 0 && i < block.rows; ++i) {
+    for (int64_t n = 0; n < block.panel_count * kPanelRows; ++n) block.out[i * block.out_stride + n] = 0.0f;
+  }
   for (int64_t p = 0; p < block.panel_count; ++p) {
     const int64_t first = p * kPanelRows;
     for (int64_t t = 0; t < block.count; ++t) {
-      const int64_t c = block.cols[t];
-      const int8_t* group = block.panels + p * block.panel_stride + c / kGroup * kGroup * kPanelRows + c % kGroup;
+      const int8_t* group = block.panels + p * block.panel_stride + t / kGroup * kGroup * kPanelRows + t % kGroup;
       const uint16_t* kept = block.kept[t];
       float w[kPanelRows];
-      int32_t q[kPanelRows];
       for (int n = 0; n < kPanelRows; ++n) {
-        q[n] = group[n * kGroup];
         w[n] = kept != nullptr ? f16_to_f32(kept[first + n])
-                               : (static_cast<float>(q[n]) * block.col_stats[first + n]) * kInv127;
+                               : (static_cast<float>(group[n * kGroup]) * block.col_stats[first + n]) * kInv127;
       }
       for (int64_t i = 0; i < block.rows; ++i) {
-        int32_t* acc = block.acc + i * block.acc_stride + first;
-        if (block.codes != nullptr) {
-          const int32_t code = block.codes[i * block.x_stride + t];
-          for (int n = 0; n < kPanelRows; ++n) {
-            acc[n] = static_cast<int32_t>(static_cast<uint32_t>(acc[n]) - static_cast<uint32_t>(code * q[n]));
-          }
-        }
         const float x = block.x[i * block.x_stride + t];
         if (block.skip_zero && x == 0.0f) continue;
-        float* out = block.out + i * block.acc_stride + first;
+        float* out = block.out + i * block.out_stride + first;
         for (int n = 0; n < kPanelRows; ++n) out[n] = std::fmaf(x, w[n], out[n]);
       }
     }
@@ -202,6 +209,7 @@ constexpr Kernels kTable = {
     {"gemm_s16s8_1x16_generic", gemm},
     {"gemv_s16s8_1x16_generic", gemm},
     {"dot_s8s8_1x1_generic", dot},
+    {"columns_s8_generic", columns},
     {"outliers_f32_generic", outliers},
     {{"epilogue_f32_generic", epilogue<0>}, {"epilogue_f16_generic", epilogue<1>}, {"epilogue_bf16_generic", epilogue<2>}},
     {{"dequantize_f32_generic", dequantize<0>},

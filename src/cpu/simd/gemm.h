@@ -34,13 +34,14 @@ inline __attribute__((always_inline)) void gemm_tile(const GemmBlock& block, int
   constexpr int kVecs = Op::kVecs, kLanes = kPanelRows / kVecs;
   using Vec = typename Op::Vec;
   int32_t* c = block.acc + row * block.acc_stride + panel * kPanelRows;
-  const int32_t* from = block.start == nullptr ? c : block.start + panel * kPanelRows;
-  const int64_t from_stride = block.start == nullptr ? block.acc_stride : 0;
   Vec acc[R][P * kVecs];
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < P * kVecs; ++v) acc[r][v] = Op::load(from + r * from_stride + v * kLanes);
+  for (int v = 0; v < P * kVecs; ++v) {
+    const Vec start = Op::load(block.start + panel * kPanelRows + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      acc[r][v] = block.accumulate ? Op::add(start, Op::load(c + r * block.acc_stride + v * kLanes)) : start;
+    }
   }
   const uint8_t* codes = block.codes + row * block.code_stride;
   const int8_t* b0 = block.panels + panel * block.panel_stride;
@@ -105,6 +106,7 @@ template <class Op, class Wide, int R, int P>
 void gemm_widened(const GemmBlock& block) {
   constexpr int64_t kGroups = 128 / P, kVecs = Op::kVecs;
   alignas(64) int8_t wide[P][kGroups][Wide::kGroupBytes];
+  alignas(64) static constexpr int32_t zeros[P * kPanelRows] = {};
   for (int64_t p = 0; p < block.panel_count; p += P) {
     const int64_t panels = block.panel_count - p < P ? block.panel_count - p : P;
     int64_t g = 0;
@@ -124,7 +126,8 @@ void gemm_widened(const GemmBlock& block) {
                         .panel_stride = sizeof wide[0],
                         .panel_count = panels,
                         .groups = groups,
-                        .start = g == 0 && block.start != nullptr ? block.start + p * kPanelRows : nullptr,
+                        .start = g == 0 ? block.start + p * kPanelRows : zeros,
+                        .accumulate = block.accumulate || g > 0,
                         .next = nullptr,
                         .acc = block.acc + p * kPanelRows,
                         .acc_stride = block.acc_stride});

@@ -16,6 +16,7 @@ struct Ymm {
   static Vec load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store(void* p, Vec v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
   static Vec zero() { return _mm256_setzero_si256(); }
+  static Vec add(Vec a, Vec b) { return _mm256_add_epi32(a, b); }
   static Vec sub(Vec a, Vec b) { return _mm256_sub_epi32(a, b); }
   static Vec broadcast(const void* p) {
     int32_t dword;

@@ -16,6 +16,7 @@ struct Zmm {
   static Vec load(const void* p) { return _mm512_loadu_si512(p); }
   static void store(void* p, Vec v) { _mm512_storeu_si512(p, v); }
   static Vec zero() { return _mm512_setzero_si512(); }
+  static Vec add(Vec a, Vec b) { return _mm512_add_epi32(a, b); }
   static Vec sub(Vec a, Vec b) { return _mm512_sub_epi32(a, b); }
   static Vec broadcast(const void* p) {
     int32_t dword;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The outlier columns of a tile (arXiv 2208.07339, section 3.2), once for every vector type V:
+// The outlier columns of a tile (arXiv 2208.07339, section 3.2), once for every vector type V.
 //
-//   acc[i][n] -= codes[i][t] * b[n][c_t]           two columns a vpmaddwd: s16 pairs of codes and of weights
-//   out[i][n]  = fmaf(x[i][t], w[t][n], out[i][n])  t ascending: one chain an output, never split
+// `columns` gathers their codes from a panel into a small one of the same layout, which gemm then subtracts from the integer
+// product, and from which `outliers` adds them in floating point:
 //
-// Weights of 32 columns of 4 panels are gathered once, as fp32 and as s16 pairs, 12 KiB in L1, and serve all rows. Each row
-// tile then takes two loops a panel, with acc and with out in registers. A pair is at most 2 * 128 * 128; acc wraps.
+//   out[i][n] = fmaf(x[i][t], w[t][n], out[i][n])   t ascending: one chain an output, never split
+//
+// Weights of 32 columns of 4 panels become fp32 once, 8 KiB in L1, and serve all rows.
 #pragma once
 
 #include "cpu/simd/tiles.h"
@@ -14,141 +15,117 @@
 namespace int8q::cpu {
 namespace {
 
-// Up to 32 outlier columns: where they lie in a panel, and their weights in up to 4 panels.
-struct OutlierChunk {
+template <class V>
+void columns(const int8_t* panel, const int32_t* cols, int64_t count, int8_t* small, int32_t* sums) {
+  constexpr typename V::Whole kWhole{};
+  for (int n = 0; n < kPanelRows; n += V::kLanes) {
+    auto sum = V::set(0);
+    for (int64_t t = 0; t < count; t += kGroup) {
+      auto group = V::set(0);
+      for (int64_t j = 0; j < kGroup && t + j < count; ++j) {
+        const auto c = static_cast<uint32_t>(cols[t + j]);
+        const auto from = V::load32(panel + static_cast<int64_t>(c / kGroup) * 64 + n * kGroup, kWhole);
+        group = V::insert_byte(group, static_cast<int>(j), from, static_cast<int>(c % kGroup));
+      }
+      V::store32(small + t * kPanelRows + n * kGroup, group, kWhole);
+      sum = V::add_quads(sum, group);
+    }
+    V::store32(sums + n, sum, kWhole);
+  }
+}
+
+struct OutlierWeights {
   static constexpr int64_t kColumns = 32;
   static constexpr int64_t kPanels = 4;
-  int64_t first;
-  int64_t count;
-  bool any_kept;
-  int64_t group[kColumns];  // bytes from the panel's begin
-  int32_t shift[kColumns];  // left, to bring the column's byte to the top of its dword
-  struct Weights {
-    alignas(64) float w[kColumns][kPanelRows];
-    alignas(64) int32_t pairs[kColumns / 2][kPanelRows];
-  } panels[kPanels];
+  alignas(64) float w[kColumns][kPanels * kPanelRows];
 };
 
-inline void start_chunk(const OutlierBlock& block, int64_t first, OutlierChunk& chunk) {
-  const int64_t left = block.count - first;
-  chunk.first = first;
-  chunk.count = left < OutlierChunk::kColumns ? left : OutlierChunk::kColumns;
-  chunk.any_kept = false;
-  for (int64_t t = 0; t < chunk.count; ++t) {
-    const uint32_t c = static_cast<uint32_t>(block.cols[first + t]);
-    chunk.group[t] = static_cast<int64_t>(c / kGroup * 64);
-    chunk.shift[t] = static_cast<int32_t>(24 - 8 * (c % kGroup));
-    chunk.any_kept |= block.kept[first + t] != nullptr;
-  }
-}
-
+// Columns [first, first + count) of the block's panels.
 template <class V>
-void gather_weights(const OutlierBlock& block, int64_t panel, const OutlierChunk& chunk, OutlierChunk::Weights& weights) {
-  using I = typename V::I;
+void find_weights(const OutlierBlock& block, int64_t first, int64_t count, OutlierWeights& weights) {
   constexpr typename V::Whole kWhole{};
-  const int64_t col = panel * kPanelRows;
   const auto inv = V::set(kInv127);
-  for (int n = 0; n < kPanelRows; n += V::kLanes) {
-    const int8_t* codes = block.panels + panel * block.panel_stride + n * kGroup;
-    const auto stats = V::template load<0>(block.col_stats + col + n, kWhole);
-    const auto column = [&](int64_t t) __attribute__((always_inline)) {
-      const I q = V::top_byte(V::load32(codes + chunk.group[t], kWhole), chunk.shift[t]);
-      V::template store<0>(&weights.w[t][n], V::mul(V::mul(V::to_float(q), stats), inv), kWhole);
-      return q;
-    };
-    int64_t t = 0;
-    for (; t + 2 <= chunk.count; t += 2) {
-      const I even = column(t), odd = column(t + 1);
-      V::store32(&weights.pairs[t / 2][n], V::pair(even, odd), kWhole);
-    }
-    if (t < chunk.count) V::store32(&weights.pairs[t / 2][n], column(t), kWhole);
-    for (t = 0; chunk.any_kept && t < chunk.count; ++t) {
-      const uint16_t* kept = block.kept[chunk.first + t];
-      if (kept != nullptr) V::template store<0>(&weights.w[t][n], V::template load<1>(kept + col + n, kWhole), kWhole);
-    }
-  }
-}
-
-// acc of R rows x one panel, over one chunk.
-template <class V, int R>
-void subtract_codes(const OutlierBlock& block, int64_t row, int64_t col, const OutlierChunk& chunk,
-                    const OutlierChunk::Weights& weights) {
-  constexpr int kVecs = kPanelRows / V::kLanes;
-  constexpr typename V::Whole kWhole{};
-  typename V::I acc[R][kVecs];
-  int32_t* to = block.acc + row * block.acc_stride + col;
-  const int32_t* codes = block.codes + row * block.x_stride + chunk.first;
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVecs; ++v) acc[r][v] = V::load32(to + r * block.acc_stride + v * V::kLanes, kWhole);
-  }
-  const auto step = [&](int64_t t, const auto& pair_of) __attribute__((always_inline)) {
-    for (int r = 0; r < R; ++r) {
-      const auto pair = pair_of(codes + r * block.x_stride + t);
-      for (int v = 0; v < kVecs; ++v) {
-        const auto b = V::load32(&weights.pairs[t / 2][v * V::kLanes], kWhole);
-        acc[r][v] = V::sub(acc[r][v], V::multiply_pairs(pair, b));
+  for (int64_t n = 0; n < block.panel_count * kPanelRows; n += V::kLanes) {
+    const auto stats = V::template load<0>(block.col_stats + n, kWhole);
+    const int8_t* codes = block.panels + n / kPanelRows * block.panel_stride + n % kPanelRows * kGroup;
+    for (int64_t t = 0; t < count; ++t) {
+      const uint16_t* kept = block.kept[first + t];
+      if (kept != nullptr) {
+        V::template store<0>(&weights.w[t][n], V::template load<1>(kept + n, kWhole), kWhole);
+        continue;
       }
+      const auto group = V::load32(codes + (first + t) / kGroup * 64, kWhole);
+      const auto q = V::signed_byte(group, static_cast<int>((first + t) % kGroup));
+      V::template store<0>(&weights.w[t][n], V::mul(V::mul(V::to_float(q), stats), inv), kWhole);
     }
-  };
-  for (int64_t t = 0; t + 2 <= chunk.count; t += 2) step(t, [](const int32_t* p) { return V::broadcast_pair(p); });
-  if (chunk.count % 2 != 0) step(chunk.count - 1, [](const int32_t* p) { return V::set(*p & 0xffff); });
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVecs; ++v) V::store32(to + r * block.acc_stride + v * V::kLanes, acc[r][v], kWhole);
   }
 }
 
-// out of R rows x one panel, over one chunk.
-template <class V, int R, bool kSkipZero>
-void add_columns(const OutlierBlock& block, int64_t row, int64_t col, const OutlierChunk& chunk,
-                 const OutlierChunk::Weights& weights) {
-  constexpr int kVecs = kPanelRows / V::kLanes;
+// R rows x C vectors of out, from column `col`: C loads of w and R broadcasts of x for R * C fmas.
+template <class V, int R, int C, bool kSkipZero>
+void add_columns(const OutlierBlock& block, int64_t row, int64_t col, int64_t first, int64_t count,
+                 const OutlierWeights& weights) {
   constexpr typename V::Whole kWhole{};
-  typename V::F out[R][kVecs];
-  float* to = block.out + row * block.acc_stride + col;
-  const float* x = block.x + row * block.x_stride + chunk.first;
+  typename V::F out[R][C];
+  float* to = block.out + row * block.out_stride + col;
+  const bool start = block.start && first == 0;
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVecs; ++v) out[r][v] = V::template load<0>(to + r * block.acc_stride + v * V::kLanes, kWhole);
+#pragma GCC unroll 8
+    for (int v = 0; v < C; ++v) {
+      out[r][v] = start ? V::zero() : V::template load<0>(to + r * block.out_stride + v * V::kLanes, kWhole);
+    }
   }
-  for (int64_t t = 0; t < chunk.count; ++t) {
+  const float* x = block.x + row * block.x_stride + first;
+  for (int64_t t = 0; t < count; ++t) {
+    typename V::F w[C];
+#pragma GCC unroll 8
+    for (int v = 0; v < C; ++v) w[v] = V::template load<0>(&weights.w[t][col + v * V::kLanes], kWhole);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const auto value = V::set(x[r * block.x_stride + t]);
-      for (int v = 0; v < kVecs; ++v) {
-        const auto w = V::template load<0>(&weights.w[t][v * V::kLanes], kWhole);
-        out[r][v] = kSkipZero ? V::fma_unless_zero(value, w, out[r][v]) : V::fma(value, w, out[r][v]);
+#pragma GCC unroll 8
+      for (int v = 0; v < C; ++v) {
+        out[r][v] = kSkipZero ? V::fma_unless_zero(value, w[v], out[r][v]) : V::fma(value, w[v], out[r][v]);
       }
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVecs; ++v) V::template store<0>(to + r * block.acc_stride + v * V::kLanes, out[r][v], kWhole);
+#pragma GCC unroll 8
+    for (int v = 0; v < C; ++v) V::template store<0>(to + r * block.out_stride + v * V::kLanes, out[r][v], kWhole);
   }
 }
 
-// R rows: 8 zmm or 6 x 2 ymm accumulators, as many as an fma's latency x throughput, 4 x 2, asks for.
+template <class V, int C, bool kSkipZero>
+void add_to_vectors(const OutlierBlock& block, int64_t col, int64_t first, int64_t count, const OutlierWeights& weights) {
+  for_each_row_tile<6>(block.rows, [&](int64_t row, auto tile) {
+    add_columns<V, decltype(tile)::kCount, C, kSkipZero>(block, row, col, first, count, weights);
+  });
+}
+
+// Tiles of 6 rows x 4 zmm or 6 x 2 ymm, as in backward; single panels are what is left of four.
+template <class V, bool kSkipZero>
+void add_chunk(const OutlierBlock& block, int64_t first, int64_t count, const OutlierWeights& weights) {
+  constexpr int kPanelVecs = kPanelRows / V::kLanes, kMost = V::kLanes == 16 ? 4 : kPanelVecs;
+  const int64_t cols = block.panel_count * kPanelRows;
+  int64_t col = 0;
+  for (; col + kMost * V::kLanes <= cols; col += kMost * V::kLanes) {
+    add_to_vectors<V, kMost, kSkipZero>(block, col, first, count, weights);
+  }
+  for (; col < cols; col += kPanelRows) add_to_vectors<V, kPanelVecs, kSkipZero>(block, col, first, count, weights);
+}
+
 template <class V>
 void outliers(const OutlierBlock& block) {
-  constexpr int R = V::kLanes == 16 ? 8 : 6;
-  OutlierChunk chunk;
-  const auto panels = [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) gather_weights<V>(block, p, chunk, chunk.panels[p - begin]);
-    for_each_row_tile<R>(block.rows, [&](int64_t row, auto tile) {
-      constexpr int kRows = decltype(tile)::kCount;
-      for (int64_t p = begin; p < end; ++p) {
-        const int64_t col = p * kPanelRows;
-        const OutlierChunk::Weights& weights = chunk.panels[p - begin];
-        if (block.codes != nullptr) subtract_codes<V, kRows>(block, row, col, chunk, weights);
-        if (block.skip_zero) {
-          add_columns<V, kRows, true>(block, row, col, chunk, weights);
-        } else {
-          add_columns<V, kRows, false>(block, row, col, chunk, weights);
-        }
-      }
-    });
-  };
-  for (int64_t first = 0; first < block.count; first += OutlierChunk::kColumns) {
-    start_chunk(block, first, chunk);
-    for (int64_t p = 0; p < block.panel_count; p += OutlierChunk::kPanels) {
-      const int64_t left = block.panel_count - p;
-      panels(p, p + (left < OutlierChunk::kPanels ? left : OutlierChunk::kPanels));
+  OutlierWeights weights;
+  for (int64_t first = 0; first < block.count; first += OutlierWeights::kColumns) {
+    const int64_t left = block.count - first, count = left < OutlierWeights::kColumns ? left : OutlierWeights::kColumns;
+    find_weights<V>(block, first, count, weights);
+    if (block.skip_zero) {
+      add_chunk<V, true>(block, first, count, weights);
+    } else {
+      add_chunk<V, false>(block, first, count, weights);
     }
   }
 }

@@ -107,18 +107,14 @@ struct Vec256 {
     store16(p, _mm_shufflehi_epi16(_mm_shufflelo_epi16(narrow_s16(q), 0xd8), 0xd8), Whole{});
   }
 
-  // The top byte of each dword shifted left, sign-extended.
-  static I top_byte(I dwords, int shift) {
-    return _mm256_srai_epi32(_mm256_sll_epi32(dwords, _mm_cvtsi32_si128(shift)), 24);
+  // Byte `byte` of each dword, sign-extended; that of `from` put into byte `to` of `dwords`, which is 0 there.
+  static I signed_byte(I dwords, int byte) {
+    return _mm256_srai_epi32(_mm256_sll_epi32(dwords, _mm_cvtsi32_si128(24 - 8 * byte)), 24);
   }
-  // s16 pairs { low, high } of two vectors of codes; p[0], p[1] in every lane; a.low * b.low + a.high * b.high.
-  static I pair(I low, I high) { return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa); }
-  static I broadcast_pair(const int32_t* p) {
-    int64_t two;
-    __builtin_memcpy(&two, p, 8);
-    return _mm256_packs_epi32(_mm256_set1_epi64x(two), _mm256_set1_epi64x(two));
+  static I insert_byte(I dwords, int to, I from, int byte) {
+    const I low = _mm256_and_si256(_mm256_srl_epi32(from, _mm_cvtsi32_si128(8 * byte)), set(0xff));
+    return _mm256_or_si256(dwords, _mm256_sll_epi32(low, _mm_cvtsi32_si128(8 * to)));
   }
-  static I multiply_pairs(I a, I b) { return _mm256_madd_epi16(a, b); }
 
   // The bits of |x| as they are stored, 32 or 16 a lane: what the scan takes its maximum of.
   template <int D>

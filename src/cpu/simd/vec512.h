@@ -96,16 +96,13 @@ struct Vec512 {
     store16(p, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(_mm512_cvtepi32_epi16(q), 0xd8), 0xd8), Whole{});
   }
 
-  static I top_byte(I dwords, int shift) {
-    return _mm512_srai_epi32(_mm512_sll_epi32(dwords, _mm_cvtsi32_si128(shift)), 24);
+  static I signed_byte(I dwords, int byte) {
+    return _mm512_srai_epi32(_mm512_sll_epi32(dwords, _mm_cvtsi32_si128(24 - 8 * byte)), 24);
   }
-  static I pair(I low, I high) { return _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_slli_epi32(high, 16)); }
-  static I broadcast_pair(const int32_t* p) {
-    int64_t two;
-    __builtin_memcpy(&two, p, 8);
-    return _mm512_packs_epi32(_mm512_set1_epi64(two), _mm512_set1_epi64(two));
+  static I insert_byte(I dwords, int to, I from, int byte) {
+    const I low = _mm512_and_si512(_mm512_srl_epi32(from, _mm_cvtsi32_si128(8 * byte)), set(0xff));
+    return _mm512_or_si512(dwords, _mm512_sll_epi32(low, _mm_cvtsi32_si128(8 * to)));
   }
-  static I multiply_pairs(I a, I b) { return _mm512_madd_epi16(a, b); }
 
   template <int D>
   struct Stored {

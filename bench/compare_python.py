@@ -37,7 +37,7 @@ ROTATED_BYTES = 128 << 20
 PAUSE_S = 0.02
 # Threads that have slept and caches that others have filled take some milliseconds of calls to be what they are in a
 # model's loop.
-WARM_S, TIMED_S, MAX_TIMED = 0.006, 0.006, 20
+WARM_S, TIMED_S, MAX_TIMED = 0.006, 0.04, 20
 MIN_TURNS = 7
 # A contender whose calls take longer than SLOW_S takes part in SLOW_TURNS turns only. One call of more than ENOUGH_S is all
 # that is measured, and larger M of that contender are left out.
@@ -60,7 +60,7 @@ def warm_up(call):
 
 
 def take_turns(calls, seconds):
-    """name -> samples in ms. A turn: for each contender a pause, calls for WARM_S that do not count, at least 3 that do."""
+    """name -> samples in ms. A turn: for each contender a pause, uncounted calls for WARM_S, counted ones for TIMED_S."""
     samples = {name: [] for name in calls}
     end = time.perf_counter() + seconds
     for turn in itertools.count():
@@ -72,8 +72,7 @@ def take_turns(calls, seconds):
                 continue
             time.sleep(PAUSE_S)
             warm = warm_up(call)
-            least = 1 if warm > SLOW_S else 3
-            for _ in range(max(least, min(MAX_TIMED, int(TIMED_S / warm)))):
+            for _ in range(min(MAX_TIMED, math.ceil(TIMED_S / warm))):
                 samples[name].append(timed(call)[0] * 1e3)
 
 

@@ -24,7 +24,8 @@ compare() { # NAME ARGUMENTS...
     2>"$build/bench/compare_$name.log" || { tail -n 20 "$build/bench/compare_$name.log" >&2 && exit 1; }
 }
 
-compare native_2threads --shapes 4096x4096 768x768 4096x14336 --rotated 4096x4096 --backward 4096x4096
+compare native_2threads --shapes 4096x4096 768x768 --rotated 4096x4096 --backward 4096x4096
 compare avx2_2threads --isa avx2 --shapes 4096x4096 768x768 --rotated 4096x4096 --backward 4096x4096
+compare native_2threads_wide --shapes 4096x14336 --rows 1 128
 compare native_1thread --threads 1 --rows 1 128
 compare avx2_1thread --threads 1 --rows 1 128 --isa avx2

@@ -1,0 +1,250 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Writes report.md and its pictures from a folder of results, and prints which bars are met.
+
+    bench/report.py build/release/bench
+
+The folder holds bench_*.json (Google Benchmark) and compare_*.json (compare_python.py); what is not there is reported
+as not measured. notes.toml beside them may explain bars that are missed: key = "text", the keys being those of bars.py.
+"""
+
+import argparse
+import textwrap
+from pathlib import Path
+
+import tomllib
+from bars import BARS, THREADS, Elsewhere
+from pictures import draw
+from results import read_folder
+from tabulate import tabulate
+from verdicts import REFERENCE_MACHINE, core_of, judge_bar, judge_opponents, judge_peaks
+
+WIDTHS = (15, 40, 22, 26, 12, 36)  # of the table on a terminal
+
+HONESTY = f"""\
+Bars are ratios of two things that were measured here, and are never rescaled. They were set on {REFERENCE_MACHINE},
+whose cores do up to twice the int8 operations of a Zen 4 core in a cycle: where int8q is bound by arithmetic and its
+opponent by memory or overheads, a ratio that was set there may be out of reach here, and it is missed all the same.
+
+A peak is a loop that touches registers only. It must reach what the core can do in a cycle, else something disturbed
+the run and its shares of the peak are invalid. Where the core is not known, the peak is said to be unchecked.
+
+The references of the opponents were measured on {REFERENCE_MACHINE}. On that machine an opponent below .9 of its
+reference makes its bar invalid. On any other machine a reference says little: times that are bound by arithmetic (M >=
+128) are scaled by the ratio of the measured peaks, which assumes that the opponent reaches the same share of the peak
+on both; bitsandbytes spends much of its time in passes over memory, for which that is a guess. Times for M = 1 and 8
+are bound by memory or overheads, which the references do not tell, and are not judged. An opponent that is slower than
+its scaled reference is marked at its bars, since its ratio may flatter int8q; it does not make them invalid."""
+
+PICTURES = """\
+Rooflines: int8q as C++ calls it, oneDNN bare, the others as torch calls them; weights that a cache holds between calls
+may lie above the memory's roof. FBGEMM's AVX2 kernel may lie above the roof of the exact pair: its vpmaddubsw makes
+twice the products of vpmaddwd, and saturates. Times and ratios: one process each, cached weights; hollow red marks left
+of 1 are losses."""
+
+
+def limit_text(bar):
+    sign = "≤" if bar.at_most else "≥"
+    limits = list(dict.fromkeys(cell.limit for cell in bar.cells))
+    return f"{sign} " + " / ".join(f"{100 * limit:.0f}%" if bar.percent else f"{limit:g}" for limit in limits)
+
+
+def value_text(verdict):
+    """Each cell's value; those that miss are marked."""
+    texts = []
+    for cell, value in zip(verdict.bar.cells, verdict.values):
+        if value is None:
+            texts.append(f"{cell.label} -")
+            continue
+        number = f"{100 * value:.1f}%" if verdict.bar.percent else f"{value:.3g}"
+        texts.append(f"{cell.label} {number}" + ("" if verdict.bar.meets(cell, value) else "✗"))
+    return ", ".join(texts)
+
+
+def bar_table(verdicts, notes, widths=None):
+    """One line a bar; with widths, cells are wrapped for a terminal."""
+    table = []
+    for verdict in verdicts:
+        bar = verdict.bar
+        elsewhere = isinstance(bar, Elsewhere)
+        remarks = list(verdict.remarks)
+        if bar.key in notes:
+            remarks.append(notes[bar.key].strip())
+        elif verdict.verdict == "missed":
+            remarks.append("not explained yet")
+        cells = [bar.row, bar.text, "" if elsewhere else limit_text(bar), "" if elsewhere else value_text(verdict)]
+        table.append([*cells, verdict.verdict, "; ".join(remarks)])
+    if widths:
+        table = [["\n".join(textwrap.wrap(cell, width)) for cell, width in zip(row, widths)] for row in table]
+    return tabulate(
+        table, ["row", "what", "bar", "measured", "verdict", "remarks"], tablefmt="simple" if widths else "github"
+    )
+
+
+def number(value, digits=3):
+    return "" if value is None else f"{value:.{digits}g}"
+
+
+def validity(peaks, opponents, machine):
+    name, _ = core_of(machine)
+    table = [
+        [peak, number(tops), number(macs), number(least), verdict] for peak, (tops, macs, least, verdict) in peaks.items()
+    ]
+    parts = [f"The core: {name or 'not known here'}.", ""]
+    parts += (
+        [tabulate(table, ["peak", "Tops/s", "MAC/cycle", "required", ""], tablefmt="github")]
+        if table
+        else ["No peak was measured."]
+    )
+    table = []
+    for opponent in opponents:
+        reference = opponent.reference
+        where = f"{reference.row['operation']} M={reference.row['M']}" + (" rotated" if reference.row["rotated"] else "")
+        run = reference.row["source"]
+        scaled = number(opponent.scaled_ms)
+        table.append([reference.contender, run, where, number(opponent.ms), number(reference.ms), scaled, opponent.verdict])
+    headers = ["opponent, 4096 x 4096", "run", "", "ms", "reference ms", "scaled to this peak", ""]
+    return "\n".join([*parts, "", tabulate(table, headers, tablefmt="github"), "", HONESTY])
+
+
+def description(run):
+    facts = run.facts
+    machine = facts.get("machine", {})
+    cpu = facts.get("cpu") or machine.get("cpu") or "CPU not said"
+    family = f", family {machine['family']} model {machine['model']}" if "family" in machine else ""
+    versions = ", ".join(f"{name} {text}" for name, text in facts.get("versions", {}).items() if "sha256" not in name)
+    environment = [f"{name}={value}" for name, value in facts.get("environment", {}).items()]
+    command = " ".join([*environment, str(facts.get("command"))])
+    return f"- `{run.path.name}`: {facts.get('date')}; {cpu}{family}; {versions}; `{command}`"
+
+
+def comparison_tables(runs, rows):
+    """Each run of compare_python.py: medians, and in brackets how many times int8q's."""
+    for run in runs:
+        own = [row for row in rows if row.run is run]
+        if run.source == "c++":
+            continue
+        for key in dict.fromkeys((row.operation == "backward", row.K, row.N, row.rotated) for row in own):
+            group = [row for row in own if (row.operation == "backward", row.K, row.N, row.rotated) == key]
+            backward, k, n, rotated = key
+            title = f"{'backward' if backward else 'linear'} {k} x {n}" + (", rotated weights" if rotated else "")
+            yield f"{title} ({run.path.name})", contender_table(group)
+
+
+def contender_table(group):
+    all_m = sorted({row.M for row in group})
+    cells = {(row.contender, row.M): row for row in group}
+    contenders = list(dict.fromkeys(row.contender for row in group))
+    ours = next((name for name in contenders if name.startswith("int8q")), None)
+    table = []
+    for name in contenders:
+        line = [name]
+        for m in all_m:
+            row, our = cells.get((name, m)), cells.get((ours, m))
+            line.append("-" if row is None else f"{number(row.ms, 4)}" + (f" ({row.ms / our.ms:.2f})" if our else ""))
+        errors = [row.error for row in group if row.contender == name and row.error is not None]
+        table.append([*line, number(max(errors), 2) if errors else ""])
+    return tabulate(
+        table, ["ms (times int8q's)", *(f"M={m}" for m in all_m), "error"], tablefmt="github", disable_numparse=True
+    )
+
+
+def google_benchmark_table(rows):
+    wanted = [row for row in rows if row.source == "c++" and row.threads == THREADS]
+    table = []
+    for row in wanted:
+        more = [
+            row.dtype,
+            "rotated" if row.rotated else "",
+            f"outliers {row.outliers} {row.scope}" if row.outliers != 7 else "",
+        ]
+        shape = f"{row.K} x {row.N}" if row.K else ""
+        values = [row.quantity(name) for name in ("Tops", "%peak", "GB/s", "%bandwidth")]
+        times = [number(row.ms, 4), f"{number(row.low_ms)}–{number(row.high_ms)}", row.samples]
+        name = [f"{row.operation}/{row.contender}", shape, row.M or "", " ".join(filter(None, more))]
+        table.append([*name, *times, *(number(value) for value in values)])
+    headers = ["", "K x N", "M", "", "ms", "quartiles", "runs", "Tops", "%peak", "GB/s", "%bandwidth"]
+    return tabulate(table, headers, tablefmt="github", disable_numparse=True) if table else "No bench_*.json."
+
+
+def losses(rows):
+    """Every cell of a comparison in which int8q is slower, the worst first."""
+    found = []
+    for row in rows:
+        if row.source == "c++" or row.contender.startswith("int8q"):
+            continue
+        kind = "backward" if row.operation == "backward" else "linear"
+        same = (row.K, row.N, row.M, row.rotated)
+        for our in rows:
+            is_ours = our.run is row.run and our.operation == kind and our.contender.startswith("int8q")
+            if is_ours and ":off" not in our.contender and (our.K, our.N, our.M, our.rotated) == same and row.ms < our.ms:
+                shape = f"{row.K} x {row.N}, M={row.M}" + (", rotated" if row.rotated else "")
+                found.append(
+                    [row.ms / our.ms, f"{row.operation} {shape}", row.contender, f"{our.source}, threads: {our.threads}"]
+                )
+    table = [[f"{ratio:.2f}", *rest] for ratio, *rest in sorted(found)]
+    headers = ["opponent's time / int8q's", "", "opponent", "run"]
+    return tabulate(table, headers, tablefmt="github", disable_numparse=True) if table else "None."
+
+
+def missing_text(runs, unreadable, undrawn):
+    lines = [f"- {name}: {why}" for name, why in unreadable]
+    for run in runs:
+        for entry in run.missing:
+            what = " ".join(f"{name}={value}" for name, value in entry.items() if name != "why")
+            lines.append(f"- {run.path.name}: {what}: {entry['why']}")
+    lines += [f"- {why}" for why in undrawn]
+    sources = {run.source for run in runs}
+    lines += [f"- no results of the {source} run" for source in ("c++", "native", "avx2") if source not in sources]
+    return "\n".join(lines) or "Nothing."
+
+
+def picture_text(pictures):
+    text = "\n\n".join(f"![{caption}]({name})" for caption, name in pictures)
+    return f"{PICTURES}\n\n{text}" if pictures else "None."
+
+
+def read_notes(path):
+    """notes.toml, or {}; a key that is no bar's is an error, since its text would be lost."""
+    if not path.exists():
+        return {}
+    notes = tomllib.loads(path.read_text(encoding="utf-8"))
+    unknown = sorted(set(notes) - {bar.key for bar in BARS})
+    if unknown:
+        raise SystemExit(
+            f"{path} explains {', '.join(unknown)}; expected keys of bars.py: {', '.join(bar.key for bar in BARS)}"
+        )
+    return notes
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="where bench_*.json and compare_*.json are; report.md goes there")
+    folder = parser.parse_args().folder
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is no folder; expected one with bench_*.json or compare_*.json, as `make bench` leaves")
+    notes = read_notes(folder / "notes.toml")
+    runs, rows, unreadable = read_folder(folder)
+    machine = next((run.facts["machine"] for run in runs if run.facts.get("machine")), {})
+    peaks = judge_peaks(rows, machine)
+    opponents = judge_opponents(rows, machine, peaks)
+    verdicts = [judge_bar(bar, rows, peaks, opponents) for bar in BARS]
+    pictures, undrawn = draw(runs, rows, folder)
+    sections = [
+        ("Bars", f"On {THREADS} threads; ✗ marks a value that misses its bar.\n\n" + bar_table(verdicts, notes)),
+        ("Is the run valid?", validity(peaks, opponents, machine)),
+        ("Where int8q is slower", losses(rows)),
+        ("Not measured", missing_text(runs, unreadable, undrawn)),
+        ("Pictures", picture_text(pictures)),
+        *((f"Torch level: {title}", table) for title, table in comparison_tables(runs, rows)),
+        (f"C++ level, {THREADS} threads", google_benchmark_table(rows)),
+        ("Where it comes from", "\n".join(description(run) for run in runs) or "No result files."),
+    ]
+    text = "# int8q's benchmarks\n\n" + "\n\n".join(f"## {title}\n\n{body}" for title, body in sections) + "\n"
+    (folder / "report.md").write_text(text, encoding="utf-8")
+    print(bar_table(verdicts, {key: "explained in the report" for key in notes}, WIDTHS))
+    print(f"{folder / 'report.md'} and {len(pictures)} pictures are written.")
+
+
+if __name__ == "__main__":
+    main()

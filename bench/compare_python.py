@@ -238,8 +238,8 @@ def shapes(texts):
     return [tuple(map(int, text.split("x"))) for text in texts]
 
 
-def main():
-    args = parse_arguments()
+def prepare_process(args):
+    """Loads torch, int8q and the opponents, on the ISA and the threads that are asked for."""
     # Before the libraries that read them are loaded.
     os.environ["INT8Q_NUM_THREADS"] = str(args.threads)
     os.environ.update(AVX2 if args.isa == "avx2" else {})
@@ -252,36 +252,47 @@ def main():
     if args.isa == "avx2" and capability != "AVX2":
         sys.exit(f"torch took {capability} although ATEN_CPU_CAPABILITY is avx2; expected AVX2")
     library = contenders.Int8qLibrary(args.library)
-    forward, backward = contenders.forward_contenders(library), contenders.backward_contenders(library)
-    isa = library.description()["isa"]
-    print(f"int8q on {isa}, torch on {capability}, {args.threads} threads; median ms (times int8q's)")
-    overhead = call_overhead(library, forward[f"int8q:{isa}"])
+    taken = {"int8q": library.description()["isa"], "torch": capability}
+    print(f"int8q on {taken['int8q']}, torch on {capability}, {args.threads} threads; median ms (times int8q's)")
+    facts = {"isa": args.isa, "isa_taken": taken, "torch_int_mm_saturates": contenders.saturates()}
+    return library, contenders.forward_contenders(library), contenders.backward_contenders(library), facts
+
+
+def measure_all(run, args, forward, backward):
+    from torch.nn.functional import linear
+
+    for k, n in shapes(args.shapes):
+        print(f"linear, K={k} N={n}")
+        inputs = {m: activations(m, k) for m in args.rows}
+        run.measure(forward, inputs, (k, n), False, lambda x, w, b: linear(x.float(), w, b))
+    for k, n in shapes(args.rotated):
+        print(f"linear, K={k} N={n}, weights rotated over more than {ROTATED_BYTES >> 20} MiB")
+        inputs = {m: activations(m, k) for m in args.rows if m <= 8}
+        run.measure(forward, inputs, (k, n), True, lambda x, w, b: linear(x.float(), w, b))
+    for k, n in shapes(args.backward):
+        print(f"backward to the input, K={k} N={n}")
+        inputs = {m: random_weight(m, n, m).bfloat16() for m in args.backward_rows}
+        run.measure(backward, inputs, (k, n), False, lambda dy, w, b: dy.float() @ w)
+
+
+def main():
+    args = parse_arguments()
+    library, forward, backward, facts = prepare_process(args)
+    ours = forward[f"int8q:{facts['isa_taken']['int8q']}"]
+    overhead = call_overhead(library, ours)
+    blobs = [
+        {"K": k, "N": n, "blob_bytes": ours(random_weight(n, k, 0), random_weight(1, n, -1)[0]).blob_bytes()}
+        for k, n in shapes(args.shapes)
+    ]
     run = Comparison(library, args.threads, args.seconds)
-    linear = torch.nn.functional.linear
-    blobs = []
-    for shape in shapes(args.shapes):
-        print(f"linear, K={shape[0]} N={shape[1]}")
-        inputs = {m: activations(m, shape[0]) for m in args.rows}
-        run.measure(forward, inputs, shape, False, lambda x, w, b: linear(x.float(), w, b))
-        layer = forward[f"int8q:{isa}"](random_weight(shape[1], shape[0], 0), torch.zeros(shape[1]))
-        blobs.append({"K": shape[0], "N": shape[1], "blob_bytes": layer.blob_bytes()})
-    for shape in shapes(args.rotated):
-        print(f"linear, K={shape[0]} N={shape[1]}, weights rotated over more than {ROTATED_BYTES >> 20} MiB")
-        inputs = {m: activations(m, shape[0]) for m in args.rows if m <= 8}
-        run.measure(forward, inputs, shape, True, lambda x, w, b: linear(x.float(), w, b))
-    for shape in shapes(args.backward):
-        print(f"backward to the input, K={shape[0]} N={shape[1]}")
-        inputs = {m: random_weight(m, shape[1], m).to(torch.bfloat16) for m in args.backward_rows}
-        run.measure(backward, inputs, shape, False, lambda dy, w, b: dy.float() @ w)
+    measure_all(run, args, forward, backward)
     if args.json:
         record = {
             **describe_process(args.library, library.version()),
             "machine": describe_machine(),
-            "isa": args.isa,
-            "isa_taken": {"int8q": isa, "torch": capability, "others": AVX2 if args.isa == "avx2" else "what they choose"},
+            **facts,
             "threads": args.threads,
             "outliers": OUTLIERS,
-            "torch_int_mm_saturates": contenders.saturates(),
             "call_overhead_us": overhead,
             "blobs": blobs,
             "missing": run.missing,

@@ -113,7 +113,7 @@ def roofline(drawn, rows, folder, isa, peaks):
         plt.close(figure)
         return None
     looks = styles(sorted({row.contender for _, row in drawn}))
-    for x, row in drawn:
+    for x, row in sorted(drawn, key=lambda pair: pair[1].contender.startswith("int8q")):  # int8q's on top
         colour, marker = looks[row.contender]
         face = colour if row.rotated else "none"
         axes.plot(x, row.quantity("Tops"), marker, color=colour, mfc=face, ms=6)

@@ -112,7 +112,8 @@ def description(run):
     machine = facts.get("machine", {})
     cpu = facts.get("cpu") or machine.get("cpu") or "CPU not said"
     family = f", family {machine['family']} model {machine['model']}" if "family" in machine else ""
-    versions = ", ".join(f"{name} {text}" for name, text in facts.get("versions", {}).items() if "sha256" not in name)
+    versions = [(name, text) for name, text in facts.get("versions", {}).items() if "sha256" not in name]
+    versions = ", ".join(text if text.startswith(name) else f"{name} {text}" for name, text in versions)
     environment = [f"{name}={value}" for name, value in facts.get("environment", {}).items()]
     command = " ".join([*environment, str(facts.get("command"))])
     return f"- `{run.path.name}`: {facts.get('date')}; {cpu}{family}; {versions}; `{command}`"
@@ -151,6 +152,7 @@ def contender_table(group):
 
 def google_benchmark_table(rows):
     wanted = [row for row in rows if row.source == "c++" and row.threads == THREADS]
+    wanted.sort(key=lambda row: (row.operation, row.K, row.N, row.rotated, row.scope, row.outliers, row.M, row.contender))
     table = []
     for row in wanted:
         more = [
@@ -167,24 +169,58 @@ def google_benchmark_table(rows):
     return tabulate(table, headers, tablefmt="github", disable_numparse=True) if table else "No bench_*.json."
 
 
+def ours_for(row, rows):
+    """int8q's row that an opponent's is compared with: the same process, shape and kind, its best ISA. Or None."""
+    kind = "linear" if row.operation == "gemm" else row.operation
+    dtype = row.contender.split(":")[1] if row.source == "c++" and kind == "backward" else None
+
+    def is_counterpart(our):
+        same = all(
+            getattr(our, name) == getattr(row, name) for name in ("run", "K", "N", "M", "threads", "rotated", "outliers")
+        )
+        ours = our.contender.startswith("int8q:") and not our.contender.endswith(":off")
+        return same and ours and our.operation == kind and dtype in (None, our.dtype)
+
+    return min(filter(is_counterpart, rows), key=lambda our: our.ms, default=None)
+
+
 def losses(rows):
-    """Every cell of a comparison in which int8q is slower, the worst first."""
+    """Every opponent that is faster than int8q, the worst first."""
     found = []
     for row in rows:
-        if row.source == "c++" or row.contender.startswith("int8q"):
-            continue
-        kind = "backward" if row.operation == "backward" else "linear"
-        same = (row.K, row.N, row.M, row.rotated)
-        for our in rows:
-            is_ours = our.run is row.run and our.operation == kind and our.contender.startswith("int8q")
-            if is_ours and ":off" not in our.contender and (our.K, our.N, our.M, our.rotated) == same and row.ms < our.ms:
-                shape = f"{row.K} x {row.N}, M={row.M}" + (", rotated" if row.rotated else "")
-                found.append(
-                    [row.ms / our.ms, f"{row.operation} {shape}", row.contender, f"{our.source}, threads: {our.threads}"]
-                )
+        our = None if row.contender.startswith("int8q:") else ours_for(row, rows)
+        if our and row.ms < our.ms:
+            shape = f"{row.operation} {row.K} x {row.N}, M={row.M}" + (", rotated" if row.rotated else "")
+            found.append([row.ms / our.ms, shape, row.contender, our.contender, f"{row.source}, threads: {row.threads}"])
     table = [[f"{ratio:.2f}", *rest] for ratio, *rest in sorted(found)]
-    headers = ["opponent's time / int8q's", "", "opponent", "run"]
+    headers = ["opponent's time / int8q's", "", "opponent", "int8q", "run"]
     return tabulate(table, headers, tablefmt="github", disable_numparse=True) if table else "None."
+
+
+CONTENDERS = """\
+`:6` and `:0` are thresholds; `:off` is int8q without decomposition; `:train` is bitsandbytes in training mode. `error` is
+relative to the fp32 product, of `torch:int_mm` to the exact integers. `torch:int_mm` and `fbgemm:static` are bare products:
+neither quantizes X. `fbgemm:dynamic` and `onednn:dynamic` take and return fp32, have one scale for all of X, and no
+decomposition. bitsandbytes' int8 operators on a CPU are torch's, so what forces torch to an ISA forces them; its own
+library is not called by them. MKL, which torch's fp32 products call, was asked for AVX2 in the avx2 run, but does not say
+what it took."""
+
+
+def contenders_text(runs):
+    """The contenders, and what each run of compare_python.py found out about them."""
+    lines = [CONTENDERS, ""]
+    for run in runs:
+        if run.source == "c++":
+            continue
+        saturates = "saturates where all codes are 127" if run.facts["torch_int_mm_saturates"] else "is exact"
+        calls = ", ".join(f"{name} {number(us)} us" for name, us in run.facts["call_overhead_us"].items())
+        blobs = ", ".join(f"{b['K']} x {b['N']} {b['blob_bytes'] - b['K'] * b['N']:+d}" for b in run.facts["blobs"])
+        taken = ", ".join(f"{name} {isa}" for name, isa in run.facts["isa_taken"].items())
+        lines.append(
+            f"- `{run.path.name}`: {taken}; torch._int_mm {saturates}; through ctypes {calls};"
+            f" bytes of int8q's packed weights beyond K·N: {blobs}"
+        )
+    return "\n".join(lines)
 
 
 def missing_text(runs, unreadable, undrawn):
@@ -235,6 +271,7 @@ def main():
         ("Is the run valid?", validity(peaks, opponents, machine)),
         ("Where int8q is slower", losses(rows)),
         ("Not measured", missing_text(runs, unreadable, undrawn)),
+        ("The contenders at torch level", contenders_text(runs)),
         ("Pictures", picture_text(pictures)),
         *((f"Torch level: {title}", table) for title, table in comparison_tables(runs, rows)),
         (f"C++ level, {THREADS} threads", google_benchmark_table(rows)),

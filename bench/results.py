@@ -87,7 +87,7 @@ def read_google_benchmark(path, content):
     facts["cpu"] = context.get("cpu")
     run = Run(path, "c++", facts)
     repetitions = {}
-    for record in content.get("benchmarks", []):
+    for record in content["benchmarks"]:
         name = record.get("run_name", record["name"])
         if record.get("error_occurred") or record.get("skipped"):
             why = record.get("error_message") or record.get("skip_message")
@@ -137,7 +137,10 @@ def read_folder(folder):
             continue
         try:
             run, new = reader(path, json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
+            unreadable.append((path.name, f"has no {error}"))
+            continue
+        except (ValueError, TypeError) as error:
             unreadable.append((path.name, f"{type(error).__name__}: {error}"))
             continue
         runs.append(run)

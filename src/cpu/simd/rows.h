@@ -84,6 +84,10 @@ struct ToS8 {
   static void store(void* p, typename V::I q, Lanes lanes) {
     V::store_s8(p, q, lanes);
   }
+  template <class V, int D>
+  static void store_block(void* p, typename V::I a, typename V::I b) {
+    V::store32(p, V::template pack_s8<D>(a, b), typename V::Whole{});
+  }
   static void pad(void*, int64_t, int64_t) {}
 };
 struct ToU8 {
@@ -91,6 +95,10 @@ struct ToU8 {
   template <class V, class Lanes>
   static void store(void* p, typename V::I q, Lanes) {
     V::store_u8(p, q);
+  }
+  template <class V, int D>
+  static void store_block(void* p, typename V::I a, typename V::I b) {
+    V::store32(p, V::s8_to_u8(V::template pack_s8<D>(a, b)), typename V::Whole{});
   }
   static void pad(void* codes, int64_t from, int64_t to) {
     if (from < to) __builtin_memset(at(codes, from), 0x80, static_cast<size_t>(to - from));
@@ -101,6 +109,11 @@ struct ToPairs {
   template <class V, class Lanes>
   static void store(void* p, typename V::I q, Lanes) {
     V::store_pairs(p, q);
+  }
+  template <class V, int D>
+  static void store_block(void* p, typename V::I a, typename V::I b) {
+    V::store32(p, V::template s16_pairs<D>(a), typename V::Whole{});
+    V::store32(at(p, V::kLanes * 4), V::template s16_pairs<D>(b), typename V::Whole{});
   }
   static void pad(void* codes, int64_t from, int64_t to) {
     if (from < to) __builtin_memset(at(codes, from * 2), 0, static_cast<size_t>((to - from) * 2));
@@ -114,16 +127,30 @@ constexpr int64_t whole_vectors(int64_t k) {
 
 // q = rint(x * (127 * (1 / absmax))), of at most 127 * (1 + 2^-21), so never -128. A row that has a stat holds no NaN: all
 // that is not below the limit is an outlier.
+//
+// Four vectors at a time, so that codes are narrowed together and stored as one whole vector: a row's codes are made from L1
+// while the memory rests, so each cycle of it counts.
 template <class V, int D, class To>
 void encode_row(const void* x, int64_t k, float absmax, uint32_t limit, void* codes) {
+  constexpr int64_t kBlock = 4 * V::kLanes;
   const bool tiny = absmax < 0x1p-120f;
   const auto multiplier = V::set(tiny ? 127.0f : 127.0f * (1.0f / absmax)), divisor = V::set(absmax);
   const auto below = V::set(static_cast<int32_t>(limit));
+  const auto stored_below = V::template Stored<D>::limit(stored_limit<D>(limit));
+  const int64_t blocks = tiny ? 0 : k / kBlock * kBlock;
+  for (int64_t j = 0; j < blocks; j += kBlock) {
+    const void* from = at(x, j * kBytes<D>);
+    const auto a = V::template round_words_below<D>(from, stored_below, multiplier);
+    const auto b = V::template round_words_below<D>(at(from, 2 * V::kLanes * kBytes<D>), stored_below, multiplier);
+    To::template store_block<V, D>(at(codes, j * To::kBytesPerCode), a, b);
+  }
+  const void* rest = at(x, blocks * kBytes<D>);
+  void* rest_codes = at(codes, blocks * To::kBytesPerCode);
   for_each_vector<V>(
-      k, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
-        const auto value = V::template load<D>(at(x, j * kBytes<D>), lanes);
+      k - blocks, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
+        const auto value = V::template load<D>(at(rest, j * kBytes<D>), lanes);
         const auto scaled = V::mul(tiny ? V::div(value, divisor) : value, multiplier);
-        To::template store<V>(at(codes, j * To::kBytesPerCode), V::round_where_below(value, below, scaled), lanes);
+        To::template store<V>(at(rest_codes, j * To::kBytesPerCode), V::round_where_below(value, below, scaled), lanes);
       });
 }
 

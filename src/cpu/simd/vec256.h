@@ -107,6 +107,41 @@ struct Vec256 {
     store16(p, _mm_shufflehi_epi16(_mm_shufflelo_epi16(narrow_s16(q), 0xd8), 0xd8), Whole{});
   }
 
+  // rint(x * multiplier) of the 16 elements at p as s16, 0 where their stored bits are not below Stored<D>::limit. They lie as
+  // vpackssdw leaves them, which is in order for bf16, widened by vpunpck; the two functions behind put them in order.
+  template <int D>
+  static I round_words_below(const void* p, I limit, F multiplier) {
+    const auto* second = static_cast<const uint8_t*>(p) + 32;
+    if constexpr (D == 0) {
+      const I a = round_where_below(from_bits(load32(p, Whole{})), limit, mul(load<0>(p, Whole{}), multiplier));
+      return _mm256_packs_epi32(
+          a, round_where_below(load<0>(second, Whole{}), limit, mul(load<0>(second, Whole{}), multiplier)));
+    }
+    const I x = load32(p, Whole{}), below = _mm256_cmpgt_epi16(limit, Stored<D>::magnitudes(p, Whole{}));
+    if constexpr (D == 1) {
+      const I inlier = _mm256_and_si256(x, below);
+      const F low = _mm256_cvtph_ps(_mm256_castsi256_si128(inlier)),
+              high = _mm256_cvtph_ps(_mm256_extracti128_si256(inlier, 1));
+      return _mm256_packs_epi32(_mm256_cvtps_epi32(mul(low, multiplier)), _mm256_cvtps_epi32(mul(high, multiplier)));
+    }
+    const F low = from_bits(_mm256_unpacklo_epi16(_mm256_setzero_si256(), x));
+    const F high = from_bits(_mm256_unpackhi_epi16(_mm256_setzero_si256(), x));
+    return _mm256_and_si256(
+        below, _mm256_packs_epi32(_mm256_cvtps_epi32(mul(low, multiplier)), _mm256_cvtps_epi32(mul(high, multiplier))));
+  }
+  template <int D>
+  static I pack_s8(I a, I b) {
+    const I mixed = _mm256_packs_epi16(a, b);
+    if constexpr (D == 2) return _mm256_permute4x64_epi64(mixed, 0xd8);
+    return _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  }
+  static I s8_to_u8(I codes) { return _mm256_xor_si256(codes, _mm256_set1_epi8(-128)); }
+  template <int D>
+  static I s16_pairs(I words) {
+    if constexpr (D != 2) words = _mm256_permute4x64_epi64(words, 0xd8);
+    return _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xd8), 0xd8);
+  }
+
   // Byte `byte` of each dword, sign-extended; that of `from` put into byte `to` of `dwords`, which is 0 there.
   static I signed_byte(I dwords, int byte) {
     return _mm256_srai_epi32(_mm256_sll_epi32(dwords, _mm_cvtsi32_si128(24 - 8 * byte)), 24);

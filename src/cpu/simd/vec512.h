@@ -96,6 +96,41 @@ struct Vec512 {
     store16(p, _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(_mm512_cvtepi32_epi16(q), 0xd8), 0xd8), Whole{});
   }
 
+  template <int D>
+  static I round_words_below(const void* p, I limit, F multiplier) {
+    const auto* second = static_cast<const uint8_t*>(p) + 32 * (D == 0 ? 2 : 1);
+    const I magnitude = Stored<D>::magnitudes(p, Whole{});
+    if constexpr (D == 0) {
+      const __mmask16 below_a = _mm512_cmplt_epi32_mask(magnitude, limit);
+      const __mmask16 below_b = _mm512_cmplt_epi32_mask(Stored<D>::magnitudes(second, Whole{}), limit);
+      const F a = _mm512_maskz_mul_ps(below_a, load<0>(p, Whole{}), multiplier);
+      const F b = _mm512_maskz_mul_ps(below_b, load<0>(second, Whole{}), multiplier);
+      return _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+    }
+    const __mmask32 below = _mm512_cmplt_epi16_mask(magnitude, limit);
+    if constexpr (D == 1) {
+      const F a = _mm512_maskz_cvtph_ps(static_cast<__mmask16>(below), load16(p, Whole{}));
+      const F b = _mm512_maskz_cvtph_ps(static_cast<__mmask16>(below >> 16), load16(second, Whole{}));
+      return _mm512_packs_epi32(_mm512_cvtps_epi32(mul(a, multiplier)), _mm512_cvtps_epi32(mul(b, multiplier)));
+    }
+    const I x = load32(p, Whole{});
+    const F a = mul(from_bits(_mm512_unpacklo_epi16(_mm512_setzero_si512(), x)), multiplier);
+    const F b = mul(from_bits(_mm512_unpackhi_epi16(_mm512_setzero_si512(), x)), multiplier);
+    return _mm512_maskz_packs_epi32(below, _mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+  }
+  template <int D>
+  static I pack_s8(I a, I b) {
+    const I mixed = _mm512_packs_epi16(a, b);
+    if constexpr (D == 2) return even_qwords_first(mixed);
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), mixed);
+  }
+  static I s8_to_u8(I codes) { return _mm512_xor_si512(codes, _mm512_set1_epi8(-128)); }
+  template <int D>
+  static I s16_pairs(I words) {
+    if constexpr (D != 2) words = even_qwords_first(words);
+    return _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(words, 0xd8), 0xd8);
+  }
+
   static I signed_byte(I dwords, int byte) {
     return _mm512_srai_epi32(_mm512_sll_epi32(dwords, _mm_cvtsi32_si128(24 - 8 * byte)), 24);
   }
@@ -132,6 +167,9 @@ struct Vec512 {
     static I load(const void* p, Whole) { return _mm512_loadu_si512(p); }
     static I load(const void* p, Part l) { return _mm512_maskz_loadu_epi16(l.mask, p); }
   };
+
+ private:
+  static I even_qwords_first(I i) { return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), i); }
 };
 
 }  // namespace

@@ -6,12 +6,14 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdio>
 #include <functional>
 #include <limits>
 
 #include "core/blob.h"
+#include "core/linear.h"
 #include "support/call.h"
 #include "support/oracle.h"
 
@@ -146,6 +148,40 @@ TEST(Blob, FromCodesIsFromWeights) {
   EXPECT_EQ(0, std::memcmp(again.get(), blob.memory.get(), again.bytes()));
 }
 
+// Panels as cpu/kernels.h draws them, with the sums of their rows; and back.
+TEST(Blob, CodesOfAnySizeComeBack) {
+  for (const cpu::Isa* isa : runnable_isas()) {
+    const ContextPtr context = make_context(3, isa->name);
+    for (const int64_t n : {1, 15, 16, 17, 50}) {
+      for (const int64_t k : {1, 3, 63, 64, 255, 256, 257, 319, 1030}) {
+        SCOPED_TRACE(::testing::Message() << isa->name << " " << n << " x " << k);
+        const Mat codes = random_mat(INT8Q_S8, n, k, static_cast<uint64_t>(n * k));
+        const std::vector<float> stats(static_cast<size_t>(n), 1.0f);
+        int8q_linear* raw = nullptr;
+        ASSERT_CALL(int8q_create_linear(context.get(), codes.get(), stats.data(), nullptr, nullptr, &raw));
+        const LinearPtr linear(raw);
+        const BlobSections& blob = raw->blob;
+        for (int64_t i = 0; i < blob.n_padded(); ++i) {
+          int32_t sum = 0;
+          for (int64_t j = 0; j < blob.k_padded(); ++j) {
+            const auto code =
+                i < n && j < k ? static_cast<int8_t>(codes.bytes()[static_cast<size_t>(i * k + j)]) : int8_t{0};
+            ASSERT_EQ(code, blob.panels[i / 16 * blob.panel_stride() + j / 4 * 64 + i % 16 * 4 + j % 4]) << i << ", " << j;
+            sum += code;
+          }
+          ASSERT_EQ(sum, blob.col_sums[i]) << i;
+        }
+        Grid exported(INT8Q_S8, n, k, 5, 1);
+        ASSERT_CALL(int8q_export_linear(context.get(), raw, exported.view(), nullptr, nullptr, nullptr, nullptr));
+        for (int64_t e = 0; e < n * k; ++e) {
+          ASSERT_EQ(static_cast<int8_t>(codes.bytes()[static_cast<size_t>(e)]), exported.integer(e / k, e % k)) << e;
+        }
+        EXPECT_TRUE(exported.gaps_untouched());
+      }
+    }
+  }
+}
+
 TEST(Blob, LivesInAMappedFile) {
   const Blob blob;
   std::FILE* file = std::tmpfile();
@@ -182,6 +218,21 @@ TEST(Blob, AnyChangedByteIsRefused) {
     }
   }
   EXPECT_EQ(blob.open(), INT8Q_OK);
+}
+
+// Panels are hashed one by one and their hashes added: each knows its place.
+TEST(Blob, PanelsInAnotherOrderAreRefused) {
+  const Blob blob;
+  const BlobSections sections = blob_sections(blob.memory.get());
+  auto* panels = const_cast<int8_t*>(sections.panels);
+  ASSERT_EQ(2, sections.panel_count());
+  const auto swap_panels = [&] {
+    std::swap_ranges(panels, panels + sections.panel_stride(), panels + sections.panel_stride());
+  };
+  swap_panels();
+  EXPECT_STATUS(INT8Q_CORRUPT, blob.open());
+  swap_panels();
+  EXPECT_STATUS(INT8Q_OK, blob.open());
 }
 
 // Kept columns index memory: they are validated even where the checksum is trusted.

@@ -3,6 +3,7 @@
 // Who computes what: for 1 to 64 parts every row and every item of Y belongs to exactly one part, and parts differ by at
 // most one.
 #include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "cpu/product.h"
@@ -105,6 +106,65 @@ TEST(Partition, EachElementIsWrittenByOnePart) {
           ASSERT_EQ(1, writers[i]) << m << "x" << n << ", " << parts << " parts, element " << i;
       }
     }
+  }
+}
+
+// Runs a phase's tasks one after another and tells `after` of each.
+struct Watcher {
+  std::function<void(int64_t task)> after;
+
+  static int32_t run(void* self, int64_t count, int8q_task task, void* arg) {
+    for (int64_t i = 0; i < count; ++i) {
+      task(arg, i, 0);
+      static_cast<Watcher*>(self)->after(i);
+    }
+    return 0;
+  }
+};
+
+// Who packs a panel touches its memory first, and so decides on which NUMA node it lies: it must be who reads it.
+TEST(Partition, APanelIsPackedByThePartThatReadsIt) {
+  const int64_t n = 1203, k = 1024, panels = ceil_div(n, cpu::kPanelRows);  // enough of both to be shared
+  for (const int32_t parts : {2, 3, 5, 64}) {
+    SCOPED_TRACE(::testing::Message() << parts << " parts");
+    Watcher watcher;
+    const int8q_parallel_runner runner{sizeof runner, parts, &watcher, Watcher::run};
+    const ContextPtr context = make_context(0, nullptr, &runner);
+    const Mat weight = random_mat(INT8Q_F32, n, k, 1), x = random_mat(INT8Q_F32, 1, k, 2), y(INT8Q_F32, 1, n);
+    uint64_t bytes = 0;
+    ASSERT_CALL(int8q_query_blob(n, k, 0, 0, &bytes));
+    const Workspace blob(bytes);
+    std::memset(blob.get(), 0x80, bytes);  // no weight's code
+
+    std::vector<int64_t> packer(static_cast<size_t>(panels), -1), reader(packer);
+    watcher.after = [&](int64_t task) {
+      const int8_t* codes = blob_sections(blob.get()).panels;
+      for (int64_t p = 0; p < panels; ++p) {
+        int64_t& who = packer[static_cast<size_t>(p)];
+        if (who < 0 && codes[p * k * cpu::kPanelRows] != -128) who = task;
+      }
+    };
+    ASSERT_CALL(int8q_pack_linear(context.get(), weight.get(), nullptr, nullptr, nullptr, blob.get(), bytes));
+
+    const std::vector<uint8_t> fresh = Mat(y).bytes();
+    watcher.after = [&](int64_t task) {
+      for (int64_t p = 0; p < panels; ++p) {
+        const auto at = static_cast<size_t>(p * cpu::kPanelRows * 4);
+        int64_t& who = reader[static_cast<size_t>(p)];
+        if (who < 0 && !std::equal(fresh.begin(), fresh.begin() + 4, y.bytes().begin() + static_cast<std::ptrdiff_t>(at))) {
+          who = task;
+        }
+      }
+    };
+    int8q_linear* raw = nullptr;
+    ASSERT_CALL(int8q_open_linear(context.get(), blob.get(), bytes, 0, &raw));
+    const LinearPtr linear(raw);
+    ASSERT_CALL(forward(context.get(), raw, x, y));
+
+    EXPECT_EQ(reader, packer);
+    EXPECT_EQ(std::count(packer.begin(), packer.end(), -1), 0) << "a panel that nobody packed";
+    EXPECT_EQ(packer.front(), 0);
+    EXPECT_EQ(packer.back(), parts - 1);
   }
 }
 

@@ -249,9 +249,10 @@ int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, 
     const int64_t parts = c.pool.threads();
     if (codes != nullptr) {
       c.pool.run(parts, [&](int64_t part) {
-        const int8q::Range rows = int8q::part_range(n, part, parts);
-        for (int64_t i = rows.begin; i < rows.end; ++i) {
-          int8q::unpack_row(blob, i, static_cast<int8_t*>(q.data) + i * q.row_stride);
+        const int8q::Range panels = int8q::panel_range(n, part, parts);
+        for (int64_t p = panels.begin; p < panels.end; ++p) {
+          int8q::unpack_panel(blob, p, static_cast<int8_t*>(q.data) + p * int8q::cpu::kPanelRows * q.row_stride,
+                              q.row_stride);
         }
       });
     }

@@ -36,8 +36,19 @@ Layout lay_out(void* blob, int64_t n, int64_t k, bool has_bias, int64_t kept_cou
 
 uint64_t header_checksum(const BlobHeader& header) { return XXH3_64bits(&header, offsetof(BlobHeader, header_checksum)); }
 
-uint64_t payload_checksum(const void* blob, uint64_t bytes) {
-  return XXH3_64bits(static_cast<const char*>(blob) + sizeof(BlobHeader), bytes - sizeof(BlobHeader));
+// Of what lies behind the panels.
+uint64_t rest_checksum(const BlobSections& sections) {
+  const int8_t* rest = sections.panels + sections.n_padded() * sections.k_padded();
+  const auto* end = reinterpret_cast<const int8_t*>(sections.header) + sections.header->blob_bytes;
+  return XXH3_64bits_withSeed(rest, static_cast<size_t>(end - rest), static_cast<uint64_t>(sections.panel_count()));
+}
+
+uint64_t payload_checksum(const BlobSections& sections) {
+  uint64_t sum = rest_checksum(sections);
+  for (int64_t p = 0; p < sections.panel_count(); ++p) {
+    sum += panel_checksum(sections, p, sections.panels + p * sections.panel_stride());
+  }
+  return sum;
 }
 
 [[noreturn]] void corrupt(const char* what, long long value, const char* expected) {
@@ -94,9 +105,13 @@ BlobSections blob_sections(const void* blob) {
   return lay_out(const_cast<void*>(blob), header->n, header->k, header->has_bias != 0, header->kept_count).sections;
 }
 
-void seal_blob(void* blob) {
+uint64_t panel_checksum(const BlobSections& sections, int64_t panel, const int8_t* codes) {
+  return XXH3_64bits_withSeed(codes, static_cast<size_t>(sections.panel_stride()), static_cast<uint64_t>(panel));
+}
+
+void seal_blob(void* blob, uint64_t panels_checksum) {
   auto* header = static_cast<BlobHeader*>(blob);
-  header->payload_checksum = payload_checksum(blob, header->blob_bytes);
+  header->payload_checksum = panels_checksum + rest_checksum(blob_sections(blob));
   header->magic = BlobHeader::kMagic;
   header->header_checksum = header_checksum(*header);
 }
@@ -111,7 +126,7 @@ BlobSections validate_blob(const void* blob, uint64_t bytes, bool trust_checksum
   const auto& header = *static_cast<const BlobHeader*>(blob);
   validate_header(header, bytes);
   const BlobSections sections = blob_sections(blob);
-  if (!trust_checksum && header.payload_checksum != payload_checksum(blob, header.blob_bytes)) {
+  if (!trust_checksum && header.payload_checksum != payload_checksum(sections)) {
     corrupt("payload checksum", static_cast<long long>(header.payload_checksum), "the checksum of the sections");
   }
   for (int64_t t = 0; t < header.kept_count; ++t) {

@@ -36,9 +36,10 @@ struct BlobHeader {
   float threshold;
   int32_t has_bias;
   uint64_t blob_bytes;
-  uint64_t payload_checksum;  // XXH3-64 of all bytes behind the header
-  uint8_t reserved[184];      // zero
-  uint64_t header_checksum;   // XXH3-64 of the bytes before it
+  uint64_t
+      payload_checksum;   // modulo 2^64 the sum of panel_checksum and of XXH3-64, seeded N_padded / 16, of what is behind
+  uint8_t reserved[184];  // zero
+  uint64_t header_checksum;  // XXH3-64 of the bytes before it
 };
 static_assert(sizeof(BlobHeader) == 256, "the payload starts at a multiple of 64");
 
@@ -55,6 +56,7 @@ struct BlobSections {
   int64_t n_padded() const { return round_up(header->n, 16); }
   int64_t k_padded() const { return round_up(header->k, 64); }
   int64_t panel_stride() const { return k_padded() * 16; }
+  int64_t panel_count() const { return n_padded() / 16; }
 };
 
 // SIZE_OVERFLOW where the product of sizes does not fit, or k passes kMaxK.
@@ -63,8 +65,12 @@ int64_t blob_bytes(int64_t n, int64_t k, bool has_bias, int64_t kept_count);
 // The sections of a blob whose header is filled in.
 BlobSections blob_sections(const void* blob);
 
-// Computes the checksums and sets the magic: from here on the blob opens.
-void seal_blob(void* blob);
+// XXH3-64, seeded with its index, of a panel whose bytes lie at `codes`: a sum of these does not depend on who computed which,
+// so each thread takes a panel's while it has it in its cache.
+uint64_t panel_checksum(const BlobSections& sections, int64_t panel, const int8_t* codes);
+
+// Sets the checksums, of which panels_checksum is the sum over the panels, and the magic: from here on the blob opens.
+void seal_blob(void* blob, uint64_t panels_checksum);
 
 // Checks everything that memory safety and the format depend on, and the payload's checksum unless trusted. CORRUPT,
 // MISALIGNED or UNSUPPORTED otherwise.

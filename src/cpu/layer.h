@@ -27,8 +27,12 @@ struct WeightSource {
 int64_t pack_scratch_bytes(const Context& context, int64_t k);
 void pack_blob(Context& context, void* scratch, const WeightSource& weight, void* blob);
 
-// Unpacks codes of row n.
-void unpack_row(const BlobSections& blob, int64_t n, int8_t* codes);
+// The panels that a part packs: those that it reads in a product of one row, and give or take one in any other. Who writes a
+// page first decides on which NUMA node it lies.
+Range panel_range(int64_t n, int64_t part, int64_t parts);
+
+// Unpacks the codes of a panel's rows, which are stride bytes apart.
+void unpack_panel(const BlobSections& blob, int64_t panel, int8_t* codes, int64_t stride);
 
 int64_t forward_workspace_bytes(const cpu::Kernels& kernels, const Linear& linear, int64_t rows, int64_t parts);
 int64_t backward_workspace_bytes(int64_t rows, int64_t parts);

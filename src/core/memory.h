@@ -14,6 +14,9 @@ namespace int8q {
 
 inline constexpr int64_t kAlignment = 64;
 
+// aligned_alloc, with huge pages for large blocks where the system has them; NULL where memory ends.
+void* system_allocate(uint64_t bytes);
+
 class Allocator {
  public:
   Allocator() = default;  // aligned_alloc and free
@@ -22,10 +25,7 @@ class Allocator {
   // 64-byte aligned; OUT_OF_MEMORY otherwise.
   void* allocate(uint64_t bytes, const char* what) const {
     void* memory =
-        callers_.allocate != nullptr ? callers_.allocate(callers_.opaque, bytes, kAlignment)
-        : bytes <= INT64_MAX - kAlignment
-            ? std::aligned_alloc(kAlignment, static_cast<size_t>(round_up(static_cast<int64_t>(bytes), kAlignment)))
-            : nullptr;
+        callers_.allocate != nullptr ? callers_.allocate(callers_.opaque, bytes, kAlignment) : system_allocate(bytes);
     if (memory == nullptr) {
       fail(INT8Q_OUT_OF_MEMORY, "%s: allocating %llu bytes failed; free memory or pass smaller sizes", what,
            static_cast<unsigned long long>(bytes));

@@ -77,6 +77,22 @@ TEST(Checkpoint, LeavesALinearOfThatNameAlone) {
   }
 }
 
+TEST(Checkpoint, WeightsWithoutRowsOrColumnsAreQuantized) {
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{4, 0}, {0, 4}}) {
+    for (const char* name : {"h.0.attn.c_attn", "model.layers.0.mlp.up_proj"}) {
+      SCOPED_TRACE(::testing::Message() << name << " " << rows << " x " << cols);
+      TempFolder folder;
+      const std::string prefix = name;
+      write_bytes(folder / "x",
+                  make_safetensors({f32_tensor(prefix + ".weight", {rows, cols}, {}),
+                                    f32_tensor(prefix + ".bias", {cols}, std::vector<float>(static_cast<size_t>(cols)))}));
+      ASSERT_EQ((Quantize{.in = folder / "x", .out = folder / "y"}.run()), INT8Q_OK) << int8q_last_error();
+      EXPECT_EQ(OpenFile(folder / "y").find(prefix + ".weight").bytes, 0u);
+      EXPECT_EQ(OpenFile(folder / "y").find(prefix + ".weight_format").bytes, 1u);
+    }
+  }
+}
+
 // ---- values
 
 std::string random_weights(int32_t dtype, int64_t count, uint64_t seed) {

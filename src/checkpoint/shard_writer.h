@@ -43,7 +43,8 @@ class ShardWriter {
 
   void copy(const Shard& shard, const PlannedTensor& tensor);
   void quantize(const Shard& shard, const PlannedTensor& tensor);
-  void read_rows(const Shard& shard, const PlannedTensor& tensor, int64_t begin, int64_t count);
+  void quantize_block(const Shard& shard, const PlannedTensor& tensor, int64_t done, int64_t rows);
+  void read_transposed(const Shard& shard, const PlannedTensor& tensor, int64_t begin, int64_t count);
 
   Context& context_;
   Progress& progress_;

@@ -2,7 +2,6 @@
 #include "cpu/quantize.h"
 
 #include <bit>
-#include <cmath>
 #include <limits>
 
 #include "core/dtype.h"
@@ -49,19 +48,6 @@ void quantize_to_s8(const Kernels& kernels, const FloatRows& x, Range range, uin
     row_stats[i] = stat_of_bits(kernels.scan[x.dtype].run(x.row(i), x.cols, limit, column_bits));
     kernels.encode_s8[x.dtype].run(x.row(i), x.cols, x.cols, row_stats[i], limit, q + i * q_stride);
   }
-}
-
-int64_t quantize_weight_rows(Context& context, const void* w, int32_t dtype, int64_t rows, int64_t k, int64_t row_bytes,
-                             int8_t* q, float* stats) {
-  const FloatRows x{static_cast<const uint8_t*>(w), kernel_index(dtype), rows, k, row_bytes};
-  const int64_t parts = context.pool.threads();
-  context.pool.run(parts, [&](int64_t part) {
-    quantize_to_s8(*context.kernels, x, part_range(rows, part, parts), cpu::kNoOutliers, q, k, stats, nullptr);
-  });
-  for (int64_t i = 0; i < rows; ++i) {
-    if (std::isnan(stats[i])) return i;
-  }
-  return -1;
 }
 
 }  // namespace int8q

@@ -66,9 +66,4 @@ int64_t list_columns(const uint64_t* column_bits, int64_t parts, int64_t words, 
   return count;
 }
 
-// q[i][j], stats[i] of rows x k weights (no outliers) whose rows are row_bytes apart; q's rows are k bytes apart. Returns
-// the first row with NaN or Inf, or -1; codes and stats of such a row are 0 and NaN.
-int64_t quantize_weight_rows(Context& context, const void* w, int32_t dtype, int64_t rows, int64_t k, int64_t row_bytes,
-                             int8_t* q, float* stats);
-
 }  // namespace int8q

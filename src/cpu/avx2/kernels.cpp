@@ -11,6 +11,7 @@
 // dot 2x4: 2 x 4 accumulators, 4 of B, 1 of A, 1 product = 14.
 // backward 6x16: 6 x 2 accumulators, 2 of w, 1 of g = 15.
 #include "cpu/kernels.h"
+#include "cpu/simd/backward.h"
 #include "cpu/simd/dot.h"
 #include "cpu/simd/gemm.h"
 #include "cpu/simd/ops256.h"

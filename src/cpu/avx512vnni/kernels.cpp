@@ -9,6 +9,7 @@
 // dot 4x4: (4 + 1) x 4 accumulators, 4 of B, 1 of A, the 128s = 26.
 // backward 6x64: 24 accumulators, 4 of w, 1 of g = 29.
 #include "cpu/kernels.h"
+#include "cpu/simd/backward.h"
 #include "cpu/simd/dot.h"
 #include "cpu/simd/gemm.h"
 #include "cpu/simd/ops512.h"

@@ -8,6 +8,7 @@
 // dot 4x2: (4 + 1) x 2 accumulators, 2 of B, 1 of A, the 128s = 14.
 // backward 6x16: 6 x 2 accumulators, 2 of w, 1 of g = 15.
 #include "cpu/kernels.h"
+#include "cpu/simd/backward.h"
 #include "cpu/simd/dot.h"
 #include "cpu/simd/gemm.h"
 #include "cpu/simd/ops256.h"

@@ -3,6 +3,7 @@
 // The rows of an ISA's kernel table that are the templates of this folder over its vector type and code layout.
 #pragma once
 
+#include "cpu/simd/backward.h"
 #include "cpu/simd/outliers.h"
 #include "cpu/simd/pack.h"
 

@@ -12,20 +12,6 @@ namespace {
 using cpu::CodeLayout;
 using cpu::Kernels;
 
-// 64-byte aligned workspace as the product carves it, filled with a pattern that shows where something was written.
-template <class T>
-class Aligned {
- public:
-  explicit Aligned(int64_t count) : count_(count), memory_(static_cast<uint64_t>(count + 1) * sizeof(T)) {}
-  T* get() const { return static_cast<T*>(memory_.get()); }
-  T& operator[](int64_t i) const { return get()[i]; }
-  int64_t count() const { return count_; }
-
- private:
-  int64_t count_;
-  Workspace memory_;
-};
-
 // Code j of a row as the product multiplies it: with u8 codes 128 more than the code.
 int factor_at(CodeLayout layout, const uint8_t* codes, int64_t j) {
   if (layout == CodeLayout::kU8) return codes[j];
@@ -42,10 +28,6 @@ void put_code(CodeLayout layout, uint8_t* codes, int64_t j, int8_t code) {
   constexpr int64_t kPlace[4] = {0, 2, 1, 3};
   const int16_t wide = code;
   std::memcpy(codes + (j / 4 * 4 + kPlace[j % 4]) * 2, &wide, 2);
-}
-
-int8_t panel_code(const int8_t* panels, int64_t panel_stride, int64_t n, int64_t k) {
-  return panels[n / 16 * panel_stride + k / 4 * 64 + n % 16 * 4 + k % 4];
 }
 
 struct GemmSize {
@@ -375,42 +357,6 @@ TEST(KernelsBlocks, Epilogue) {
     }
   }
   EXPECT_EQ(isa_count() * 3 * (small_grid() ? 13 : 64) * 4 * 8, cells.count());
-}
-
-TEST(KernelsBlocks, Backward) {
-  Cells cells("backward");
-  for (const cpu::Isa* isa : runnable_isas()) {
-    const Kernels& kernels = isa->kernels();
-    Random random(15);
-    for (int64_t rows = 1; rows <= 17; ++rows) {
-      for (const int64_t n : {0, 1, 2, 5, 16, 63, 64}) {
-        for (const int64_t k : {16, 32, 48, 64}) {
-          const int64_t g_stride = n + random.below(2) * 16, w_stride = k + random.below(2) * 16,
-                        dx_stride = k + random.below(2) * 16;
-          Aligned<float> g(rows * (g_stride + 1)), w((n + 1) * w_stride), dx(rows * dx_stride);
-          for (int64_t i = 0; i < g.count(); ++i)
-            g[i] = random.below(15) == 0 ? provoking(random, 0, 100, i % 11 == 0) : random.uniform(-2.0f, 2.0f);
-          for (int64_t i = 0; i < w.count(); ++i) w[i] = static_cast<float>(provoking_code(random, true));
-          std::vector<float> right(static_cast<size_t>(dx.count()));
-          for (int64_t i = 0; i < dx.count(); ++i) dx[i] = right[static_cast<size_t>(i)] = random.uniform(-9.0f, 9.0f);
-          for (int64_t i = 0; i < rows; ++i) {
-            for (int64_t j = 0; j < k; ++j) {
-              float& sum = right[static_cast<size_t>(i * dx_stride + j)];
-              for (int64_t t = 0; t < n; ++t) sum = std::fmaf(g[i * g_stride + t], w[t * w_stride + j], sum);
-            }
-          }
-          kernels.backward.run({rows, n, k, g.get(), g_stride, w.get(), w_stride, dx.get(), dx_stride});
-          for (int64_t i = 0; i < dx.count(); ++i) {
-            ASSERT_TRUE(same_float(right[static_cast<size_t>(i)], dx[i]))
-                << kernels.backward.name << " rows " << rows << " n " << n << " k " << k << " at row " << i / dx_stride
-                << " column " << i % dx_stride;
-          }
-          cells.add();
-        }
-      }
-    }
-  }
-  EXPECT_EQ(isa_count() * 17 * 7 * 4, cells.count());
 }
 
 }  // namespace

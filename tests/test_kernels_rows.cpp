@@ -286,38 +286,6 @@ TEST(KernelsRows, Scale) {
   EXPECT_EQ(isa_count() * 3 * length_count() * place_count(), cells.count());
 }
 
-TEST(KernelsRows, Unpack) {
-  Cells cells("unpack");
-  constexpr int64_t kPadded = 192;
-  GuardedMemory in(kPadded * 16);
-  for (const cpu::Isa* isa : runnable_isas()) {
-    const Kernels& kernels = isa->kernels();
-    Random random(7);
-    for (int64_t begin = 0; begin < kPadded; begin += 16) {
-      for (int64_t count = 0; begin + count <= kPadded; count += 16) {
-        for (const int64_t stride : {count, count + 16}) {
-          auto* panel = reinterpret_cast<int8_t*>(in.place_aligned(kPadded * 16));
-          for (int64_t j = 0; j < kPadded * 16; ++j) panel[j] = provoking_code(random, true);
-          std::vector<float> w(static_cast<size_t>(16 * (stride + 16) + 16), -7.5f);
-          auto* base = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(w.data()) + 63) / 64 * 64);
-          kernels.unpack.run(panel, begin, count, base, stride);
-          for (int64_t r = 0; r < 16; ++r) {
-            for (int64_t j = 0; j < count; ++j) {
-              const int64_t k = begin + j, at = k / 4 * 64 + r * 4 + k % 4;
-              ASSERT_EQ(static_cast<float>(panel[at]), base[r * stride + j])
-                  << kernels.unpack.name << " row " << r << " column " << k;
-            }
-            for (int64_t j = count; j < stride; ++j)
-              ASSERT_EQ(-7.5f, base[r * stride + j]) << kernels.unpack.name << " wrote the gap";
-          }
-          cells.add();
-        }
-      }
-    }
-  }
-  EXPECT_EQ(isa_count() * (13 * 12 / 2 + 12) * 2, cells.count());
-}
-
 TEST(KernelsRows, Store) {
   Cells cells("store");
   GuardedMemory in(4096), out(4000);
@@ -355,7 +323,7 @@ TEST(KernelsRows, Store) {
   EXPECT_EQ(isa_count() * 3 * length_count() * place_count() * 2, cells.count());
 }
 
-// Every operation of the table has its test, here or in test_kernels_blocks.cpp.
+// Every operation of the table has its test, here, in test_kernels_blocks.cpp or in test_kernels_backward.cpp.
 TEST(KernelsRows, EveryOperationIsTested) {
   const std::set<std::string> tested = {"scan",  "encode", "encode_s8", "widen",    "pack",     "gemm",
                                         "gemv",  "dot",    "columns",   "outliers", "epilogue", "dequantize",

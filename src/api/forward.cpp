@@ -82,7 +82,7 @@ int32_t int8q_query_workspace(int8q_context* context, const int8q_linear* linear
     if (operation == INT8Q_FORWARD) {
       *bytes = static_cast<uint64_t>(int8q::forward_workspace_bytes(*c.kernels, l, rows, threads));
     } else if (operation == INT8Q_BACKWARD) {
-      *bytes = static_cast<uint64_t>(int8q::backward_workspace_bytes(rows, threads));
+      *bytes = static_cast<uint64_t>(int8q::backward_workspace_bytes(l, rows, threads));
     } else {
       fail(INT8Q_INVALID_ARGUMENT, "operation is %d; expected INT8Q_FORWARD (1) or INT8Q_BACKWARD (2)", operation);
     }
@@ -170,7 +170,7 @@ int32_t int8q_backward(int8q_context* context, const int8q_linear* linear, const
     check_flags(flags);
     const int8q_matrix in = check_matrix(dy, "dy", kFloats, -1, l.n());
     const int8q_matrix out = check_matrix(dx, "dx", kFloats, in.rows, l.k());
-    const int64_t needed = int8q::backward_workspace_bytes(in.rows, c.pool.threads());
+    const int64_t needed = int8q::backward_workspace_bytes(l, in.rows, c.pool.threads());
     check_workspace(workspace, workspace_bytes, needed);
     const Extent own = extent(workspace, needed, "workspace");
     check_overlap(extent(out, "dx"), {extent(in, "dy"), own, blob_extent(l)});

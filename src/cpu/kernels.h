@@ -129,23 +129,29 @@ using Epilogue = void (*)(const EpilogueBlock& block);
 // y[j] = (float(q[j]) * stat) * (1/127f), rounded to y's type.
 using DequantizeRow = void (*)(const int8_t* q, int64_t k, float stat, void* y);
 
-// g[n] = float(dy[n]) * (col_stats[n] * (1/127f)).
-using ScaleRow = void (*)(const void* dy, int64_t n, const float* col_stats, float* g);
+// g[n] = float(dy[n]) * (col_stats[n] * (1/127f)), as fp32.
+using ScaleRow = void (*)(const void* dy, int64_t n, const float* col_stats, void* g);
 
-// w[r][j] = float(code of row r, column k_begin + j) for r < 16, j < k_count; k_begin and k_count multiples of 16.
-using UnpackPanel = void (*)(const int8_t* panel, int64_t k_begin, int64_t k_count, float* w, int64_t w_stride);
+// float(code of row r, column k_begin + j), r < 16, j < k_count, into panels of 16 columns, w_stride bytes apart: there row r's
+// 16 are one cache line at r * 64. k_begin and k_count are multiples of 16.
+using UnpackPanel = void (*)(const int8_t* panel, int64_t k_begin, int64_t k_count, void* w, int64_t w_stride);
 
-// dx[i][j] = fmaf(g[i][n], w[n][j], dx[i][j]) for n ascending; i < rows, j < k. k a multiple of 16, strides in elements.
+// dx[i][j] = fmaf(g[i][n], w[n][j], dx[i][j]) for n ascending; i < rows, j < k, k a multiple of 16. w lies as UnpackPanel
+// leaves it, the 16 rows of one panel after those of the other.
 struct BackwardBlock {
   int64_t rows;
   int64_t n;
   int64_t k;
-  const float* g;
-  int64_t g_stride;
-  const float* w;
-  int64_t w_stride;
+  const void* g;
+  int64_t g_stride;  // bytes
+  const void* w;
+  int64_t w_stride;  // bytes, from 16 columns to the next
+  // The codes that will be unpacked for the next call, for prefetching: panels of k * 16 bytes; NULL where unknown.
+  const int8_t* next;
+  int64_t next_stride;
+  int64_t next_count;
   float* dx;
-  int64_t dx_stride;
+  int64_t dx_stride;  // elements
 };
 using Backward = void (*)(const BackwardBlock& block);
 

@@ -35,7 +35,7 @@ Range panel_range(int64_t n, int64_t part, int64_t parts);
 void unpack_panel(const BlobSections& blob, int64_t panel, int8_t* codes, int64_t stride);
 
 int64_t forward_workspace_bytes(const cpu::Kernels& kernels, const Linear& linear, int64_t rows, int64_t parts);
-int64_t backward_workspace_bytes(int64_t rows, int64_t parts);
+int64_t backward_workspace_bytes(const Linear& linear, int64_t rows, int64_t parts);
 
 // Y of one linear in the caller's memory.
 struct Output {

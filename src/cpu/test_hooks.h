@@ -92,11 +92,11 @@ struct Corrupt {
     if (k > 0) flip_float(y, D);
   }
   template <int D>
-  static void scale(const void* dy, int64_t n, const float* stats, float* g) {
+  static void scale(const void* dy, int64_t n, const float* stats, void* g) {
     kTable().scale[D].run(dy, n, stats, g);
     if (n > 0) flip_float(g, 0);
   }
-  static void unpack(const int8_t* panel, int64_t k_begin, int64_t k_count, float* w, int64_t stride) {
+  static void unpack(const int8_t* panel, int64_t k_begin, int64_t k_count, void* w, int64_t stride) {
     kTable().unpack.run(panel, k_begin, k_count, w, stride);
     if (k_count > 0) flip_float(w, 0);
   }

@@ -90,6 +90,25 @@ inline int8_t provoking_code(Random& random, bool minus_128) {
   }
 }
 
+// Code k of row n of packed weights.
+inline int8_t panel_code(const int8_t* panels, int64_t panel_stride, int64_t n, int64_t k) {
+  return panels[n / 16 * panel_stride + k / 4 * 64 + n % 16 * 4 + k % 4];
+}
+
+// 64-byte aligned workspace as the product carves it, filled with a pattern that shows where something was written.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t count) : count_(count), memory_(static_cast<uint64_t>(count + 1) * sizeof(T)) {}
+  T* get() const { return static_cast<T*>(memory_.get()); }
+  T& operator[](int64_t i) const { return get()[i]; }
+  int64_t count() const { return count_; }
+
+ private:
+  int64_t count_;
+  Workspace memory_;
+};
+
 // Counts kernels x ISAs x cases of one test and says so at its end.
 class Cells {
  public:

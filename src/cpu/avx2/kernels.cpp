@@ -96,7 +96,7 @@ void gemv(const GemmBlock& block) {
 constexpr Products kProducts = {{"gemm_s16s8_4x16_avx2", gemm_widened<Pairs, WidePairs, 4, 1>},
                                 {"gemv_s16s8_4x16_avx2", gemv},
                                 {"dot_s8s8_2x4_avx2", dot<Widened, 2, 4>},
-                                {"backward_f32_6x16_avx2", backward<V, 6, 2>}};
+                                {"backward_f32_6x16_avx2", backward<FusedStep<V>, 6, 2>}};
 
 constexpr Kernels kTable = INT8Q_KERNEL_TABLE("avx2", CodeLayout::kS16Pairs, ToPairs, "s16", kProducts);
 

@@ -68,7 +68,7 @@ void gemv(const GemmBlock& block) {
 constexpr Products kProducts = {{"gemm_s16s8_8x32_avx512bw", gemm_widened<Pairs, WidePairs, 8, 2>},
                                 {"gemv_s16s8_8x32_avx512bw", gemv},
                                 {"dot_s8s8_4x4_avx512bw", dot<Widened, 4, 4>},
-                                {"backward_f32_6x64_avx512bw", backward<V, 6, 4>}};
+                                {"backward_f32_6x64_avx512bw", backward<FusedStep<V>, 6, 4>}};
 
 constexpr Kernels kTable = INT8Q_KERNEL_TABLE("avx512bw", CodeLayout::kS16Pairs, ToPairs, "s16", kProducts);
 

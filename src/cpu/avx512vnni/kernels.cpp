@@ -49,7 +49,7 @@ void gemv(const GemmBlock& block) {
 constexpr Products kProducts = {{"gemm_u8s8_6x64_avx512vnni", gemm<Vnni, 6, 4, Fetch::kNext>},
                                 {"gemv_u8s8_8x32_avx512vnni", gemv},
                                 {"dot_s8s8_4x4_avx512vnni", dot<Biased, 4, 4>},
-                                {"backward_f32_6x64_avx512vnni", backward<V, 6, 4>}};
+                                {"backward_f32_6x64_avx512vnni", backward<FusedStep<V>, 6, 4>}};
 
 constexpr Kernels kTable = INT8Q_KERNEL_TABLE("avx512vnni", CodeLayout::kU8, ToU8, "u8", kProducts);
 

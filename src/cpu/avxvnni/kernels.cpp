@@ -55,7 +55,7 @@ void gemv(const GemmBlock& block) {
 constexpr Products kProducts = {{"gemm_u8s8_6x16_avxvnni", gemm<Vnni, 6, 1, Fetch::kNext>},
                                 {"gemv_u8s8_6x16_avxvnni", gemv},
                                 {"dot_s8s8_4x2_avxvnni", dot<Biased, 4, 2>},
-                                {"backward_f32_6x16_avxvnni", backward<V, 6, 2>}};
+                                {"backward_f32_6x16_avxvnni", backward<FusedStep<V>, 6, 2>}};
 
 constexpr Kernels kTable = INT8Q_KERNEL_TABLE("avxvnni", CodeLayout::kU8, ToU8, "u8", kProducts);
 

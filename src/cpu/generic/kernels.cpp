@@ -166,27 +166,29 @@ void dequantize(const int8_t* q, int64_t k, float stat, void* y) {
 }
 
 template <int D>
-void scale(const void* dy, int64_t n, const float* col_stats, float* g) {
-  for (int64_t j = 0; j < n; ++j) g[j] = load_element<D>(dy, j) * (col_stats[j] * kInv127);
+void scale(const void* dy, int64_t n, const float* col_stats, void* g) {
+  for (int64_t j = 0; j < n; ++j) store_element<0>(g, j, load_element<D>(dy, j) * (col_stats[j] * kInv127));
 }
 
-void unpack(const int8_t* panel, int64_t k_begin, int64_t k_count, float* w, int64_t w_stride) {
-  for (int64_t r = 0; r < kPanelRows; ++r) {
-    for (int64_t j = 0; j < k_count; ++j) {
-      const int64_t k = k_begin + j;
-      const int64_t place = k / kGroup * kGroup * kPanelRows + r * kGroup + k % kGroup;
-      w[r * w_stride + j] = panel[place];
-    }
+void unpack(const int8_t* panel, int64_t k_begin, int64_t k_count, void* w, int64_t w_stride) {
+  for (int64_t j = 0; j < k_count; ++j) {
+    const int64_t k = k_begin + j;
+    const int8_t* codes = panel + k / kGroup * kGroup * kPanelRows + k % kGroup;
+    auto* column = reinterpret_cast<float*>(static_cast<uint8_t*>(w) + j / kPanelRows * w_stride) + j % kPanelRows;
+    for (int64_t r = 0; r < kPanelRows; ++r) column[r * kPanelRows] = codes[r * kGroup];
   }
 }
 
 void backward(const BackwardBlock& block) {
   for (int64_t i = 0; i < block.rows; ++i) {
-    float* dx = block.dx + i * block.dx_stride;
-    for (int64_t n = 0; n < block.n; ++n) {
-      const float g = block.g[i * block.g_stride + n];
-      const float* w = block.w + n * block.w_stride;
-      for (int64_t j = 0; j < block.k; ++j) dx[j] = std::fmaf(g, w[j], dx[j]);
+    const auto* g = reinterpret_cast<const float*>(static_cast<const uint8_t*>(block.g) + i * block.g_stride);
+    for (int64_t j = 0; j < block.k; j += kPanelRows) {
+      const auto* w =
+          reinterpret_cast<const float*>(static_cast<const uint8_t*>(block.w) + j / kPanelRows * block.w_stride);
+      float* dx = block.dx + i * block.dx_stride + j;
+      for (int64_t n = 0; n < block.n; ++n) {
+        for (int64_t c = 0; c < kPanelRows; ++c) dx[c] = std::fmaf(g[n], w[n * kPanelRows + c], dx[c]);
+      }
     }
   }
 }

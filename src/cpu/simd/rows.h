@@ -187,12 +187,12 @@ void dequantize(const int8_t* q, int64_t k, float stat, void* y) {
 }
 
 template <class V, int D>
-void scale(const void* dy, int64_t n, const float* col_stats, float* g) {
+void scale(const void* dy, int64_t n, const float* col_stats, void* g) {
   const auto inv = V::set(kInv127);
   for_each_vector<V>(
       n, [&](int64_t j, auto lanes) __attribute__((always_inline)) {
         const auto stats = V::mul(V::template load<0>(col_stats + j, lanes), inv);
-        V::template store<0>(g + j, V::mul(V::template load<D>(at(dy, j * kBytes<D>), lanes), stats), lanes);
+        V::template store<0>(at(g, j * kBytes<0>), V::mul(V::template load<D>(at(dy, j * kBytes<D>), lanes), stats), lanes);
       });
 }
 

@@ -31,12 +31,12 @@ struct Products {
 }  // namespace
 }  // namespace int8q::cpu
 
-#define INT8Q_KERNEL_TABLE(isa, layout_of_codes, To, codes, products)                                                    \
-  {                                                                                                                      \
-    isa, layout_of_codes, INT8Q_BY_DTYPE("scan", isa, scan), INT8Q_ENCODE("encode", isa, To),                            \
-        INT8Q_BY_DTYPE("encode_s8", isa, encode_s8), {"widen_" codes "_" isa, widen<V, To>}, {"pack_s8_" isa, pack},     \
-        (products).gemm, (products).gemv, (products).dot, {"columns_s8_" isa, columns<V>},                               \
-        {"outliers_f32_" isa, outliers<V>}, INT8Q_BY_DTYPE("epilogue", isa, epilogue),                                   \
-        INT8Q_BY_DTYPE("dequantize", isa, dequantize), INT8Q_BY_DTYPE("scale", isa, scale), {"unpack_f32_" isa, unpack}, \
-        (products).backward, INT8Q_BY_DTYPE("store", isa, store)                                                         \
+#define INT8Q_KERNEL_TABLE(isa, layout_of_codes, To, codes, products)                                                \
+  {                                                                                                                  \
+    isa, layout_of_codes, INT8Q_BY_DTYPE("scan", isa, scan), INT8Q_ENCODE("encode", isa, To),                        \
+        INT8Q_BY_DTYPE("encode_s8", isa, encode_s8), {"widen_" codes "_" isa, widen<V, To>}, {"pack_s8_" isa, pack}, \
+        (products).gemm, (products).gemv, (products).dot, {"columns_s8_" isa, columns<V>},                           \
+        {"outliers_f32_" isa, outliers<V>}, INT8Q_BY_DTYPE("epilogue", isa, epilogue),                               \
+        INT8Q_BY_DTYPE("dequantize", isa, dequantize), INT8Q_BY_DTYPE("scale", isa, scale),                          \
+        {"unpack_f32_" isa, unpack<V>}, (products).backward, INT8Q_BY_DTYPE("store", isa, store)                     \
   }

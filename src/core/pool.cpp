@@ -15,19 +15,21 @@ std::atomic<uint64_t> forks{0};
 
 void count_fork() { forks.fetch_add(1, std::memory_order_relaxed); }
 
-// How long a thread polls before it sleeps: some 10 us, longer than the gap between two phases of a call, far shorter than a
-// scheduling quantum. A pause takes 40 cycles on one CPU and 140 on the next, so the time stamp counter ends it.
+// How long a thread polls before it sleeps: some 100 us. That is longer than what one of two equal parts of a call of half a
+// millisecond comes late, and than what an engine does between two calls, far shorter than a scheduling quantum; waking a
+// thread takes 5 us, and 50 us on a virtual machine. A pause takes 40 cycles on one CPU and 140 on the next, so the time stamp
+// counter ends it.
 inline bool is_worth_polling(uint64_t start, int polls) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
   static_cast<void>(polls);
-  return __builtin_ia32_rdtsc() - start < 40000;
+  return __builtin_ia32_rdtsc() - start < 300000;
 #else
 #if defined(__aarch64__)
   asm volatile("yield");
 #endif
   static_cast<void>(start);
-  return polls < 1000;
+  return polls < 8000;
 #endif
 }
 

@@ -40,8 +40,8 @@ struct Pairs : Ymm {
   }
   // Products and additions in an order that keeps all vector ports busy: 100% of the pair's peak on Zen 4, of which g++ 12's
   // own order leaves 75 to 90%.
-  static constexpr bool kPairsOfMacs = true;
-  static void mac_row(Vec& acc0, Vec& acc1, const uint8_t* codes, const B& b0, const B& b1) {
+  static constexpr bool kMacsOfPairs = true;
+  static void mac_pair(Vec& acc0, Vec& acc1, const uint8_t* codes, const B& b0, const B& b1) {
     struct Dword {
       uint32_t bytes;
     };

@@ -7,7 +7,8 @@
 // A step of one group loads P panels' cache lines and R broadcast code groups, and does R * P dot products whose
 // accumulators stay in registers. Op says what a vector is:
 //   Vec, kVecs (vectors a panel), kGroupBytes (of a panel), kCodeBytes (of a row of codes), B = load_b(p), A = load_a(codes),
-//   mac(acc, a, b); kPairsOfMacs: mac_row(acc, acc, codes, b, b) does two, where their order matters.
+//   mac(acc, a, b); kMacsOfPairs: mac_pair(acc, acc, codes, b, b) does
+//   those of two vectors of B, where the order of instructions matters.
 //
 // B comes to L1 with the first row tile and serves the others from there or from L2, which hides behind R * P products. What
 // comes from memory is asked for ahead, by the row tiles that have products to hide it behind:
@@ -47,21 +48,26 @@ inline __attribute__((always_inline)) void gemm_tile(const GemmBlock& block, int
   const int8_t* b0 = block.panels + panel * block.panel_stride;
   for (int64_t g = 0; g < block.groups; ++g) {
     if (kFetch == Fetch::kNext) _mm_prefetch(reinterpret_cast<const char*>(next + g * Op::kGroupBytes), _MM_HINT_T0);
-    typename Op::B b[P * kVecs];
-#pragma GCC unroll 8
-    for (int v = 0; v < P * kVecs; ++v) {
+    const auto load_b = [&](int v) __attribute__((always_inline)) {
       const int8_t* line = b0 + (v / kVecs) * block.panel_stride + g * Op::kGroupBytes;
       if (kFetch == Fetch::kOwn && v % kVecs == 0) _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T1);
-      b[v] = Op::load_b(line + (v % kVecs) * (Op::kGroupBytes / kVecs));
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const uint8_t* a = codes + r * block.code_stride + g * Op::kCodeBytes;
-      if constexpr (Op::kPairsOfMacs) {
+      return Op::load_b(line + (v % kVecs) * (Op::kGroupBytes / kVecs));
+    };
+    const uint8_t* a = codes + g * Op::kCodeBytes;
+    if constexpr (Op::kMacsOfPairs) {
 #pragma GCC unroll 8
-        for (int v = 0; v < P * kVecs; v += 2) Op::mac_row(acc[r][v], acc[r][v + 1], a, b[v], b[v + 1]);
-      } else {
-        const typename Op::A x = Op::load_a(a);
+      for (int v = 0; v < P * kVecs; v += 2) {
+        const typename Op::B even = load_b(v), odd = load_b(v + 1);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) Op::mac_pair(acc[r][v], acc[r][v + 1], a + r * block.code_stride, even, odd);
+      }
+    } else {
+      typename Op::B b[P * kVecs];
+#pragma GCC unroll 8
+      for (int v = 0; v < P * kVecs; ++v) b[v] = load_b(v);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const typename Op::A x = Op::load_a(a + r * block.code_stride);
 #pragma GCC unroll 8
         for (int v = 0; v < P * kVecs; ++v) acc[r][v] = Op::mac(acc[r][v], x, b[v]);
       }

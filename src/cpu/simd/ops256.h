@@ -11,7 +11,7 @@ namespace {
 struct Ymm {
   using Vec = __m256i;
   static constexpr int kGroupBytes = 64;
-  static constexpr bool kPairsOfMacs = false;
+  static constexpr bool kMacsOfPairs = false;
   static constexpr int kVecs = 2;
 
   static Vec load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }

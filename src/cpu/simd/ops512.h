@@ -11,7 +11,7 @@ namespace {
 struct Zmm {
   using Vec = __m512i;
   static constexpr int kGroupBytes = 64;
-  static constexpr bool kPairsOfMacs = false;
+  static constexpr bool kMacsOfPairs = false;
   static constexpr int kVecs = 1;
 
   static Vec load(const void* p) { return _mm512_loadu_si512(p); }

@@ -90,7 +90,7 @@ struct Widened : Ymm {
 
 void gemv(const GemmBlock& block) {
   if (block.rows == 1) return gemm<Pairs, 1, 4>(block);
-  gemm<Pairs, 4, 1, Fetch::kOwn>(block);
+  gemm<Pairs, 4, 1, Fetch::kL2>(block);
 }
 
 constexpr Products kProducts = {{"gemm_s16s8_4x16_avx2", gemm_widened<Pairs, WidePairs, 4, 1>},

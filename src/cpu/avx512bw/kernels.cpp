@@ -62,7 +62,7 @@ struct Widened : Zmm {
 
 void gemv(const GemmBlock& block) {
   if (block.rows == 1) return gemm<Pairs, 1, 4>(block);
-  gemm<Pairs, 8, 2, Fetch::kOwn>(block);
+  gemm<Pairs, 8, 2, Fetch::kL2>(block);
 }
 
 constexpr Products kProducts = {{"gemm_s16s8_8x32_avx512bw", gemm_widened<Pairs, WidePairs, 8, 2>},

@@ -43,7 +43,7 @@ struct Biased : Vnni {
 
 void gemv(const GemmBlock& block) {
   if (block.rows <= 6) return gemm<Vnni, 6, 4>(block);
-  gemm<Vnni, 8, 2, Fetch::kOwn>(block);
+  gemm<Vnni, 8, 2, Fetch::kL2>(block);
 }
 
 constexpr Products kProducts = {{"gemm_u8s8_6x64_avx512vnni", gemm<Vnni, 6, 4, Fetch::kNext>},

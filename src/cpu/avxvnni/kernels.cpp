@@ -49,10 +49,10 @@ struct Biased : Vnni {
 // One row: two panels at once cover vpdpbusd's latency.
 void gemv(const GemmBlock& block) {
   if (block.rows == 1) return gemm<Vnni, 1, 2>(block);
-  gemm<Vnni, 6, 1, Fetch::kOwn>(block);
+  gemm<Vnni, 6, 1, Fetch::kL1>(block);
 }
 
-constexpr Products kProducts = {{"gemm_u8s8_6x16_avxvnni", gemm<Vnni, 6, 1, Fetch::kNext>},
+constexpr Products kProducts = {{"gemm_u8s8_6x16_avxvnni", gemm<Vnni, 6, 1, Fetch::kL1>},
                                 {"gemv_u8s8_6x16_avxvnni", gemv},
                                 {"dot_s8s8_4x2_avxvnni", dot<Biased, 4, 2>},
                                 {"backward_f32_6x16_avxvnni", backward<FusedStep<V>, 6, 2>}};

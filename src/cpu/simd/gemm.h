@@ -7,14 +7,15 @@
 // A step of one group loads P panels' cache lines and R broadcast code groups, and does R * P dot products whose
 // accumulators stay in registers. Op says what a vector is:
 //   Vec, kVecs (vectors a panel), kGroupBytes (of a panel), kCodeBytes (of a row of codes), B = load_b(p), A = load_a(codes),
-//   mac(acc, a, b); kMacsOfPairs: mac_pair(acc, acc, codes, b, b) does
-//   those of two vectors of B, where the order of instructions matters.
+//   mac(acc, a, b); kMacsOfPairs: mac_pair(acc, acc, codes, b, b) does those of two vectors of B, where order matters.
 //
 // B comes to L1 with the first row tile and serves the others from there or from L2, which hides behind R * P products. What
-// comes from memory is asked for ahead, by the row tiles that have products to hide it behind:
-//   kNext  many rows: the first P row tiles bring the panels of the next step, one each (Zen 4, 36 rows: +7%)
-//   kOwn   few rows: the first row tile asks for lines one page ahead, which the hardware's prefetcher does not cross; into
-//          L2, since L1's few outstanding misses are the loads' own (Zen 4, 8 rows from DRAM, one thread: -16% of the time)
+// comes from memory is asked for ahead (effects on Zen 4):
+//   kNext  many rows: the first P row tiles bring the panels of the next step, one each (four panels, 36 rows: +7%)
+//   kL1    every row tile asks for lines one page ahead, which the hardware's prefetcher does not cross (one panel, 32 rows:
+//          +9%)
+//   kL2    the first row tile does so, into L2: L1's few outstanding misses are left to the loads (8 rows from DRAM on one
+//          thread: -16% of the time)
 //   kNone  one row, or four panels at once: the hardware does better alone
 //
 // Overflow: accumulators wrap modulo 2^32; the true sum, |sum| <= 127 * 127 * K or 128 * 128 * K, fits (core/blob.h).
@@ -25,7 +26,7 @@
 namespace int8q::cpu {
 namespace {
 
-enum class Fetch { kNone, kNext, kOwn };
+enum class Fetch { kNone, kNext, kL1, kL2 };
 
 inline constexpr int64_t kAhead = 4096;
 
@@ -50,7 +51,8 @@ inline __attribute__((always_inline)) void gemm_tile(const GemmBlock& block, int
     if (kFetch == Fetch::kNext) _mm_prefetch(reinterpret_cast<const char*>(next + g * Op::kGroupBytes), _MM_HINT_T0);
     const auto load_b = [&](int v) __attribute__((always_inline)) {
       const int8_t* line = b0 + (v / kVecs) * block.panel_stride + g * Op::kGroupBytes;
-      if (kFetch == Fetch::kOwn && v % kVecs == 0) _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T1);
+      if (v % kVecs == 0 && kFetch == Fetch::kL1) _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T0);
+      if (v % kVecs == 0 && kFetch == Fetch::kL2) _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T1);
       return Op::load_b(line + (v % kVecs) * (Op::kGroupBytes / kVecs));
     };
     const uint8_t* a = codes + g * Op::kCodeBytes;
@@ -86,7 +88,9 @@ void gemm_rows(const GemmBlock& block, int64_t panel, const int8_t* next) {
   int64_t fetched = next == nullptr ? P : 0;
   for_each_row_tile<R>(block.rows, [&](int64_t row, auto tile) {
     constexpr int kRows = decltype(tile)::kCount;
-    if (kFetch == Fetch::kOwn && row == 0) return gemm_tile<Op, kRows, P, Fetch::kOwn>(block, row, panel, nullptr);
+    if (kFetch == Fetch::kL1 || (kFetch == Fetch::kL2 && row == 0)) {
+      return gemm_tile<Op, kRows, P, kFetch>(block, row, panel, nullptr);
+    }
     if (kFetch == Fetch::kNext && fetched < P) {
       return gemm_tile<Op, kRows, P, Fetch::kNext>(block, row, panel, next + fetched++ * block.panel_stride);
     }

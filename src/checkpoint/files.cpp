@@ -20,6 +20,7 @@ namespace {
 using ull = unsigned long long;
 
 constexpr uint64_t kLargestTransfer = 1u << 30;  // Linux moves at most 2^31 - 4096 bytes a call
+constexpr uint64_t kWorthStarting = 256u << 10;  // smaller writes end inside pages, which would be written twice
 
 // A write past RLIMIT_FSIZE raises SIGXFSZ, which ends the process by default: refuse before instead.
 void check_file_size_limit(const std::string& path, uint64_t bytes) {
@@ -141,6 +142,12 @@ OutputFile::OutputFile(const std::string& path, uint64_t bytes, mode_t mode) : p
 
 OutputFile::~OutputFile() {
   if (fd_ >= 0) ::close(fd_);
+}
+
+void OutputFile::write(const void* bytes, uint64_t count, uint64_t offset) {
+  write_exactly(fd_, path_, bytes, count, offset);
+  if (count >= kWorthStarting)
+    ::sync_file_range(fd_, static_cast<off_t>(offset), static_cast<off_t>(count), SYNC_FILE_RANGE_WRITE);
 }
 
 void OutputFile::finish() {

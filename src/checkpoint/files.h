@@ -60,7 +60,8 @@ class OutputFile {
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
 
-  void write(const void* bytes, uint64_t count, uint64_t offset) { write_exactly(fd_, path_, bytes, count, offset); }
+  // What is large the disk begins to write at once, so that finish() finds little left to do.
+  void write(const void* bytes, uint64_t count, uint64_t offset);
   void finish();
 
  private:

@@ -138,8 +138,8 @@ def limit_file_size():
 
 def check_interruptions(folder):
     source, out = f"{folder}/large.safetensors", f"{folder}/large-out.safetensors"
-    rows = 40_000
-    with open(source, "wb") as file:  # 640 MB of zeros that take no space
+    rows, tensors = 40_000, 16
+    with open(source, "wb") as file:  # 2.6 GB of zeros that take no space
         header = json.dumps(
             {
                 f"l{i}.weight": {
@@ -147,23 +147,21 @@ def check_interruptions(folder):
                     "shape": [rows, 1000],
                     "data_offsets": [i * rows * 4000, (i + 1) * rows * 4000],
                 }
-                for i in range(4)
+                for i in range(tensors)
             }
         ).encode()
         file.write(struct.pack("<Q", len(header)) + header)
-        file.truncate(8 + len(header) + 4 * rows * 4000)
+        file.truncate(8 + len(header) + tensors * rows * 4000)
     expect(3, "quantize", source, out, hint="check permissions and free space", preexec_fn=limit_file_size)
     assert not [name for name in os.listdir(folder) if "large-out" in name], os.listdir(folder)
 
     process = subprocess.Popen([BUILT, "quantize", source, out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for _ in range(500):  # until writing has begun
-        if [name for name in os.listdir(folder) if "large-out" in name]:
-            break
+    while not [name for name in os.listdir(folder) if name.endswith(".tmp")] and process.poll() is None:  # until it writes
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, f"Ctrl-C: exit status {process.returncode}\n{errors}"
-    assert not [name for name in os.listdir(folder) if "large-out" in name], os.listdir(folder)
+    assert not [name for name in os.listdir(folder) if "large-out" in name or name.endswith(".tmp")], os.listdir(folder)
 
 
 def check_inspect(source, out):

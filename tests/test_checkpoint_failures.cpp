@@ -576,6 +576,31 @@ TEST_F(Failures, EverySystemCall) {
   }
 }
 
+// Large tensors are read and written by every thread: what fails in any of them ends the call.
+TEST_F(Failures, EveryThreadsSystemCall) {
+  const int64_t n = 301, k = 1000;
+  write_bytes(folder_ / "large", make_safetensors({f32_tensor("a.weight", {n, k}, std::vector<float>(n * k, 1.0f)),
+                                                   f32_tensor("embedding", {n * k}, std::vector<float>(n * k, 1.0f))}));
+  const auto before = contents(folder_.path());
+  // Writes: the header, codes and a copy by three threads each, stats, format. Reads: length, header, and likewise.
+  for (const auto& [call, calls] : {std::pair{kPwrite, 9}, {kPread, 8}}) {
+    const ContextPtr context = make_context(3);
+    const int made = sweep(call, EIO, [&](Call armed) {
+      Quantize quantize{.in = folder_ / "large", .out = folder_ / "large8"};
+      kind = armed;
+      const int32_t status = quantize.run(context);
+      kind = kNone;
+      EXPECT_EQ(status, fired ? INT8Q_IO : INT8Q_OK) << int8q_last_error();
+      if (!fired) return true;
+      EXPECT_TRUE(message_has(strerror(EIO))) << int8q_last_error();
+      EXPECT_TRUE(contents(folder_.path()) == before) << "call " << call << ": " << int8q_last_error();
+      return false;
+    });
+    EXPECT_EQ(made, calls) << call;
+    std::filesystem::remove(folder_ / "large8");
+  }
+}
+
 TEST_F(Failures, WithoutRenameFlags) {
   write_bytes(folder_ / "old/model.safetensors", "old");
   Quantize call{.in = folder_ / "in", .out = folder_ / "new"};

@@ -48,13 +48,15 @@ test-full: ## the slow tests, then all under AddressSanitizer + UBSan, under Thr
 	  $$([ $$preset = tsan ] && echo "$(unrandomized)") ctest --preset $$preset -j $(jobs); \
 	done
 
-bench: ## build and run the benchmarks; raw results go to build/release/bench/*.json
+bench: ## measure against the machine's peaks, oneDNN, torch and bitsandbytes; table, pictures and raw results in build/release/bench
 	@$(deps) build test bench
 	$(call configure,release)
 	$(call make_preset,release)
 	tools/dev/bench.sh build/release
+	tools/dev/bench_python.sh build/release
+	build/venv-bench/bin/python bench/report.py build/release/bench
 
-bench-python: ## compare with bitsandbytes and torch in an environment of its own (downloads 3 GB the first time)
+bench-python: ## of that, only the comparison with torch and bitsandbytes (downloads 3 GB the first time)
 	@$(deps) build bench
 	$(call configure,release)
 	$(call make_preset,release) --target int8q

@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# bench.sh BUILD_FOLDER: runs every benchmark alone, one after another; raw results are kept in BUILD_FOLDER/bench.
+# bench.sh BUILD_FOLDER [OPTION...]: runs every benchmark of the library alone, one after another, with its opponents and the
+# machine's peaks interleaved; raw results are kept in BUILD_FOLDER/bench. Options go to each of them, as --isa avx2.
 set -euo pipefail
 
-results=$1/bench
-mkdir -p "$results"
+build=$1
+shift
+mkdir -p "$build/bench"
 found=0
-for bench in "$1"/bin/bench_*; do
+for bench in "$build"/bin/bench_*; do
   [ -x "$bench" ] || continue
   found=1
-  "$bench" --benchmark_out_format=json --benchmark_out="$results/$(basename "$bench").json" --benchmark_counters_tabular=true
+  "$bench" "$@" --benchmark_enable_random_interleaving=true --benchmark_repetitions=9 --benchmark_min_time=0.05 \
+    --benchmark_display_aggregates_only=true --benchmark_counters_tabular=true \
+    --benchmark_out_format=json --benchmark_out="$build/bench/$(basename "$bench").json" >"$build/bench/$(basename "$bench").log"
 done
 if [ $found -eq 0 ]; then
-  echo "bench.sh: no bench_* in $1/bin; is Google Benchmark (libbenchmark-dev) installed, and INT8Q_BUILD_BENCH on?" >&2
+  echo "bench.sh: no bench_* in $build/bin; are Google Benchmark (libbenchmark-dev) installed, INT8Q_BUILD_BENCH and" \
+    "INT8Q_BUILD_TESTS on?" >&2
   exit 1
 fi

@@ -38,7 +38,7 @@ void register_benchmarks(const Options& options) {
   const bool has_bf16 = cpu::cpu_features().avx512bf16;
   for (const Size size : sizes(options)) {
     for (const int threads : options.threads) {
-      for (const int64_t m : {1, 8, 32, 128, 256, 512}) {
+      for (const int64_t m : {1, 32, 128, 256, 512}) {
         for (const std::string& isa : options.isas) {
           const std::string fma = isa.starts_with("avx512") ? "fma512" : "fma256";
           backward<float>(isa, size, m, threads, "f32", fma);

@@ -12,9 +12,10 @@ found=0
 for bench in "$build"/bin/bench_*; do
   [ -x "$bench" ] || continue
   found=1
-  "$bench" "$@" --benchmark_enable_random_interleaving=true --benchmark_repetitions=9 --benchmark_min_time=0.05 \
+  "$bench" --benchmark_enable_random_interleaving=true --benchmark_repetitions=9 --benchmark_min_time=0.05 \
     --benchmark_display_aggregates_only=true --benchmark_counters_tabular=true \
-    --benchmark_out_format=json --benchmark_out="$build/bench/$(basename "$bench").json" >"$build/bench/$(basename "$bench").log"
+    --benchmark_out_format=json --benchmark_out="$build/bench/$(basename "$bench").json" "$@" \
+    >"$build/bench/$(basename "$bench").log"
 done
 if [ $found -eq 0 ]; then
   echo "bench.sh: no bench_* in $build/bin; are Google Benchmark (libbenchmark-dev) installed, INT8Q_BUILD_BENCH and" \

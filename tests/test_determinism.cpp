@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The same bits for any number of threads and at each run; in element mode a row does not depend on its batch.
+#include <map>
+
 #include "support/call.h"
 #include "support/oracle.h"
 
@@ -13,8 +15,9 @@ TEST(Determinism, ThreadsAndRuns) {
   const int runs = small_grid() ? 3 : 100;
   for (const int64_t m : {1, 3, 50, 200}) {
     const Mat w = random_mat(INT8Q_F32, kN, kK, 1), x = random_input(INT8Q_BF16, m, kK, 2),
-              dy = random_mat(INT8Q_F32, m, kN, 3);
+              dy = random_mat(INT8Q_F32, m, kN, 3), dy_bf16 = random_mat(INT8Q_BF16, m, kN, 4);
     std::vector<uint8_t> y_first, dx_first;
+    std::map<bool, std::vector<uint8_t>> dx_bf16_first;  // by whether bf16 products are used
     for (const cpu::Isa* isa : runnable_isas()) {
       if (isa == runnable_isas().front() && m == 200 && !small_grid()) continue;  // generic: minutes for nothing new
       for (const int32_t threads : {1, 2, 3, 4}) {
@@ -29,6 +32,10 @@ TEST(Determinism, ThreadsAndRuns) {
           ASSERT_CALL(backward(context.get(), linear.get(), dy, dx));
           if (dx_first.empty()) dx_first = dx.bytes();
           ASSERT_EQ(dx.bytes(), dx_first) << isa->name << " threads " << threads << " run " << run;
+          ASSERT_CALL(backward(context.get(), linear.get(), dy_bf16, dx));
+          auto& first = dx_bf16_first[isa->kernels().backward_bf16.run != nullptr];
+          if (first.empty()) first = dx.bytes();
+          ASSERT_EQ(dx.bytes(), first) << isa->name << " bf16, threads " << threads << " run " << run;
         }
       }
     }

@@ -3,13 +3,16 @@
 // dX[M,K] = (dY o col_stats/127) . Wq in two phases, for at most kBlockRows rows of dY at a time, so that the workspace stays
 // bounded. W is never dequantized as a whole.
 //
-//   scale    g[blocks of kDepth n][rows][kDepth] = dY o col_stats/127     each element once
+//   scale    g[blocks of n][rows][n of a block] = dY o col_stats/127      each element once
 //   barrier
 //   tiles    of rows x 64 columns of dX, for each block of n:
 //              w = the codes as floats                 64 KiB, L2; once for all rows of the tile
-//              dx += g . w                             one chain an element, n ascending: the same bits for any M, threads, tiles
+//              dx += g . w                             one chain an element, n in one order: the same bits for any M, threads, tiles
+//
+// g and w are fp32, one n a step, or, for bf16 dY where the kernels have it, bf16 and two n a step.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/dtype.h"
 #include "cpu/layer.h"
@@ -22,31 +25,47 @@ using cpu::kPanelRows;
 constexpr int64_t kCols = 64;
 // A block of n: g of 256 rows is 272 KiB, w and dx 64 KiB each: they stay in an L2 of 1 MiB, beside the codes that come next.
 // Loading and storing dx costs one part in a hundred of 256 steps.
-constexpr int64_t kDepth = 256;
-constexpr int64_t kPanelBytes = kDepth * 64;
+constexpr int64_t kSteps = 256;
+constexpr int64_t kPanelBytes = kSteps * 64;
 // An odd number of cache lines: the rows of a register tile do not fall on one L1 set.
-constexpr int64_t kRowBytes = kDepth * 4 + 64;
+constexpr int64_t kRowBytes = kSteps * 4 + 64;
 constexpr int64_t kBlockRows = 256;    // converting a code costs as much as multiplying it by 5 rows
 constexpr int64_t kLeastCutRows = 64;  // of what is left of a tile where few columns are shared by many threads
 // Below these one thread finishes sooner than two agree to.
 constexpr int64_t kSerialScale = 32 << 10;
 constexpr int64_t kSerialMultiply = 1 << 20;
 
+struct Method {
+  cpu::UnpackPanel unpack;
+  cpu::Backward multiply;
+  int64_t step;  // n of a step
+
+  int64_t depth() const { return kSteps * step; }
+};
+
+Method method_for(const cpu::Kernels& kernels, int dtype) {
+  if (dtype == kernel_index(INT8Q_BF16) && kernels.backward_bf16.run != nullptr) {
+    return {kernels.unpack_bf16.run, kernels.backward_bf16.run, 2};
+  }
+  return {kernels.unpack.run, kernels.backward.run, 1};
+}
+
 struct Workspace {
-  uint8_t* g;  // [ceil(N / kDepth)][rows] of kRowBytes
-  uint8_t* w;  // the asking part's own: [kCols / 16] panels of kPanelBytes
-  float* dx;   // likewise: [rows][kCols]
+  uint8_t* g;     // [blocks of n][rows] of kRowBytes
+  uint8_t* w[2];  // the asking part's own: this block's and the next one's [kCols / 16] panels of kPanelBytes
+  float* dx;      // likewise: [rows][kCols]
 };
 
 Workspace carve(Carver& carver, const Linear& linear, int64_t rows, int64_t part, int64_t parts) {
   const int64_t most = std::min(rows, kBlockRows);
   Workspace mine{};
-  mine.g = carver.take<uint8_t>(checked_mul(ceil_div(linear.n(), kDepth), most * kRowBytes, "workspace"), "workspace");
+  mine.g = carver.take<uint8_t>(checked_mul(ceil_div(linear.n(), kSteps), most * kRowBytes, "workspace"), "workspace");
   for (int64_t i = 0; i < parts; ++i) {
-    auto* w = carver.take<uint8_t>(kCols / cpu::kPanelRows * kPanelBytes, "workspace");
+    auto* w = carver.take<uint8_t>(2 * kCols / kPanelRows * kPanelBytes, "workspace");
     auto* dx = carver.take<float>(most * kCols, "workspace");
     if (i != part) continue;
-    mine.w = w;
+    mine.w[0] = w;
+    mine.w[1] = w + kCols / kPanelRows * kPanelBytes;
     mine.dx = dx;
   }
   return mine;
@@ -55,54 +74,72 @@ Workspace carve(Carver& carver, const Linear& linear, int64_t rows, int64_t part
 // One row block of one call.
 struct Gradient {
   const cpu::Kernels& kernels;
+  Method method;
   const Linear& linear;
   const FloatRows& dy;
   const Output& dx;
   bool accumulate;
   Range rows;
+  int64_t cuts;  // of the rows; an item is 64 columns of one of them
 
   int64_t count() const { return rows.end - rows.begin; }
-  uint8_t* g_at(const Workspace& w, int64_t n, int64_t row) const { return w.g + (n / kDepth * count() + row) * kRowBytes; }
-
-  // Packed codes of rows n.. and columns k.., and how many panels a block of n has there; NULL past the last ones.
-  const int8_t* panels_at(int64_t n, int64_t k) const {
-    if (n >= linear.n() || k >= linear.k()) return nullptr;
-    return linear.blob.panels + n / kPanelRows * linear.blob.panel_stride() + k * kPanelRows;
-  }
-  int64_t depth_at(int64_t n) const { return std::min(kDepth, linear.n() - n); }
+  int64_t blocks() const { return ceil_div(linear.n(), method.depth()); }
+  int64_t depth(int64_t block) const { return std::min(method.depth(), linear.n() - block * method.depth()); }
+  uint8_t* g_at(const Workspace& w, int64_t block, int64_t row) const { return w.g + (block * count() + row) * kRowBytes; }
 
   void scale(const Workspace& w, Range part) const {
     for (int64_t i = part.begin; i < part.end; ++i) {
-      for (int64_t n = 0; n < linear.n(); n += kDepth) {
-        kernels.scale[dy.dtype].run(dy.at(rows.begin + i, n), depth_at(n), linear.blob.col_stats + n, g_at(w, n, i));
+      for (int64_t b = 0; b < blocks(); ++b) {
+        const int64_t n = b * method.depth();
+        kernels.scale[dy.dtype].run(dy.at(rows.begin + i, n), depth(b), linear.blob.col_stats + n, g_at(w, b, i));
       }
     }
   }
 
-  void multiply(const Workspace& w, int64_t k, Range tile) const {
-    const int64_t m = tile.end - tile.begin, stride = linear.blob.panel_stride();
-    std::memset(w.dx, 0, static_cast<size_t>(m * kCols) * sizeof(float));
-    for (int64_t n = 0; n < linear.n(); n += kDepth) {
-      const int64_t panels = ceil_div(depth_at(n), kPanelRows);
-      for (int64_t p = 0; p < panels; ++p) {
-        kernels.unpack.run(panels_at(n, k) + p * stride, 0, kCols, w.w + p * kPanelRows * 64, kPanelBytes);
+  // Codes of a block of n in the columns of an item.
+  struct Codes {
+    const int8_t* panels;
+    int64_t count;
+  };
+  Codes codes(int64_t item, int64_t block) const {
+    const int64_t panel = block * method.depth() / kPanelRows;
+    return {linear.blob.panels + panel * linear.blob.panel_stride() + item / cuts * kCols * kPanelRows,
+            ceil_div(depth(block), kPanelRows)};
+  }
+
+  void multiply(Workspace& w, Range items) const {
+    if (blocks() > 0) unpack(codes(items.begin, 0), w.w[0]);
+    for (int64_t item = items.begin; item < items.end; ++item) {
+      const Range tile = part_range(count(), item % cuts, cuts);
+      for (int64_t b = 0; b < blocks(); ++b) {
+        const bool last = b + 1 == blocks();
+        const Codes next = !last ? codes(item, b + 1) : item + 1 < items.end ? codes(item + 1, 0) : Codes{nullptr, 0};
+        method.multiply({.rows = tile.end - tile.begin,
+                         .n = depth(b),
+                         .k = kCols,
+                         .g = g_at(w, b, tile.begin),
+                         .g_stride = kRowBytes,
+                         .w = w.w[0],
+                         .w_stride = kPanelBytes,
+                         .next_count = next.count,
+                         .next = next.panels,
+                         .next_stride = linear.blob.panel_stride(),
+                         .next_w = w.w[1],
+                         .dx = w.dx,
+                         .dx_stride = kCols,
+                         .accumulate = b > 0});
+        std::swap(w.w[0], w.w[1]);
       }
-      const bool last = n + kDepth >= linear.n();
-      const int64_t next = last ? 0 : n + kDepth;
-      kernels.backward.run({.rows = m,
-                            .n = depth_at(n),
-                            .k = kCols,
-                            .g = g_at(w, n, tile.begin),
-                            .g_stride = kRowBytes,
-                            .w = w.w,
-                            .w_stride = kPanelBytes,
-                            .next = panels_at(next, last ? k + kCols : k),
-                            .next_stride = stride,
-                            .next_count = ceil_div(depth_at(next), kPanelRows),
-                            .dx = w.dx,
-                            .dx_stride = kCols});
+      if (blocks() == 0) std::memset(w.dx, 0, static_cast<size_t>((tile.end - tile.begin) * kCols) * sizeof(float));
+      store(w, item / cuts * kCols, tile);
     }
-    store(w, k, tile);
+  }
+
+  void unpack(const Codes& codes, uint8_t* w) const {
+    for (int64_t p = 0; p < codes.count; ++p) {
+      method.unpack(codes.panels + p * linear.blob.panel_stride(), 0, kCols, w + p * kPanelRows / method.step * 64,
+                    kPanelBytes);
+    }
   }
 
   void store(const Workspace& w, int64_t k, Range tile) const {
@@ -130,20 +167,19 @@ void backward(Context& context, const Linear& linear, const FloatRows& dy, const
     Carver carver(workspace);
     return carve(carver, linear, dy.rows, part, threads);
   };
+  const Method method = method_for(*context.kernels, dy.dtype);
   const int64_t blocks = ceil_div(dy.rows, kBlockRows), columns = ceil_div(linear.k(), kCols);
   for (int64_t block = 0; block < blocks; ++block) {
-    const Gradient gradient{*context.kernels, linear, dy, dx, accumulate, part_range(dy.rows, block, blocks)};
-    const int64_t m = gradient.count(), scaling = m * dy.cols < kSerialScale ? 1 : parts;
-    context.pool.run(scaling, [&](int64_t part) { gradient.scale(workspace_of(part), part_range(m, part, scaling)); });
-    // Items of 64 columns x all rows, or x parts of the rows where there are too few columns to share.
+    const Range rows = part_range(dy.rows, block, blocks);
+    const int64_t m = rows.end - rows.begin;
+    // Items of all rows, or of parts of them where there are too few columns to share.
     const int64_t cuts = parts == 1 ? 1 : std::min(ceil_div(kItemsPerPart * parts, columns), ceil_div(m, kLeastCutRows));
-    const int64_t items = columns * cuts, sharing = std::min(parts, items);
+    const Gradient gradient{*context.kernels, method, linear, dy, dx, accumulate, rows, cuts};
+    const int64_t scaling = m * dy.cols < kSerialScale ? 1 : parts, sharing = std::min(parts, columns * cuts);
+    context.pool.run(scaling, [&](int64_t part) { gradient.scale(workspace_of(part), part_range(m, part, scaling)); });
     context.pool.run(sharing, [&](int64_t part) {
-      const Workspace w = workspace_of(part);
-      const Range range = part_range(items, part, sharing);
-      for (int64_t t = range.begin; t < range.end; ++t) {
-        gradient.multiply(w, t / cuts * kCols, part_range(m, t % cuts, cuts));
-      }
+      Workspace w = workspace_of(part);
+      gradient.multiply(w, part_range(columns * cuts, part, sharing));
     });
   }
 }

@@ -129,15 +129,18 @@ using Epilogue = void (*)(const EpilogueBlock& block);
 // y[j] = (float(q[j]) * stat) * (1/127f), rounded to y's type.
 using DequantizeRow = void (*)(const int8_t* q, int64_t k, float stat, void* y);
 
-// g[n] = float(dy[n]) * (col_stats[n] * (1/127f)), as fp32.
+// g[n] = float(dy[n]) * (col_stats[n] * (1/127f)), as fp32; or rounded to bf16, denormals to zero, with a zero after an odd n,
+// where dy is bf16 and the table has backward_bf16.
 using ScaleRow = void (*)(const void* dy, int64_t n, const float* col_stats, void* g);
 
 // float(code of row r, column k_begin + j), r < 16, j < k_count, into panels of 16 columns, w_stride bytes apart: there row r's
-// 16 are one cache line at r * 64. k_begin and k_count are multiples of 16.
+// 16 are one cache line at r * 64. k_begin and k_count are multiples of 16. unpack_bf16: rows r and r + 1, r even, are the cache
+// line at r * 32, pairs of bf16.
 using UnpackPanel = void (*)(const int8_t* panel, int64_t k_begin, int64_t k_count, void* w, int64_t w_stride);
 
-// dx[i][j] = fmaf(g[i][n], w[n][j], dx[i][j]) for n ascending; i < rows, j < k, k a multiple of 16. w lies as UnpackPanel
-// leaves it, the 16 rows of one panel after those of the other.
+// dx[i][j] = fmaf(g[i][n], w[n][j], dx[i][j] or 0) for n ascending; i < rows, j < k, k a multiple of 16. w lies as UnpackPanel
+// leaves it, the 16 rows of one panel after those of the other. backward_bf16: of pairs n, n + 1 the second first, and denormals
+// are zeros everywhere (simd/backward_bf16.h).
 struct BackwardBlock {
   int64_t rows;
   int64_t n;
@@ -146,12 +149,14 @@ struct BackwardBlock {
   int64_t g_stride;  // bytes
   const void* w;
   int64_t w_stride;  // bytes, from 16 columns to the next
-  // The codes that will be unpacked for the next call, for prefetching: panels of k * 16 bytes; NULL where unknown.
-  const int8_t* next;
-  int64_t next_stride;
+  // Panels of k columns, unpacked into next_w meanwhile, for the next call; 0: none.
   int64_t next_count;
+  const int8_t* next;
+  int64_t next_stride;  // bytes, from one panel to the next
+  void* next_w;         // as w
   float* dx;
   int64_t dx_stride;  // elements
+  bool accumulate;    // false: dx starts at 0
 };
 using Backward = void (*)(const BackwardBlock& block);
 
@@ -187,6 +192,9 @@ struct Kernels {
   Kernel<UnpackPanel> unpack;
   Kernel<Backward> backward;
   Kernel<StoreRow> store[kDtypes];
+  // For bf16 dY; run is NULL where the ISA or the CPU has no bf16 products, and dY is multiplied in fp32.
+  Kernel<UnpackPanel> unpack_bf16 = {};
+  Kernel<Backward> backward_bf16 = {};
 };
 
 // One for each ISA folder; callable on any CPU, the table's kernels only where the ISA is supported.
@@ -196,6 +204,7 @@ const Kernels& avx2_kernels();
 const Kernels& avxvnni_kernels();
 const Kernels& avx512bw_kernels();
 const Kernels& avx512vnni_kernels();
+const Kernels& avx512vnni_bf16_kernels();  // the same and AVX512-BF16
 #endif
 
 }  // namespace int8q::cpu

@@ -9,13 +9,17 @@
 namespace int8q::cpu {
 namespace {
 
+#if defined(__x86_64__)
+const Kernels& avx512vnni() { return cpu_features().avx512bf16 ? avx512vnni_bf16_kernels() : avx512vnni_kernels(); }
+#endif
+
 constexpr Isa kIsas[] = {
     {"generic", [] { return true; }, table<generic_kernels>},
 #if defined(__x86_64__)
     {"avx2", [] { return cpu_features().avx2; }, table<avx2_kernels>},
     {"avxvnni", [] { return cpu_features().avxvnni || avxvnni_as_evex(); }, table<avxvnni_kernels>},
     {"avx512bw", [] { return cpu_features().avx512bw; }, table<avx512bw_kernels>},
-    {"avx512vnni", [] { return cpu_features().avx512vnni; }, table<avx512vnni_kernels>},
+    {"avx512vnni", [] { return cpu_features().avx512vnni; }, table<avx512vnni>},
 #endif
 };
 
@@ -68,6 +72,9 @@ void for_each_kernel(const Kernels& k, void (*visit)(void*, const char*, const c
   visit(arg, "unpack", k.unpack.name);
   visit(arg, "backward", k.backward.name);
   by_dtype(k.store, "store_f32", "store_f16", "store_bf16");
+  if (k.backward_bf16.run == nullptr) return;
+  visit(arg, "unpack_bf16", k.unpack_bf16.name);
+  visit(arg, "backward_bf16", k.backward_bf16.name);
 }
 
 }  // namespace int8q::cpu

@@ -94,7 +94,7 @@ struct Corrupt {
   template <int D>
   static void scale(const void* dy, int64_t n, const float* stats, void* g) {
     kTable().scale[D].run(dy, n, stats, g);
-    if (n > 0) flip_float(g, 0);
+    if (n > 0) flip_float(g, D == 2 && kTable().backward_bf16.run != nullptr ? D : 0);
   }
   static void unpack(const int8_t* panel, int64_t k_begin, int64_t k_count, void* w, int64_t stride) {
     kTable().unpack.run(panel, k_begin, k_count, w, stride);
@@ -109,11 +109,19 @@ struct Corrupt {
     kTable().store[D].run(v, k, y, accumulate);
     if (k > 0) flip_float(y, D);
   }
+  static void unpack_bf16(const int8_t* panel, int64_t k_begin, int64_t k_count, void* w, int64_t stride) {
+    kTable().unpack_bf16.run(panel, k_begin, k_count, w, stride);
+    if (k_count > 0) flip_float(w, 2);
+  }
+  static void backward_bf16(const BackwardBlock& block) {
+    kTable().backward_bf16.run(block);
+    if (block.rows > 0 && block.k > 0) flip_float(block.dx, 0);
+  }
 
   static Kernels corrupted(const char* name) {
     Kernels t = kTable();
     const auto replace = [&](auto& kernel, auto run) {
-      if (std::strcmp(kernel.name, name) == 0) kernel.run = run;
+      if (kernel.name != nullptr && std::strcmp(kernel.name, name) == 0) kernel.run = run;
     };
     const auto replace3 = [&](auto& kernels, auto f32, auto f16, auto bf16) {
       replace(kernels[0], f32);
@@ -136,6 +144,8 @@ struct Corrupt {
     replace(t.unpack, unpack);
     replace(t.backward, backward);
     replace3(t.store, store<0>, store<1>, store<2>);
+    replace(t.unpack_bf16, unpack_bf16);
+    replace(t.backward_bf16, backward_bf16);
     return t;
   }
 };

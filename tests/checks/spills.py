@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""spills.py OBJECT_FOLDER...: the innermost loops around vpdpbusd keep their accumulators in registers.
+"""spills.py OBJECT_FOLDER...: the innermost loops around vpdpbusd, vdpbf16ps and backward's vfmadd keep their accumulators in
+registers.
 
-g++ 12 spills the accumulators of the intrinsic and halves its speed; the kernels' inline assembly avoids it, and this looks
+g++ 12 spills the accumulators of intrinsics and halves their speed; the kernels' inline assembly avoids it, and this looks
 whether it still does: no vector register is moved to or from the stack inside such a loop.
 """
 
@@ -10,7 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ISAS = ("avxvnni", "avx512vnni")
+# Of each instruction, whose functions and in which ISAs.
+LOOPS = {
+    "vpdpbusd": ("", ("avxvnni", "avx512vnni")),
+    "vdpbf16ps": ("", ("avx512vnni",)),
+    "vfmadd": ("backward_tile", ("avx2", "avxvnni", "avx512bw", "avx512vnni")),
+}
 INSTRUCTION = re.compile(r"^\s+([0-9a-f]+):\s+(?:\{\w+\} )?(\w+)\s*(.*)$")
 STACK = re.compile(r"\(%r[sb]p")
 
@@ -26,35 +32,39 @@ def functions(path):
             yield head[1], [(int(m[1], 16), m[2], m[3]) for m in found if m]
 
 
-def innermost_loops(code):
-    """The instructions of each loop around vpdpbusd that has no such loop inside it."""
+def innermost_loops(code, instruction):
+    """The instructions of each loop around `instruction` that has no such loop inside it."""
     spans = []
     for address, mnemonic, operands in code:
         target = re.match(r"([0-9a-f]+) <", operands)
         if mnemonic.startswith("j") and target and int(target[1], 16) <= address:
             spans.append((int(target[1], 16), address))
     loops = {span: [i for i in code if span[0] <= i[0] <= span[1]] for span in spans}
-    hot = {s: body for s, body in loops.items() if any(i[1].startswith("vpdpbusd") for i in body)}
+    hot = {s: body for s, body in loops.items() if any(i[1].startswith(instruction) for i in body)}
     for (begin, end), body in hot.items():
         if not any((b, e) != (begin, end) and begin <= b and e <= end for b, e in hot):
             yield body
 
 
 def main(folders):
-    objects = [o for folder in folders for o in Path(folder).rglob("*.o") if o.parent.name in ISAS]
-    count, spills, seen = 0, 0, set()
-    for path in objects:
-        for name, code in functions(path):
-            for body in innermost_loops(code):
-                count += 1
-                seen.add(path.parent.name)
-                for address, mnemonic, operands in body:
-                    if mnemonic.startswith("vmov") and STACK.search(operands) and re.search(r"%[xyz]mm", operands):
-                        print(f"{path}: {name}: {address:x}: {mnemonic} {operands}")
-                        spills += 1
-    if seen != set(ISAS):
-        sys.exit(f"vpdpbusd loops found in {sorted(seen)} only, of {ISAS}; is {folders} the right place?")
-    print(f"{count} innermost vpdpbusd loops, {spills} spills")
+    spills = 0
+    objects = [o for folder in folders for o in Path(folder).rglob("*.o")]
+    code_of = {o: list(functions(o)) for o in objects if any(o.parent.name in isas for _, isas in LOOPS.values())}
+    for instruction, (of, isas) in LOOPS.items():
+        count, seen = 0, set()
+        for path, codes in code_of.items():
+            for name, code in codes:
+                for body in innermost_loops(code, instruction) if of in name and path.parent.name in isas else ():
+                    count += 1
+                    seen.add(path.parent.name)
+                    for address, mnemonic, operands in body:
+                        if mnemonic.startswith("vmov") and STACK.search(operands) and re.search(r"%[xyz]mm", operands):
+                            print(f"{path}: {name}: {address:x}: {mnemonic} {operands}")
+                            spills += 1
+        if seen != set(isas):
+            sys.exit(f"{instruction} loops found in {sorted(seen)} only, of {isas}; is {folders} the right place?")
+        print(f"{count} innermost {instruction} loops")
+    print(f"{spills} spills")
     sys.exit(spills > 0)
 
 

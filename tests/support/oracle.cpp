@@ -210,6 +210,23 @@ float backward(const Grid& dy, const Quantized& w, int64_t i, int64_t k) {
   return sum;
 }
 
+float without_denormals(float f) { return std::fpclassify(f) == FP_SUBNORMAL ? std::copysign(0.0f, f) : f; }
+
+float backward_bf16(const Grid& dy, const Quantized& w, int64_t i, int64_t k) {
+  float sum = 0.0f;
+  for (int64_t pair = 0; pair < w.rows; pair += 2) {
+    for (const int64_t n : {pair + 1, pair}) {
+      float g = 0.0f, q = 0.0f;
+      if (n < w.rows) {
+        g = without_denormals(dy.at(i, n) * (w.stats[static_cast<size_t>(n)] * (1.0f / 127.0f)));
+        q = w.codes[static_cast<size_t>(n * w.cols + k)];
+      }
+      sum = without_denormals(std::fmaf(from_bf16(to_bf16(g)), q, sum));
+    }
+  }
+  return sum;
+}
+
 std::vector<const cpu::Isa*> runnable_isas() {
   std::vector<const cpu::Isa*> list;
   static bool told = false;

@@ -72,6 +72,9 @@ struct LayerOracle {
 int32_t dot(const int8_t* a, const int8_t* b, int64_t k);
 float dequantize(int32_t acc, float row_stat, float col_stat, float outlier_part);
 float backward(const Grid& dy, const Quantized& w, int64_t i, int64_t k);
+// By vdpbf16ps: g rounded to bf16, of each pair of n the second first, denormals zero throughout.
+float backward_bf16(const Grid& dy, const Quantized& w, int64_t i, int64_t k);
+float without_denormals(float f);
 
 // Supported ISAs; names the others, with the reason, once a process.
 std::vector<const cpu::Isa*> runnable_isas();

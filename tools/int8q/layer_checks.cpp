@@ -84,7 +84,8 @@ void KernelChecks::linear(const LinearCase& c) {
   }
 }
 
-// dX in ascending n, one fmaf chain an element.
+// dX in ascending n, one fmaf chain an element; by bf16 products, which the context may have for bf16 dY, g is rounded to bf16
+// and of each pair of n the second comes first. No value here is a denormal.
 void KernelChecks::backward(int d) {
   constexpr int64_t kM = 7;
   const LinearCase c{.d = 0, .m = kM, .mode = INT8Q_OUTLIERS_COLUMN};
@@ -92,17 +93,21 @@ void KernelChecks::backward(int d) {
   int8q::Workspace blob;
   const int8q::Linear tested = layer(c, weights, blob);
   Tensor dy = random(kFloats[static_cast<size_t>(d)], kM, kN, 1.0f);
+  const bool bf16 =
+      kFloats[static_cast<size_t>(d)] == INT8Q_BF16 && context_.describe().find("\"backward_bf16\"") != std::string::npos;
   std::vector<float> expected;
   for (int64_t i = 0; i < kM; ++i) {
     for (int64_t k = 0; k < kK; ++k) {
       float sum = 0.0f;
-      for (int64_t n = 0; n < kN; ++n) {
+      for (int64_t t = 0; t < kN; ++t) {
+        const int64_t n = bf16 && (t ^ 1) < kN ? t ^ 1 : t;
         const float g = dy.at(i, n) * (weights.quantized.stats[static_cast<size_t>(n)] * (1.0f / 127.0f));
-        sum = std::fmaf(g, weights.quantized.codes[static_cast<size_t>(n * kK + k)], sum);
+        sum = std::fmaf(bf16 ? round_to_bf16(g) : g, weights.quantized.codes[static_cast<size_t>(n * kK + k)], sum);
       }
       expected.push_back(sum);
     }
   }
+  const std::string unpack = bf16 ? "unpack_bf16" : "unpack", multiply = bf16 ? "backward_bf16" : "backward";
   for (int e = 0; e < 3; ++e) {
     for (const uint32_t flags : {0, int{INT8Q_ACCUMULATE}}) {
       Tensor dx = random(kFloats[static_cast<size_t>(e)], kM, kK, 1.0f);
@@ -113,7 +118,7 @@ void KernelChecks::backward(int d) {
         const float value = expected[static_cast<size_t>(i)];
         wrong += !same(dx, i / kK, i % kK, flags != 0 ? before.at(i / kK, i % kK) + value : value);
       }
-      count({op("scale", d), "unpack", "backward", op("store", e)}, kM * kK, wrong);
+      count({op("scale", d), unpack, multiply, op("store", e)}, kM * kK, wrong);
     }
   }
 }

@@ -118,11 +118,18 @@ int32_t product(const int8_t* a, const int8_t* b, int64_t k) {
   return static_cast<int32_t>(sum);
 }
 
-float round_to_f16(float value) {
-  Tensor one(INT8Q_F16, 1, 1);
+namespace {
+
+float rounded_to(int32_t dtype, float value) {
+  Tensor one(dtype, 1, 1);
   one.set(0, 0, value);
   return one.at(0, 0);
 }
+
+}  // namespace
+
+float round_to_f16(float value) { return rounded_to(INT8Q_F16, value); }
+float round_to_bf16(float value) { return rounded_to(INT8Q_BF16, value); }
 
 float LinearOracle::weight(int64_t j, int64_t k) const {
   if (std::find(kept.begin(), kept.end(), k) != kept.end()) return round_to_f16(w.at(j, k));

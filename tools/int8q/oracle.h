@@ -56,6 +56,7 @@ struct LinearOracle {
 
 int32_t product(const int8_t* a, const int8_t* b, int64_t k);
 float round_to_f16(float value);
+float round_to_bf16(float value);
 
 // Equal in bits; NaN equals NaN.
 bool same(float a, float b);

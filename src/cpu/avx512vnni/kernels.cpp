@@ -7,9 +7,10 @@
 // latency 5 x 2 a cycle.
 // gemv: up to 6 rows as gemm; up to 16 in tiles of 8 rows x 2 panels, the second of which finds the panels in L2.
 // dot 4x4: (4 + 1) x 4 accumulators, 4 of B, 1 of A, the 128s = 26.
-// backward 6x64: 24 accumulators, 4 of w, 1 of g = 29.
+// backward 6x64: 24 accumulators, 4 of w, 1 of g = 29; in fp32, and by vdpbf16ps on CPUs that have it.
 #include "cpu/kernels.h"
 #include "cpu/simd/backward.h"
+#include "cpu/simd/backward_bf16.h"
 #include "cpu/simd/dot.h"
 #include "cpu/simd/gemm.h"
 #include "cpu/simd/ops512.h"
@@ -53,8 +54,17 @@ constexpr Products kProducts = {{"gemm_u8s8_6x64_avx512vnni", gemm<Vnni, 6, 4, F
 
 constexpr Kernels kTable = INT8Q_KERNEL_TABLE("avx512vnni", CodeLayout::kU8, ToU8, "u8", kProducts);
 
+constexpr Kernels with_bf16(Kernels table) {
+  table.scale[2].run = scale_to_bf16;
+  table.unpack_bf16 = {"unpack_bf16_avx512vnni", unpack<PairStep>};
+  table.backward_bf16 = {"backward_bf16_6x64_avx512vnni", backward<PairStep, 6, 4>};
+  return table;
+}
+constexpr Kernels kBf16Table = with_bf16(kTable);
+
 }  // namespace
 
 const Kernels& avx512vnni_kernels() { return kTable; }
+const Kernels& avx512vnni_bf16_kernels() { return kBf16Table; }
 
 }  // namespace int8q::cpu

@@ -186,10 +186,15 @@ void backward(const BackwardBlock& block) {
       const auto* w =
           reinterpret_cast<const float*>(static_cast<const uint8_t*>(block.w) + j / kPanelRows * block.w_stride);
       float* dx = block.dx + i * block.dx_stride + j;
+      if (!block.accumulate) std::memset(dx, 0, kPanelRows * sizeof(float));
       for (int64_t n = 0; n < block.n; ++n) {
         for (int64_t c = 0; c < kPanelRows; ++c) dx[c] = std::fmaf(g[n], w[n * kPanelRows + c], dx[c]);
       }
     }
+  }
+  for (int64_t p = 0; p < block.next_count; ++p) {
+    unpack(block.next + p * block.next_stride, 0, block.k, static_cast<uint8_t*>(block.next_w) + p * kPanelRows * 64,
+           block.w_stride);
   }
 }
 

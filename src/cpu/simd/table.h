@@ -38,5 +38,5 @@ struct Products {
         (products).gemm, (products).gemv, (products).dot, {"columns_s8_" isa, columns<V>},                           \
         {"outliers_f32_" isa, outliers<V>}, INT8Q_BY_DTYPE("epilogue", isa, epilogue),                               \
         INT8Q_BY_DTYPE("dequantize", isa, dequantize), INT8Q_BY_DTYPE("scale", isa, scale),                          \
-        {"unpack_f32_" isa, unpack<V>}, (products).backward, INT8Q_BY_DTYPE("store", isa, store)                     \
+        {"unpack_f32_" isa, unpack<FusedStep<V>>}, (products).backward, INT8Q_BY_DTYPE("store", isa, store)          \
   }

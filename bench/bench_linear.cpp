@@ -12,8 +12,8 @@ namespace {
 constexpr int64_t kOutliers = 7;
 
 void linear(const std::string& isa, Size size, int64_t m, int threads, bool rotated, int64_t outliers, int32_t mode,
-            const std::string& more) {
-  add({"linear", "int8q:" + isa, size, m, threads, "/dtype:bf16" + more}, [=](benchmark::State& state) {
+            const std::string& more, const char* operation = "linear") {
+  add({operation, "int8q:" + isa, size, m, threads, "/dtype:bf16" + more}, [=](benchmark::State& state) {
     const std::vector<const Linear*> layers = linears(size, rotated, mode);
     const std::vector<BFloat16> x = activations(m, size.k, outliers);
     std::vector<BFloat16> y(static_cast<size_t>(m * size.n));
@@ -61,8 +61,10 @@ void register_benchmarks(const Options& options) {
     }
   }
   for (const std::string& isa : options.isas) {
+    // Hardly anything to compute: what a call costs.
+    linear(isa, {64, 16}, 1, 1, false, 0, INT8Q_OUTLIERS_COLUMN, "/outliers:0", "call");
     for (const int threads : options.threads) sweep_outliers(isa, threads);
-  };
+  }
 }
 
 }  // namespace int8q::bench

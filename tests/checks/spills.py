@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""spills.py OBJECT_FOLDER...: the innermost loops around vpdpbusd, vdpbf16ps and backward's vfmadd keep their accumulators in
+"""spills.py OBJECT_FOLDER...: the innermost loops around vpdpbusd, vpmaddwd, vdpbf16ps and backward's vfmadd keep their accumulators in
 registers.
 
 g++ 12 spills the accumulators of intrinsics and halves their speed; the kernels' inline assembly avoids it, and this looks
@@ -15,6 +15,7 @@ from pathlib import Path
 LOOPS = {
     "vpdpbusd": ("", ("avxvnni", "avx512vnni")),
     "vdpbf16ps": ("", ("avx512vnni",)),
+    "vpmaddwd": ("gem", ("avx2", "avx512bw")),
     "vfmadd": ("backward_tile", ("avx2", "avxvnni", "avx512bw", "avx512vnni")),
 }
 INSTRUCTION = re.compile(r"^\s+([0-9a-f]+):\s+(?:\{\w+\} )?(\w+)\s*(.*)$")

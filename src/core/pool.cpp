@@ -2,6 +2,7 @@
 #include "core/pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 
 #include <new>
@@ -15,27 +16,22 @@ std::atomic<uint64_t> forks{0};
 
 void count_fork() { forks.fetch_add(1, std::memory_order_relaxed); }
 
-// How long a thread polls before it sleeps. With a CPU for each thread some 100 us: longer than what one of two equal parts of
-// a call of half a millisecond comes late, and than what an engine does between two calls, far shorter than a scheduling
-// quantum; waking a thread takes 5 us, and 50 us on a virtual machine. With more threads than CPUs, whoever polls keeps
-// another from its work: 1 us. A pause takes 40 cycles on one CPU and 140 on the next, so the time stamp counter ends it.
-struct Patience {
-  uint64_t cycles;
-  int polls;
-};
-constexpr Patience kPatient{300'000, 8000}, kImpatient{3'000, 80};
-
-inline bool is_worth_polling(const Patience& patience, uint64_t start, int polls) {
+// How long a thread polls before it sleeps: some 100 us. That is longer than what one of two equal parts of a call of half a
+// millisecond comes late, and than what an engine does between two calls, far shorter than a scheduling quantum; waking a
+// thread takes 5 us, and 50 us on a virtual machine. A pause takes 40 cycles on one CPU and 140 on the next, so the time stamp
+// counter ends it. Who polls lets others run now and then: the thread that it waits for may be on this very CPU.
+inline bool is_worth_polling(uint64_t start, int polls) {
+  constexpr int kPollsBetweenYields = 32;
+  if (polls % kPollsBetweenYields == kPollsBetweenYields - 1) sched_yield();
 #if defined(__x86_64__)
   __builtin_ia32_pause();
-  static_cast<void>(polls);
-  return __builtin_ia32_rdtsc() - start < patience.cycles;
+  return __builtin_ia32_rdtsc() - start < 300000;
 #else
 #if defined(__aarch64__)
   asm volatile("yield");
 #endif
   static_cast<void>(start);
-  return polls < patience.polls;
+  return polls < 2000;
 #endif
 }
 
@@ -48,11 +44,11 @@ inline uint64_t time_stamp() {
 }
 
 // Returns once value != old.
-void await_change(const std::atomic<uint32_t>& value, uint32_t old, const Patience& patience) {
+void await_change(const std::atomic<uint32_t>& value, uint32_t old) {
   const uint64_t start = time_stamp();
   for (int polls = 0;; ++polls) {
     if (value.load(std::memory_order_acquire) != old) return;
-    if (!is_worth_polling(patience, start, polls)) break;
+    if (!is_worth_polling(start, polls)) break;
   }
   value.wait(old, std::memory_order_acquire);
 }
@@ -85,9 +81,6 @@ struct Pool::Workers {
   void* arg = nullptr;
   bool stop = false;
   int started = -1;  // threads; -1: none was tried yet
-  Patience patience;
-
-  explicit Workers(Patience p) : patience(p) {}
 
   // The workers lie behind this object.
   Worker& worker(int i) { return reinterpret_cast<Worker*>(this + 1)[i]; }
@@ -100,7 +93,7 @@ struct Pool::Workers {
   void work(int id) {
     FloatEnvironment environment;
     for (uint32_t seen = 0;;) {
-      await_change(phase, seen, patience);
+      await_change(phase, seen);
       ++seen;
       if (stop) return;
       take_share(id);
@@ -115,7 +108,7 @@ struct Pool::Workers {
   }
 
   void finish_phase() {
-    for (uint32_t left; (left = running.load(std::memory_order_acquire)) != 0;) await_change(running, left, patience);
+    for (uint32_t left; (left = running.load(std::memory_order_acquire)) != 0;) await_change(running, left);
   }
 
   static void* main(void* self) {
@@ -131,8 +124,7 @@ Pool::Pool(const Allocator& allocator, int threads, const int8q_parallel_runner*
     runner_ = *runner;
     threads_ = runner->max_threads;
   } else if (threads > 1) {
-    void* memory = allocator_.allocate(Workers::bytes(threads - 1), "thread pool");
-    workers_ = new (memory) Workers(threads <= available_threads() ? kPatient : kImpatient);
+    workers_ = new (allocator_.allocate(Workers::bytes(threads - 1), "thread pool")) Workers;
   }
   static const int registered = pthread_atfork(nullptr, nullptr, count_fork);
   static_cast<void>(registered);
@@ -161,7 +153,7 @@ bool Pool::acquire() {
   if (found == busy_word(now) || !owner_.compare_exchange_strong(found, busy_word(now), std::memory_order_acquire)) {
     return false;
   }
-  if (found != free_word(now)) new (workers_) Workers(workers_->patience);
+  if (found != free_word(now)) new (workers_) Workers;
   if (workers_->started < 0) start_threads();
   return true;
 }

@@ -3,8 +3,11 @@
 # bench/bench_NAME.cpp is a Google Benchmark executable. They use the test library, whose AVX-VNNI kernels also run on CPUs
 # that only have AVX512-VNNI. oneDNN, the opponent, is looked for by hand: Debian's package configuration asks for OpenCL.
 find_package(benchmark QUIET)
-if(NOT benchmark_FOUND OR NOT TARGET int8q_testing)
-  message(STATUS "int8q: benchmarks are not built; they need Google Benchmark (libbenchmark-dev) and INT8Q_BUILD_TESTS")
+if(NOT benchmark_FOUND OR NOT TARGET int8q_testing OR NOT isa_folders)
+  message(
+    STATUS
+    "int8q: benchmarks are not built; they need x86-64, Google Benchmark (libbenchmark-dev) and INT8Q_BUILD_TESTS"
+  )
   return()
 endif()
 find_package(CLI11 REQUIRED)

@@ -2,6 +2,7 @@
 //
 // The gradient to the input: bit for bit in fp32 on every ISA and by bf16 products where they are used, and within its derived
 // bounds of the exact product.
+#include <algorithm>
 #include <cmath>
 #include <map>
 
@@ -67,6 +68,22 @@ TEST(Backward, EveryShapeDtype) {
   std::printf("%zu cells: %zu ISAs x %zu shapes x 3 dtypes\n", cells, isas.size(), list.size());
   EXPECT_EQ(cells, isas.size() * list.size() * 3);
   draw.expect_covered();
+}
+
+// Shapes large enough to be shared, of which one side is empty.
+TEST(Backward, NoColumnsOrNoRowsOfW) {
+  const ContextPtr context = make_context(2);
+  {
+    const Mat w(INT8Q_F32, 4096, 0), dy = random_mat(INT8Q_F32, 257, 4096, 1), dx(INT8Q_F32, 257, 0);
+    const LinearPtr linear = make_linear(context.get(), w);
+    const Workspace workspace = make_workspace(context.get(), linear.get(), 257, INT8Q_BACKWARD);
+    ASSERT_CALL(int8q_backward(context.get(), linear.get(), dy.get(), 0, dx.get(), workspace.get(), workspace.bytes()));
+  }
+  const Mat w(INT8Q_F32, 0, 4096), dy(INT8Q_F32, 257, 0), dx = random_mat(INT8Q_F32, 257, 4096, 2);
+  const LinearPtr linear = make_linear(context.get(), w);
+  const Workspace workspace = make_workspace(context.get(), linear.get(), 257, INT8Q_BACKWARD);
+  ASSERT_CALL(int8q_backward(context.get(), linear.get(), dy.get(), 0, dx.get(), workspace.get(), workspace.bytes()));
+  EXPECT_TRUE(std::ranges::all_of(dx.bytes(), [](uint8_t byte) { return byte == 0; }));
 }
 
 // |error| <= gamma(N + 3) * sum |g q|: three roundings in g, N in the chain; by bf16 products one of bf16's precision more and

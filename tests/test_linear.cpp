@@ -9,6 +9,7 @@
 
 #include "support/call.h"
 #include "support/draw.h"
+#include "support/guarded_memory.h"
 #include "support/oracle.h"
 #include "support/shapes.h"
 
@@ -440,6 +441,25 @@ TEST(Linear, WithinTheQuantizationBoundOfEigen) {
       }
     }
     EXPECT_GT(error, 0) << "int8 cannot be exact here: the bound was not tested";
+  }
+}
+
+// Without a barrier between its phases a part-wise call finds whatever is in the workspace where its outlier columns should
+// be: Y is undefined, but nothing outside x, y and the workspace is touched.
+TEST(Linear, APartWithoutItsBarrierStaysInItsMemory) {
+  const ContextPtr context = make_context();
+  for (const int64_t k : {1, 63, 65, 600, 640}) {
+    const LinearPtr linear = make_linear(context.get(), random_mat(INT8Q_F32, 20, k, 1));
+    uint64_t bytes = 0;
+    ASSERT_CALL(int8q_query_workspace(context.get(), linear.get(), INT8Q_FORWARD, 1, 1, &bytes));
+    GuardedMemory x_memory(k * 4), y_memory(20 * 4), memory(static_cast<int64_t>(bytes) + 64);
+    uint8_t* x = x_memory.place(k * 4, Place::kAtEnd);
+    uint8_t* y = y_memory.place(20 * 4, Place::kAtEnd);
+    uint8_t* workspace = memory.place_aligned(static_cast<int64_t>(bytes));
+    std::fill_n(workspace, bytes, uint8_t{0xff});
+    const int8q_matrix in = matrix(INT8Q_F32, 1, k, x), out = matrix(INT8Q_F32, 1, 20, y);
+    ASSERT_CALL(int8q_forward_part(context.get(), linear.get(), &in, 0, &out, workspace, bytes, 0, 1));
+    EXPECT_TRUE(x_memory.intact() && y_memory.intact() && memory.intact()) << "K " << k;
   }
 }
 

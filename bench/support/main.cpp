@@ -44,6 +44,14 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&count, arguments.data());
   if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return 1;
 
+  const std::vector<std::string> all = supported_isas();  // ascending
+  if (options.isas.empty()) {
+    std::cerr << argv[0] << ": this CPU runs none of the ISAs that are measured (AVX2 or wider)\n";
+    return 1;
+  }
+  std::sort(options.isas.begin(), options.isas.end(), [&](const std::string& a, const std::string& b) {
+    return std::find(all.begin(), all.end(), a) < std::find(all.begin(), all.end(), b);
+  });
   int8q::bench::onednn::hold_to(options.isas.back());
   benchmark::AddCustomContext("cpu", int8q::cpu::cpu_features().brand);
   benchmark::AddCustomContext("int8q", int8q_version_string());

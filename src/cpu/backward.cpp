@@ -169,6 +169,7 @@ void backward(Context& context, const Linear& linear, const FloatRows& dy, const
   };
   const Method method = method_for(*context.kernels, dy.dtype);
   const int64_t blocks = ceil_div(dy.rows, kBlockRows), columns = ceil_div(linear.k(), kCols);
+  if (columns == 0) return;
   for (int64_t block = 0; block < blocks; ++block) {
     const Range rows = part_range(dy.rows, block, blocks);
     const int64_t m = rows.end - rows.begin;

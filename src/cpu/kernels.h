@@ -182,7 +182,7 @@ struct Kernels {
   Kernel<WidenRow> widen;
   Kernel<PackPanel> pack;
   Kernel<Gemm> gemm;  // any rows
-  Kernel<Gemm> gemv;  // rows <= kGemvRows: streams the panels once
+  Kernel<Gemm> gemv;  // rows <= kGemvRows: reads the panels from memory once
   Kernel<Dot> dot;    // row-major weights, few rows of a
   Kernel<GatherColumns> columns;
   Kernel<Outliers> outliers;

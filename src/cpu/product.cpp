@@ -55,7 +55,7 @@ class PartLoop {
       return;
     }
     if (p_.limit == cpu::kNoOutliers || p_.column_bits == nullptr) return;
-    count_ = list_columns(p_.column_bits, p_.bit_parts, ceil_div(p_.k, 64), s_.cols);
+    count_ = list_columns(p_.column_bits, p_.bit_parts, p_.k, s_.cols);
   }
 
   // Packs the tile's rows of B; tiles of the same columns follow each other and share them.

@@ -24,7 +24,7 @@ inline constexpr int64_t kBlockN = kBlockPanels * cpu::kPanelRows;
 inline constexpr int64_t kBlockK = 4096;     // 64 columns of B are 256 KiB: they and 192 rows of codes fill an L2 of 1 MiB
 inline constexpr int64_t kChunk = 256;       // outlier columns of B gathered at once: 16 KiB for a tile
 inline constexpr int64_t kGathered = 512;    // outlier columns of a whole block of X: more take fewer rows at a time
-inline constexpr int64_t kItemsPerPart = 4;  // so many at least, and one item more or less costs 25% at most
+inline constexpr int64_t kItemsPerPart = 4;  // so many where rows are enough: one item more or less then costs 25% at most
 inline constexpr int64_t kLeastRows = 16;    // but rows enough for the tallest register tile
 // Row-major weights: up to here streaming them beats packing them first. At 4096 x 4096 the two meet at 9 rows with AVX2,
 // at 24 with AVX512-VNNI.

@@ -54,13 +54,17 @@ void quantize_to_codes(const cpu::Kernels& kernels, const FloatRows& x, Range ra
 void quantize_to_s8(const cpu::Kernels& kernels, const FloatRows& x, Range range, uint32_t limit, int8_t* q,
                     int64_t q_stride, float* row_stats, uint64_t* column_bits);
 
-// Ascending indices of the bits that are set in any of the parts' bitmaps [parts][words]; returns their number.
+// Ascending indices below k of the bits that are set in any of the parts' bitmaps [parts][ceil(k / 64)]; returns their
+// number. Bits beyond k may be set where no barrier stood between the phases of a part-wise call: its result is undefined, its
+// memory is not.
 template <class Index>
-int64_t list_columns(const uint64_t* column_bits, int64_t parts, int64_t words, Index* cols) {
+int64_t list_columns(const uint64_t* column_bits, int64_t parts, int64_t k, Index* cols) {
+  const int64_t words = (k + 63) / 64;
   int64_t count = 0;
   for (int64_t w = 0; w < words; ++w) {
     uint64_t bits = 0;
     for (int64_t part = 0; part < parts; ++part) bits |= column_bits[part * words + w];
+    if (w == words - 1 && k % 64 != 0) bits &= (uint64_t{1} << (k % 64)) - 1;
     for (; bits != 0; bits &= bits - 1) cols[count++] = static_cast<Index>(w * 64 + __builtin_ctzll(bits));
   }
   return count;

@@ -46,7 +46,7 @@ void quantize_rows(Context& context, ScratchLease& scratch, const FloatRows& x, 
     quantize_to_s8(*context.kernels, x, part_range(x.rows, part, parts), limit, q, q_stride, row_stats,
                    bits + part * words);
   });
-  const int64_t found = list_columns(bits, parts, words, outliers);
+  const int64_t found = list_columns(bits, parts, x.cols, outliers);
   if (!element && found > 0) {
     context.pool.run(parts, [&](int64_t part) {
       const Range rows = part_range(x.rows, part, parts);

@@ -57,7 +57,7 @@ struct Pairs : Ymm {
         "vpmaddwd %[odd1], %[y], %[y]\n\t"
         "vpaddd %[product], %[acc0], %[acc0]\n\t"
         "vpaddd %[y], %[acc1], %[acc1]"
-        : [acc0] "+x"(c0), [acc1] "+x"(c1), [x] "=&x"(x), [y] "=&x"(y), [product] "=&x"(product)
+        : [acc0] "+&x"(c0), [acc1] "+&x"(c1), [x] "=&x"(x), [y] "=&x"(y), [product] "=&x"(product)
         : [a_even] "m"(a[0]), [a_odd] "m"(a[1]), [even0] "x"(b0.even), [even1] "x"(b1.even), [odd0] "x"(b0.odd),
           [odd1] "x"(b1.odd));
     acc0 = c0;

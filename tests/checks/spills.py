@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""spills.py OBJECT_FOLDER...: the innermost loops around vpdpbusd, vpmaddwd, vdpbf16ps and backward's vfmadd keep their accumulators in
-registers.
+"""spills.py OBJECT_FOLDER...: the innermost loops of the products keep their accumulators in registers.
 
 g++ 12 spills the accumulators of intrinsics and halves their speed; the kernels' inline assembly avoids it, and this looks
-whether it still does: no vector register is moved to or from the stack inside such a loop.
+whether it still does: no vector instruction touches the stack inside such a loop. The products are those of vpdpbusd, vpmaddwd
+and vdpbf16ps, and the vfmadds of backward and of the outlier columns.
 """
 
 import re
@@ -16,7 +16,7 @@ LOOPS = {
     "vpdpbusd": ("", ("avxvnni", "avx512vnni")),
     "vdpbf16ps": ("", ("avx512vnni",)),
     "vpmaddwd": ("gem", ("avx2", "avx512bw")),
-    "vfmadd": ("backward_tile", ("avx2", "avxvnni", "avx512bw", "avx512vnni")),
+    "vfmadd": ("backward_tile|add_columns", ("avx2", "avxvnni", "avx512bw", "avx512vnni")),
 }
 INSTRUCTION = re.compile(r"^\s+([0-9a-f]+):\s+(?:\{\w+\} )?(\w+)\s*(.*)$")
 STACK = re.compile(r"\(%r[sb]p")
@@ -55,11 +55,11 @@ def main(folders):
         count, seen = 0, set()
         for path, codes in code_of.items():
             for name, code in codes:
-                for body in innermost_loops(code, instruction) if of in name and path.parent.name in isas else ():
+                for body in innermost_loops(code, instruction) if re.search(of, name) and path.parent.name in isas else ():
                     count += 1
                     seen.add(path.parent.name)
                     for address, mnemonic, operands in body:
-                        if mnemonic.startswith("vmov") and STACK.search(operands) and re.search(r"%[xyz]mm", operands):
+                        if mnemonic.startswith("v") and STACK.search(operands) and re.search(r"%[xyz]mm", operands):
                             print(f"{path}: {name}: {address:x}: {mnemonic} {operands}")
                             spills += 1
         if seen != set(isas):

@@ -99,12 +99,13 @@ void add_columns(const OutlierBlock& block, int64_t row, int64_t col, int64_t fi
 
 template <class V, int C, bool kSkipZero>
 void add_to_vectors(const OutlierBlock& block, int64_t col, int64_t first, int64_t count, const OutlierWeights& weights) {
-  for_each_row_tile<6>(block.rows, [&](int64_t row, auto tile) {
+  constexpr int R = kSkipZero && V::kLanes == 8 ? 5 : 6;  // a mask takes a ymm, too
+  for_each_row_tile<R>(block.rows, [&](int64_t row, auto tile) {
     add_columns<V, decltype(tile)::kCount, C, kSkipZero>(block, row, col, first, count, weights);
   });
 }
 
-// Tiles of 6 rows x 4 zmm or 6 x 2 ymm, as in backward; single panels are what is left of four.
+// Tiles of up to 6 rows x 4 zmm or 6 x 2 ymm, as in backward; single panels are what is left of four.
 template <class V, bool kSkipZero>
 void add_chunk(const OutlierBlock& block, int64_t first, int64_t count, const OutlierWeights& weights) {
   constexpr int kPanelVecs = kPanelRows / V::kLanes, kMost = V::kLanes == 16 ? 4 : kPanelVecs;

@@ -161,6 +161,7 @@ int64_t backward_workspace_bytes(const Linear& linear, int64_t rows, int64_t par
 
 void backward(Context& context, const Linear& linear, const FloatRows& dy, const Output& dx, bool accumulate,
               void* workspace) {
+  if (linear.k() == 0) return;
   const bool serial = dy.rows * dy.cols < kSerialMultiply && dy.rows * dy.cols * linear.k() < kSerialMultiply;
   const int64_t threads = context.pool.threads(), parts = serial ? 1 : threads;
   const auto workspace_of = [&](int64_t part) {
@@ -169,7 +170,6 @@ void backward(Context& context, const Linear& linear, const FloatRows& dy, const
   };
   const Method method = method_for(*context.kernels, dy.dtype);
   const int64_t blocks = ceil_div(dy.rows, kBlockRows), columns = ceil_div(linear.k(), kCols);
-  if (columns == 0) return;
   for (int64_t block = 0; block < blocks; ++block) {
     const Range rows = part_range(dy.rows, block, blocks);
     const int64_t m = rows.end - rows.begin;

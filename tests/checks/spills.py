@@ -2,8 +2,8 @@
 """spills.py OBJECT_FOLDER...: the innermost loops of the products keep their accumulators in registers.
 
 g++ 12 spills the accumulators of intrinsics and halves their speed; the kernels' inline assembly avoids it, and this looks
-whether it still does: no vector instruction touches the stack inside such a loop. The products are those of vpdpbusd, vpmaddwd
-and vdpbf16ps, and the vfmadds of backward and of the outlier columns.
+whether it still does: no vector instruction touches the stack inside such a loop. The products are those of vpdpbusd,
+vpmaddwd and vdpbf16ps, and the vfmadds of backward and of the outlier columns.
 """
 
 import re

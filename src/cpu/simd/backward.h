@@ -90,7 +90,7 @@ class Ahead {
   }
 
  private:
-  static constexpr int64_t kAhead = 4;
+  static constexpr int64_t kAhead = 8;
 
   struct Square {
     int64_t count = 0, panel = 0, column = 0;

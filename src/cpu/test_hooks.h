@@ -94,7 +94,8 @@ struct Corrupt {
   template <int D>
   static void scale(const void* dy, int64_t n, const float* stats, void* g) {
     kTable().scale[D].run(dy, n, stats, g);
-    if (n > 0) flip_float(g, D == 2 && kTable().backward_bf16.run != nullptr ? D : 0);
+    const bool bf16 = D == 2 && kTable().backward_bf16.run != nullptr;
+    if (n > 0) flip_float(g, bf16 ? 2 : 0);
   }
   static void unpack(const int8_t* panel, int64_t k_begin, int64_t k_count, void* w, int64_t stride) {
     kTable().unpack.run(panel, k_begin, k_count, w, stride);

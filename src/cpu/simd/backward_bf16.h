@@ -65,7 +65,7 @@ struct PairStep {
 };
 
 // Denormals are zeros here too: vdpbf16ps takes them for that.
-void scale_to_bf16(const void* dy, int64_t n, const float* col_stats, void* g) {
+inline void scale_to_bf16(const void* dy, int64_t n, const float* col_stats, void* g) {
   using V = Vec512;
   const auto inv = V::set(kInv127);
   for_each_vector<V>(

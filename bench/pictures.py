@@ -3,14 +3,13 @@
 
 from collections import defaultdict
 
-import matplotlib
+import matplotlib.pyplot as plt
+from bars import THREADS, select
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from results import find
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from bars import THREADS, select  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
-from results import find  # noqa: E402
+plt.switch_backend("agg")
 
 # Okabe and Ito's colours, which colour-blind eyes tell apart; int8q is always the first.
 OURS = "#d55e00"

@@ -155,8 +155,6 @@ double once(const std::string& name, int threads, const std::function<double()>&
 
 }  // namespace
 
-std::span<const Peak> peaks() { return kPeaks; }
-
 const Peak& find_peak(const std::string& name) {
   for (const Peak& peak : kPeaks) {
     if (name == peak.name) return peak;

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <span>
 #include <string>
 
 namespace int8q::bench {
@@ -18,7 +17,6 @@ struct Peak {
   void (*loop)(int64_t rounds);
   int64_t macs;  // multiply-adds a round
 };
-std::span<const Peak> peaks();
 const Peak& find_peak(const std::string& name);
 
 // Wall seconds from the first thread's begin to the last one's end of body(thread), all starting together.

@@ -48,8 +48,6 @@ struct Matmul::Parts {
   int threads = 1;
 };
 
-bool available() { return true; }
-
 std::string version() {
   const dnnl_version_t* v = dnnl::version();
   return std::to_string(v->major) + "." + std::to_string(v->minor) + "." + std::to_string(v->patch);
@@ -117,7 +115,6 @@ void add(const char* operation, Kind kind, Size size, int64_t m, int threads, bo
 namespace int8q::bench::onednn {
 
 struct Matmul::Parts {};
-bool available() { return false; }
 std::string version() { return "none"; }
 void hold_to(const std::string&) {}
 Matmul::Matmul(Kind, int64_t, Size, int64_t, int) { throw std::runtime_error("this build has no oneDNN"); }

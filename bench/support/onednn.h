@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // oneDNN's bare matrix products as opponents: weights packed by itself, the primitive made once, its OpenMP threads. They
-// quantize nothing and scale nothing. available() is false in a build without oneDNN.
+// quantize nothing and scale nothing. A build without oneDNN adds no rows.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,6 @@
 
 namespace int8q::bench::onednn {
 
-bool available();
 std::string version();  // "none" in a build without
 
 // Its widest instruction set from here on: that of one of int8q's ISAs.

@@ -12,6 +12,9 @@ namespace int8q {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+// `bytes` in whole cache lines, an odd number of them: rows that far apart do not fall on one L1 set.
+constexpr int64_t odd_lines(int64_t bytes) { return (ceil_div(bytes, 64) | 1) * 64; }
+
 // a * b and a + b of non-negative sizes; SIZE_OVERFLOW with the name of the size otherwise.
 inline int64_t checked_mul(int64_t a, int64_t b, const char* what) {
   int64_t product;

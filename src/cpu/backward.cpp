@@ -27,13 +27,9 @@ constexpr int64_t kCols = 64;
 // Loading and storing dx costs one part in a hundred of 256 steps.
 constexpr int64_t kSteps = 256;
 constexpr int64_t kPanelBytes = kSteps * 64;
-// An odd number of cache lines: the rows of a register tile do not fall on one L1 set.
-constexpr int64_t kRowBytes = kSteps * 4 + 64;
+constexpr int64_t kRowBytes = odd_lines(kSteps * 4);
 constexpr int64_t kBlockRows = 256;    // converting a code costs as much as multiplying it by 5 rows
 constexpr int64_t kLeastCutRows = 64;  // of what is left of a tile where few columns are shared by many threads
-// Below these one thread finishes sooner than two agree to.
-constexpr int64_t kSerialScale = 32 << 10;
-constexpr int64_t kSerialMultiply = 1 << 20;
 
 struct Method {
   cpu::UnpackPanel unpack;
@@ -162,7 +158,7 @@ int64_t backward_workspace_bytes(const Linear& linear, int64_t rows, int64_t par
 void backward(Context& context, const Linear& linear, const FloatRows& dy, const Output& dx, bool accumulate,
               void* workspace) {
   if (linear.k() == 0) return;
-  const bool serial = dy.rows * dy.cols < kSerialMultiply && dy.rows * dy.cols * linear.k() < kSerialMultiply;
+  const bool serial = is_serial_product(dy.rows, dy.cols, linear.k());
   const int64_t threads = context.pool.threads(), parts = serial ? 1 : threads;
   const auto workspace_of = [&](int64_t part) {
     Carver carver(workspace);
@@ -176,7 +172,7 @@ void backward(Context& context, const Linear& linear, const FloatRows& dy, const
     // Items of all rows, or of parts of them where there are too few columns to share.
     const int64_t cuts = parts == 1 ? 1 : std::min(ceil_div(kItemsPerPart * parts, columns), ceil_div(m, kLeastCutRows));
     const Gradient gradient{*context.kernels, method, linear, dy, dx, accumulate, rows, cuts};
-    const int64_t scaling = m * dy.cols < kSerialScale ? 1 : parts, sharing = std::min(parts, columns * cuts);
+    const int64_t scaling = m * dy.cols < kSerialElements ? 1 : parts, sharing = std::min(parts, columns * cuts);
     context.pool.run(scaling, [&](int64_t part) { gradient.scale(workspace_of(part), part_range(m, part, scaling)); });
     context.pool.run(sharing, [&](int64_t part) {
       Workspace w = workspace_of(part);

@@ -10,11 +10,6 @@ namespace {
 
 using cpu::Kernels;
 
-// Below this many elements of X one thread quantizes sooner than another one wakes (2 us at 16 elements/ns).
-constexpr int64_t kSerialQuantize = 32 << 10;
-// Below this many multiplications one thread finishes sooner than two agree to.
-constexpr int64_t kSerialMultiply = 1 << 20;
-
 struct Workspace {
   uint8_t* codes;         // [M] rows of code_row_bytes
   float* row_stats;       // [M]
@@ -94,7 +89,7 @@ void forward(Context& context, const Linear* const* linears, int64_t count, cons
   const Kernels& kernels = *context.kernels;
   int64_t outputs = 0;
   for (int64_t i = 0; i < count; ++i) outputs += linears[i]->n();
-  const bool serial = x.rows * x.cols < kSerialMultiply && x.rows * x.cols * outputs < kSerialMultiply;
+  const bool serial = is_serial_product(x.rows, x.cols, outputs);
   const int64_t parts = serial ? 1 : context.pool.threads();
   const auto quantize = [&](int64_t part) { quantize_input_part(kernels, *linears[0], x, workspace, part, parts); };
   const auto multiply = [&](int64_t part) {
@@ -102,7 +97,7 @@ void forward(Context& context, const Linear* const* linears, int64_t count, cons
       if (linears[i]->n() > 0) forward_part(kernels, *linears[i], x, ys[i], accumulate, workspace, part, parts);
     }
   };
-  if (x.rows * x.cols < kSerialQuantize) {
+  if (x.rows * x.cols < kSerialElements) {
     context.pool.run(1, [&](int64_t) {
       for (int64_t part = 0; part < parts; ++part) quantize(part);
     });

@@ -36,6 +36,12 @@ inline constexpr uint32_t kNoOutliers = kInfBits + 1;  // as `limit`: above Inf;
 // Padding up to K_padded holds code 0 in either.
 enum class CodeLayout : uint8_t { kS16Pairs, kU8 };
 
+// Place of element j in a kS16Pairs row.
+constexpr int64_t pair_place(int64_t j) {
+  constexpr int64_t kPlace[kGroup] = {0, 2, 1, 3};
+  return j / kGroup * kGroup + kPlace[j % kGroup];
+}
+
 // Unsigned maximum of the bits of |x[0..k)| over elements that are no outliers (0 if there is none). An outlier has
 // limit <= bits(|x|) <= kInfBits; for each, bit j % 64 of column_bits[j / 64] is set; column_bits may be NULL.
 using ScanRow = uint32_t (*)(const void* x, int64_t k, uint32_t limit, uint64_t* column_bits);

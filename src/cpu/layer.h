@@ -27,6 +27,15 @@ struct WeightSource {
 int64_t pack_scratch_bytes(const Context& context, int64_t k);
 void pack_blob(Context& context, void* scratch, const WeightSource& weight, void* blob);
 
+// Below this many elements of X or dY one thread has quantized or scaled them sooner than another one wakes (2 us at 16 a ns).
+inline constexpr int64_t kSerialElements = 32 << 10;
+
+// Whether one thread finishes a product sooner than two agree to share it: below 2^20 multiplications.
+constexpr bool is_serial_product(int64_t rows, int64_t cols, int64_t outputs) {
+  constexpr int64_t kMost = 1 << 20;
+  return rows * cols < kMost && rows * cols * outputs < kMost;
+}
+
 // The panels that a part packs: those that it reads in a product of one row, and give or take one in any other. Who writes a
 // page first decides on which NUMA node it lies.
 Range panel_range(int64_t n, int64_t part, int64_t parts);

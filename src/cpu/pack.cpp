@@ -24,17 +24,14 @@ void keep_first(std::atomic<int64_t>& first, int64_t row) {
 // Columns that are packed, then written: 4 KiB of a panel, so that the stores drain while the next are read.
 constexpr int64_t kChunkCols = 256;
 
-// Rows of codes lie an odd number of cache lines apart: sixteen of them would not fit the ways of one L1 set.
-int64_t scratch_row_bytes(int64_t k) { return (ceil_div(k, 64) | 1) * 64; }
-
 // What one part has for the panel that it is at: its rows' codes, and the panel before it goes to the blob.
 struct PackScratch {
-  int8_t* codes;  // [16] rows of scratch_row_bytes
+  int8_t* codes;  // [16] rows, odd_lines(k) apart
   int8_t* panel;
 
-  static int64_t bytes(int64_t k) { return (scratch_row_bytes(k) + round_up(k, cpu::kPadK)) * cpu::kPanelRows; }
+  static int64_t bytes(int64_t k) { return (odd_lines(k) + round_up(k, cpu::kPadK)) * cpu::kPanelRows; }
   PackScratch(void* scratch, int64_t k, int64_t part)
-      : codes(static_cast<int8_t*>(scratch) + part * bytes(k)), panel(codes + scratch_row_bytes(k) * cpu::kPanelRows) {}
+      : codes(static_cast<int8_t*>(scratch) + part * bytes(k)), panel(codes + odd_lines(k) * cpu::kPanelRows) {}
 };
 
 // Copies whole cache lines past the caches: reading a line that is overwritten whole would be a third of all traffic.
@@ -68,7 +65,7 @@ class Packer {
       auto* stats = const_cast<float*>(blob_.col_stats) + row;
       std::fill(stats, stats + cpu::kPanelRows, 0.0f);
       const int8_t* codes = scratch.codes;
-      int64_t stride = scratch_row_bytes(k());
+      int64_t stride = odd_lines(k());
       if (weight_.dtype == INT8Q_S8) {
         codes = reinterpret_cast<const int8_t*>(weight_.data + row * weight_.row_bytes);
         stride = weight_.row_bytes;

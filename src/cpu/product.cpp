@@ -233,11 +233,10 @@ class PartLoop {
       to[t] = static_cast<uint8_t>(-codes[k]);
       return;
     }
-    constexpr int64_t kPlace[4] = {0, 2, 1, 3};
     int16_t code;
-    std::memcpy(&code, codes + (k / 4 * 4 + kPlace[k % 4]) * 2, sizeof code);
+    std::memcpy(&code, codes + cpu::pair_place(k) * 2, sizeof code);
     code = static_cast<int16_t>(-code);
-    std::memcpy(to + (t / 4 * 4 + kPlace[t % 4]) * 2, &code, sizeof code);
+    std::memcpy(to + cpu::pair_place(t) * 2, &code, sizeof code);
   }
 
   bool is_outlier(float x) const {

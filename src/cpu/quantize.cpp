@@ -28,8 +28,7 @@ float stat_of_bits(uint32_t absmax_bits) {
 }
 
 int64_t code_row_bytes(const Kernels& kernels, int64_t k) {
-  const int64_t lines = round_up(k, cpu::kPadK) * (kernels.layout == CodeLayout::kU8 ? 1 : 2) / 64;
-  return (lines | 1) * 64;
+  return odd_lines(round_up(k, cpu::kPadK) * (kernels.layout == CodeLayout::kU8 ? 1 : 2));
 }
 
 void quantize_to_codes(const Kernels& kernels, const FloatRows& x, Range range, uint32_t limit, uint8_t* codes,

@@ -22,8 +22,7 @@ MultiplyScratch carve(Carver& carver, const Product& product, bool packs, int64_
         carver.take<uint8_t>(checked_mul(product.m, code_row_bytes(*product.kernels, product.k), "scratch"), "scratch");
   }
   for (int64_t i = 0; i < parts; ++i) {
-    const PartScratch s = carve_part_scratch(carver, product.m, packs ? product.k : product.given_count, outliers,
-                                             packs);
+    const PartScratch s = carve_part_scratch(carver, product.m, packs ? product.k : product.given_count, outliers, packs);
     if (i == part) scratch.part = s;
   }
   return scratch;

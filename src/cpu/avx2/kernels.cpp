@@ -5,7 +5,7 @@
 //   even = vpsraw(vpsllw(b, 8), 8) = {b0, b2},  odd = vpsraw(b, 8) = {b1, b3}   as s16 pairs
 //   acc += vpmaddwd({a0, a2}, even) + vpmaddwd({a1, a3}, odd)
 //
-// |a * b| <= 128 * 128, four of them 65,536: nothing saturates. Three shifts a vector of B are shared by the tile's rows.
+// |a * b| <= 128 * 128, four of them 65,536: nothing saturates. gemm shifts B once for all rows, gemv once for a tile's.
 //
 // gemm 4x16: 4 rows x 2 ymm = 8 accumulators, 4 halves of B, 2 broadcasts, 1 product = 15 of 16 registers.
 // dot 2x4: 2 x 4 accumulators, 4 of B, 1 of A, 1 product = 14.
@@ -23,20 +23,14 @@ namespace {
 using V = Vec256;
 
 struct Pairs : Ymm {
-  struct A {
+  struct B {
     Vec even, odd;
   };
-  using B = A;
   static constexpr int kCodeBytes = 8;
 
   static B load_b(const int8_t* p) {
     const Vec b = load(p);
     return {_mm256_srai_epi16(_mm256_slli_epi16(b, 8), 8), _mm256_srai_epi16(b, 8)};
-  }
-  static A load_a(const uint8_t* codes) { return {broadcast(codes), broadcast(codes + 4)}; }
-  static Vec mac(Vec acc, const A& a, const B& b) {
-    acc = _mm256_add_epi32(acc, _mm256_madd_epi16(a.even, b.even));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(a.odd, b.odd));
   }
   // Products and additions in an order that keeps all vector ports busy: 100% of the pair's peak on Zen 4, of which g++ 12's
   // own order leaves 75 to 90%.
@@ -65,16 +59,6 @@ struct Pairs : Ymm {
   }
 };
 
-// Over groups that are widened already: both halves of a ymm of codes one after the other.
-struct WidePairs : Pairs {
-  static constexpr int kGroupBytes = 128;
-  static B load_b(const int8_t* p) { return {load(p), load(p + 32)}; }
-  static void store_b(int8_t* p, const B& b) {
-    store(p, b.even);
-    store(p + 32, b.odd);
-  }
-};
-
 struct Widened : Ymm {
   static constexpr int kBytes = 16;
   static constexpr bool kBiased = false;
@@ -93,7 +77,7 @@ void gemv(const GemmBlock& block) {
   gemm<Pairs, 4, 1, Fetch::kL2>(block);
 }
 
-constexpr Products kProducts = {{"gemm_s16s8_4x16_avx2", gemm_widened<Pairs, WidePairs, 4, 1>},
+constexpr Products kProducts = {{"gemm_s16s8_4x16_avx2", gemm_widened<Pairs, 4, 1>},
                                 {"gemv_s16s8_4x16_avx2", gemv},
                                 {"dot_s8s8_2x4_avx2", dot<Widened, 2, 4>},
                                 {"backward_f32_6x16_avx2", backward<FusedStep<V>, 6, 2>}};

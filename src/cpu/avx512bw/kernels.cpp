@@ -35,16 +35,6 @@ struct Pairs : Zmm {
   }
 };
 
-// Over groups that are widened already: both halves of a zmm of codes one after the other.
-struct WidePairs : Pairs {
-  static constexpr int kGroupBytes = 128;
-  static B load_b(const int8_t* p) { return {load(p), load(p + 64)}; }
-  static void store_b(int8_t* p, const B& b) {
-    store(p, b.even);
-    store(p + 64, b.odd);
-  }
-};
-
 struct Widened : Zmm {
   static constexpr int kBytes = 32;
   static constexpr bool kBiased = false;
@@ -65,7 +55,7 @@ void gemv(const GemmBlock& block) {
   gemm<Pairs, 8, 2, Fetch::kL2>(block);
 }
 
-constexpr Products kProducts = {{"gemm_s16s8_8x32_avx512bw", gemm_widened<Pairs, WidePairs, 8, 2>},
+constexpr Products kProducts = {{"gemm_s16s8_8x32_avx512bw", gemm_widened<Pairs, 8, 2>},
                                 {"gemv_s16s8_8x32_avx512bw", gemv},
                                 {"dot_s8s8_4x4_avx512bw", dot<Widened, 4, 4>},
                                 {"backward_f32_6x64_avx512bw", backward<FusedStep<V>, 6, 4>}};

@@ -48,12 +48,6 @@ void encode_codes(const void* x, int64_t k, float absmax, uint32_t limit, const 
   }
 }
 
-// Place of element j in a kS16Pairs row: {a0, a2, a1, a3} in each group of four.
-constexpr int64_t pair_place(int64_t j) {
-  constexpr int64_t kPlace[4] = {0, 2, 1, 3};
-  return j / 4 * 4 + kPlace[j % 4];
-}
-
 template <int D>
 void encode(const void* x, int64_t k, int64_t k_padded, float absmax, uint32_t limit, void* codes) {
   auto* out = static_cast<int16_t*>(codes);

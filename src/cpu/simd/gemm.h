@@ -116,12 +116,23 @@ void gemm(const GemmBlock& block) {
   if (p < block.panel_count) gemm_last_panels<Op, R, P, kFetch>(block, p, block.panel_count - p);
 }
 
+// Op over groups whose codes are widened already: both halves of a vector of B lie one after the other.
+template <class Op>
+struct Wide : Op {
+  static constexpr int kGroupBytes = 2 * Op::kGroupBytes;
+  static typename Op::B load_b(const int8_t* p) { return {Op::load(p), Op::load(p + sizeof(typename Op::Vec))}; }
+  static void store_b(int8_t* p, const typename Op::B& b) {
+    Op::store(p, b.even);
+    Op::store(p + sizeof(typename Op::Vec), b.odd);
+  }
+};
+
 // For instructions that take s16: each panel's codes are widened once, `kGroups` groups at a time, into L1 (16 KiB) for all
-// row tiles, whose loops then are products and additions only. Wide is Op over such groups, of Op::B's vectors.
-template <class Op, class Wide, int R, int P>
+// row tiles, whose loops then are products and additions only.
+template <class Op, int R, int P>
 void gemm_widened(const GemmBlock& block) {
   constexpr int64_t kGroups = 128 / P, kVecs = Op::kVecs;
-  alignas(64) int8_t wide[P][kGroups][Wide::kGroupBytes];
+  alignas(64) int8_t wide[P][kGroups][Wide<Op>::kGroupBytes];
   alignas(64) static constexpr int32_t zeros[P * kPanelRows] = {};
   for (int64_t p = 0; p < block.panel_count; p += P) {
     const int64_t panels = block.panel_count - p < P ? block.panel_count - p : P;
@@ -132,21 +143,22 @@ void gemm_widened(const GemmBlock& block) {
         const int8_t* lines = block.panels + (p + i) * block.panel_stride + g * Op::kGroupBytes;
         for (int64_t t = 0; t < groups * kVecs; ++t) {
           _mm_prefetch(reinterpret_cast<const char*>(lines + t * (Op::kGroupBytes / kVecs) + kAhead), _MM_HINT_T1);
-          Wide::store_b(wide[i][0] + t * (Wide::kGroupBytes / kVecs), Op::load_b(lines + t * (Op::kGroupBytes / kVecs)));
+          Wide<Op>::store_b(wide[i][0] + t * (Wide<Op>::kGroupBytes / kVecs),
+                            Op::load_b(lines + t * (Op::kGroupBytes / kVecs)));
         }
       }
-      gemm<Wide, R, P>({.codes = block.codes + g * Op::kCodeBytes,
-                        .code_stride = block.code_stride,
-                        .rows = block.rows,
-                        .panels = wide[0][0],
-                        .panel_stride = sizeof wide[0],
-                        .panel_count = panels,
-                        .groups = groups,
-                        .start = g == 0 ? block.start + p * kPanelRows : zeros,
-                        .accumulate = block.accumulate || g > 0,
-                        .next = nullptr,
-                        .acc = block.acc + p * kPanelRows,
-                        .acc_stride = block.acc_stride});
+      gemm<Wide<Op>, R, P>({.codes = block.codes + g * Op::kCodeBytes,
+                            .code_stride = block.code_stride,
+                            .rows = block.rows,
+                            .panels = wide[0][0],
+                            .panel_stride = sizeof wide[0],
+                            .panel_count = panels,
+                            .groups = groups,
+                            .start = g == 0 ? block.start + p * kPanelRows : zeros,
+                            .accumulate = block.accumulate || g > 0,
+                            .next = nullptr,
+                            .acc = block.acc + p * kPanelRows,
+                            .acc_stride = block.acc_stride});
       g += kGroups;
     } while (g < block.groups);
   }

@@ -14,7 +14,8 @@ namespace int8q::bench::onednn {
 
 std::string version();  // "none" in a build without
 
-// Its widest instruction set from here on: that of one of int8q's ISAs.
+// Its widest instruction set from here on: that of one of int8q's ISAs, any for the best of them; not what the environment
+// says.
 void hold_to(const std::string& isa);
 
 enum class Kind {

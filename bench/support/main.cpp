@@ -4,7 +4,9 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <fstream>
 #include <iostream>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -21,6 +23,19 @@ std::vector<std::string> supported_isas() {
     if (isa.supported() && std::string(isa.name) != "generic") names.emplace_back(isa.name);
   }
   return names;
+}
+
+// The first processor's "vendor_id", "cpu family", "model" and "flags", as in /proc/cpuinfo.
+std::map<std::string, std::string> describe_cpu() {
+  std::map<std::string, std::string> found;
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line) && !line.empty();) {
+    const std::string name = line.substr(0, line.find('\t'));
+    const size_t value = line.find(": ");
+    const bool wanted = name == "vendor_id" || name == "cpu family" || name == "model" || name == "flags";
+    if (wanted && value != std::string::npos) found[name] = line.substr(value + 2);
+  }
+  return found;
 }
 
 }  // namespace
@@ -54,6 +69,8 @@ int main(int argc, char** argv) {
   });
   int8q::bench::onednn::hold_to(options.isas.back());
   benchmark::AddCustomContext("cpu", int8q::cpu::cpu_features().brand);
+  for (const auto& [name, value] : describe_cpu()) benchmark::AddCustomContext(name, value);
+  benchmark::AddCustomContext("avxvnni", "EVEX");  // the test library's kernels, on every CPU
   benchmark::AddCustomContext("int8q", int8q_version_string());
   benchmark::AddCustomContext("onednn", int8q::bench::onednn::version());
   benchmark::AddCustomContext("compiler", __VERSION__);

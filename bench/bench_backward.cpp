@@ -14,17 +14,13 @@ template <class T>
 void backward(const std::string& isa, Size size, int64_t m, int threads, const char* dtype, const std::string& peak) {
   add({"backward", "int8q:" + isa, size, m, threads, std::string("/dtype:") + dtype}, [=](benchmark::State& state) {
     const Linear& layer = *linears(size, false)[0];
-    std::vector<T> dy, dx(static_cast<size_t>(m * size.k));
-    if constexpr (std::is_same_v<T, float>) {
-      dy = normal(m * size.n, 4);
-    } else {
-      dy = to_bf16(normal(m * size.n, 4));
-    }
+    const std::vector<T> dy = values<T>(m * size.n, 4);
+    std::vector<T> dx(static_cast<size_t>(m * size.k));
     Workspace workspace;
     Context& with = context(isa, threads);
     let_others_sleep();
     while (state.KeepRunning()) {
-      layer.backward(with, view(std::as_const(dy).data(), m, size.n), view(dx.data(), m, size.k), workspace);
+      layer.backward(with, view(dy.data(), m, size.n), view(dx.data(), m, size.k), workspace);
     }
     count_operations(state, static_cast<double>(m * size.k * size.n), peak, threads);
   });
@@ -42,6 +38,7 @@ void register_benchmarks(const Options& options) {
         for (const std::string& isa : options.isas) {
           const std::string fma = isa.starts_with("avx512") ? "fma512" : "fma256";
           backward<float>(isa, size, m, threads, "f32", fma);
+          backward<Float16>(isa, size, m, threads, "f16", fma);
           backward<BFloat16>(isa, size, m, threads, "bf16", isa == "avx512vnni" && has_bf16 ? "bf16" : fma);
         }
         const Size transposed{size.n, size.k};

@@ -31,6 +31,25 @@ void linear(const std::string& isa, Size size, int64_t m, int threads, bool rota
   });
 }
 
+// What the linear does first, by itself: its time over the linear's is quantization's share.
+void quantize_input(const std::string& isa, int64_t m, int threads) {
+  constexpr int64_t kCols = 4096;
+  add({"quantize_input", "int8q:" + isa, {kCols, 0}, m, threads, "/dtype:bf16"}, [=](benchmark::State& state) {
+    const std::vector<BFloat16> x = activations(m, kCols, kOutliers);
+    std::vector<int8_t> q(x.size());
+    std::vector<float> stats(static_cast<size_t>(m));
+    std::vector<int64_t> cols(static_cast<size_t>(kCols));
+    int64_t count = 0;
+    Context& with = context(isa, threads);
+    let_others_sleep();
+    while (state.KeepRunning()) {
+      quantize_rows(with, view(x.data(), m, kCols), {}, view(q.data(), m, kCols), stats.data(), nullptr, cols.data(),
+                    &count);
+    }
+    count_bytes(state, static_cast<double>(x.size()) * 3, copy_of(threads));
+  });
+}
+
 // What any number of outlier columns costs, in both scopes.
 void sweep_outliers(const std::string& isa, int threads) {
   const Size size{4096, 4096};
@@ -63,7 +82,10 @@ void register_benchmarks(const Options& options) {
   for (const std::string& isa : options.isas) {
     // Hardly anything to compute: what a call costs.
     linear(isa, {64, 16}, 1, 1, false, 0, INT8Q_OUTLIERS_COLUMN, "/outliers:0", "call");
-    for (const int threads : options.threads) sweep_outliers(isa, threads);
+    for (const int threads : options.threads) {
+      sweep_outliers(isa, threads);
+      for (const int64_t m : {128, 512}) quantize_input(isa, m, threads);
+    }
   }
 }
 

@@ -12,25 +12,11 @@ constexpr int64_t kRows = 4096;
 constexpr Size kSize{8192, 4096};  // 64 MiB of bf16, 32 MiB of codes
 
 template <class T>
-std::vector<T> values(int64_t count) {
-  std::vector<float> x = normal(count, 1);
-  if constexpr (std::is_same_v<T, float>) {
-    return x;
-  } else if constexpr (std::is_same_v<T, BFloat16>) {
-    return to_bf16(x);
-  } else {
-    std::vector<T> halves(x.size());
-    for (size_t i = 0; i < x.size(); ++i) halves[i] = {static_cast<uint16_t>(0x3800 + (i * 37) % 0x600)};  // 0.5 .. 2
-    return halves;
-  }
-}
-
-template <class T>
 void quantize(const std::string& isa, int threads, const char* dtype) {
   const int64_t count = kRows * kSize.k;
   add({"quantize_rows", "int8q:" + isa, {kSize.k, 0}, kRows, threads, std::string("/dtype:") + dtype},
       [=](benchmark::State& state) {
-        const std::vector<T> x = values<T>(count);
+        const std::vector<T> x = values<T>(count, 1);
         std::vector<int8_t> q(x.size());
         std::vector<float> stats(static_cast<size_t>(kRows));
         Context& with = context(isa, threads);
@@ -54,7 +40,7 @@ void quantize(const std::string& isa, int threads, const char* dtype) {
       });
   // A new layer each time: allocating and first touching its pages is part of it.
   add({"quantize_weight", "int8q:" + isa, kSize, 0, threads, std::string("/dtype:") + dtype}, [=](benchmark::State& state) {
-    const std::vector<T> w = values<T>(kSize.n * kSize.k);
+    const std::vector<T> w = values<T>(kSize.n * kSize.k, 1);
     Context& with = context(isa, threads);
     let_others_sleep();
     while (state.KeepRunning()) Linear(with, view(w.data(), kSize.n, kSize.k));

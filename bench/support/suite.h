@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "int8q/int8q.hpp"
@@ -76,5 +77,19 @@ std::vector<BFloat16> activations(int64_t m, int64_t k, int64_t outliers);
 BFloat16 to_bf16(float f);
 std::vector<BFloat16> to_bf16(const std::vector<float>& values);
 std::vector<float> normal(int64_t count, uint64_t seed);
+
+// fp32 and bf16: normal; fp16: 0.5 .. 2.
+template <class T>
+std::vector<T> values(int64_t count, uint64_t seed) {
+  if constexpr (std::is_same_v<T, float>) {
+    return normal(count, seed);
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    return to_bf16(normal(count, seed));
+  } else {
+    std::vector<T> halves(static_cast<size_t>(count));
+    for (size_t i = 0; i < halves.size(); ++i) halves[i] = {static_cast<uint16_t>(0x3800 + (i * 37) % 0x600)};
+    return halves;
+  }
+}
 
 }  // namespace int8q::bench

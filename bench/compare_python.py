@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 
-from machine import describe_machine, describe_process
+from machine import describe_machine, describe_process, torch_versions
 
 # What forces each library to AVX2. bitsandbytes' int8 operators on a CPU are torch's; its own library is not called by
 # them. MKL, which torch's fp32 products call, obeys on Intel CPUs and does not say what it took on others.
@@ -30,6 +30,8 @@ AVX2 = {
     "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
+# What would hold a contender below what this machine can do; no run heeds what its environment says of them.
+HOLDS_BACK = (*AVX2, "DNNL_MAX_CPU_ISA")
 OUTLIERS = 7
 ROTATED_BYTES = 128 << 20
 # OpenMP's threads spin for some milliseconds after a parallel region, on the core that the next contender's second thread
@@ -241,6 +243,9 @@ def shapes(texts):
 def prepare_process(args):
     """Loads torch, int8q and the opponents, on the ISA and the threads that are asked for."""
     # Before the libraries that read them are loaded.
+    cleared = {name: os.environ.pop(name) for name in HOLDS_BACK if name in os.environ}
+    if cleared:
+        print("cleared from the environment: " + ", ".join(f"{name}={value}" for name, value in cleared.items()))
     os.environ["INT8Q_NUM_THREADS"] = str(args.threads)
     os.environ.update(AVX2 if args.isa == "avx2" else {})
     import contenders
@@ -255,6 +260,7 @@ def prepare_process(args):
     taken = {"int8q": library.description()["isa"], "torch": capability}
     print(f"int8q on {taken['int8q']}, torch on {capability}, {args.threads} threads; median ms (times int8q's)")
     facts = {"isa": args.isa, "isa_taken": taken, "torch_int_mm_saturates": contenders.saturates()}
+    facts["cleared_environment"] = cleared
     return library, contenders.forward_contenders(library), contenders.backward_contenders(library), facts
 
 
@@ -288,7 +294,7 @@ def main():
     measure_all(run, args, forward, backward)
     if args.json:
         record = {
-            **describe_process(args.library, library.version()),
+            **describe_process(args.library, library.version(), torch_versions()),
             "machine": describe_machine(),
             **facts,
             "threads": args.threads,

@@ -33,8 +33,8 @@ def describe_machine():
     }
 
 
-def bundled_versions():
-    """torch carries oneDNN and MKL and names them; it carries FBGEMM too, without a version."""
+def torch_versions():
+    """torch and what works on it. torch carries oneDNN and MKL and names them; it carries FBGEMM too, without a version."""
     import torch
 
     text = torch.__config__.show()
@@ -42,12 +42,13 @@ def bundled_versions():
         "onednn": re.search(r"MKL-DNN (v\S+)", text),
         "mkl": re.search(r"Math Kernel Library Version (\S+)", text),
     }
-    versions = {name: match.group(1) if match else "not in this torch" for name, match in found.items()}
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "bitsandbytes", "numpy")}
+    versions |= {name: match.group(1) if match else "not in this torch" for name, match in found.items()}
     versions["fbgemm"] = f"of torch {torch.__version__}" if "USE_FBGEMM" in text else "not in this torch"
     return versions
 
 
-def describe_process(library, int8q_version):
+def describe_process(library, int8q_version, other_versions):
     with open(library, "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()
     return {
@@ -57,8 +58,7 @@ def describe_process(library, int8q_version):
         "versions": {
             "int8q": int8q_version,
             "int8q_library_sha256": digest,
-            **{name: importlib.metadata.version(name) for name in ("torch", "bitsandbytes", "numpy")},
-            **bundled_versions(),
+            **other_versions,
             "python": platform.python_version(),
         },
     }

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 from bars import THREADS, select
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from results import find
+from results import COMPARISONS, find
 
 plt.switch_backend("agg")
 
@@ -233,7 +233,7 @@ def draw(runs, rows, folder):
         else:
             missing.append(f"roofline of {isa}: needs peak/{peaks[0]}, bandwidth/read and rows of 4096 x 4096")
     comparisons = sorted(
-        (run for run in runs if run.source != "c++"), key=lambda run: (-run.facts["threads"], run.source != "native")
+        (run for run in runs if run.source in COMPARISONS), key=lambda run: (-run.facts["threads"], run.source != "native")
     )
     for run in comparisons:
         pictures += draw_comparison(run, rows, folder)

@@ -4,8 +4,9 @@
 
     bench/report.py build/release/bench
 
-The folder holds bench_*.json (Google Benchmark) and compare_*.json (compare_python.py); what is not there is reported
-as not measured. notes.toml beside them may explain bars that are missed: key = "text", the keys being those of bars.py.
+The folder holds bench_*.json (Google Benchmark), compare_*.json (compare_python.py) and checkpoint.json (checkpoint.py);
+what is not there is reported as not measured. notes.toml beside them may explain bars that are missed: key = "text" for a
+whole bar, or key.cell = "text", the keys and cells being those of bars.py.
 """
 
 import argparse
@@ -13,13 +14,16 @@ import textwrap
 from pathlib import Path
 
 import tomllib
-from bars import BARS, THREADS, Elsewhere
+from bars import BARS, ISAS, THREADS, Elsewhere, linear
 from pictures import draw
-from results import read_folder
+from provenance import common_machine, disagreements
+from results import COMPARISONS, find, read_folder
 from tabulate import tabulate
-from verdicts import REFERENCE_MACHINE, core_of, judge_bar, judge_opponents, judge_peaks
+from verdicts import REFERENCE_MACHINE, core_of, failures, judge_bar, judge_opponents, judge_peaks
 
-WIDTHS = (15, 40, 22, 26, 12, 36)  # of the table on a terminal
+WIDTHS = (7, 12, 40, 20, 30, 9, 36)  # of the table on a terminal
+
+RULE = "Each bar is met at M=1 and M=128, no other cell is below .85 of its bar, and all of it is one run"
 
 HONESTY = f"""\
 Bars are ratios of two things that were measured here, and are never rescaled. They were set on {REFERENCE_MACHINE},
@@ -34,7 +38,15 @@ reference makes its bar invalid. On any other machine a reference says little: t
 128) are scaled by the ratio of the measured peaks, which assumes that the opponent reaches the same share of the peak
 on both; bitsandbytes spends much of its time in passes over memory, for which that is a guess. Times for M = 1 and 8
 are bound by memory or overheads, which the references do not tell, and are not judged. An opponent that is slower than
-its scaled reference is marked at its bars, since its ratio may flatter int8q; it does not make them invalid."""
+its scaled reference is marked at its bars, since its ratio may flatter int8q; it does not make them invalid.
+
+The bandwidth that quantization and packing are compared with is a copy's: half of its bytes are read, half are written by
+non-temporal stores. Quantization reads more than it writes and writes through the caches, which read a line before."""
+
+CHECKPOINT = """\
+`int8q quantize` reads bf16 and writes codes and scales, and syncs the file and its folder; the copy reads as many bytes and
+writes as many, from the same number of threads, and syncs. GB/s are of both together, MiB the most of anonymous memory.
+Warm: the input is in the page cache; cold: it was dropped from it."""
 
 PICTURES = """\
 Rooflines: int8q as C++ calls it, oneDNN bare, the others as torch calls them; weights that a cache holds between calls
@@ -43,22 +55,38 @@ twice the products of vpmaddwd, and saturates. Times and ratios: one process eac
 of 1 are losses."""
 
 
-def limit_text(bar):
-    sign = "≤" if bar.at_most else "≥"
-    limits = list(dict.fromkeys(cell.limit for cell in bar.cells))
-    return f"{sign} " + " / ".join(f"{100 * limit:.0f}%" if bar.percent else f"{limit:g}" for limit in limits)
+def value_text(bar, value):
+    return f"{100 * value:.4g}%" if bar.unit == "%" else f"{value:.4g}{bar.unit}"
 
 
-def value_text(verdict):
-    """Each cell's value; those that miss are marked."""
-    texts = []
-    for cell, value in zip(verdict.bar.cells, verdict.values):
-        if value is None:
-            texts.append(f"{cell.label} -")
-            continue
-        number = f"{100 * value:.1f}%" if verdict.bar.percent else f"{value:.3g}"
-        texts.append(f"{cell.label} {number}" + ("" if verdict.bar.meets(cell, value) else "✗"))
-    return ", ".join(texts)
+def limit_text(bar, cells):
+    limits = [cell.limit for cell in cells]
+    limits = limits[:1] if len(set(limits)) == 1 else limits
+    if None in limits:
+        return "none"
+    return ("≤ " if bar.at_most else "≥ ") + " / ".join(value_text(bar, limit) for limit in limits)
+
+
+def cell_text(bar, cell):
+    value = "" if cell.value is None else f" {value_text(bar, cell.value)}"
+    return f"{cell.cell.label}{value} {cell.verdict}".removesuffix(" no bar")
+
+
+def note_of(notes, bar, cell):
+    """The text on a bar, or on this cell of it; "" if there is none."""
+    note = notes.get(bar.key, "")
+    return (note if isinstance(note, str) else note.get(cell.cell.label, "")).strip()
+
+
+def unexplained(bar, cells, notes):
+    return [cell for cell in cells if cell.verdict in ("missed", "below .85") and not note_of(notes, bar, cell)]
+
+
+def remarks_of(verdict, notes):
+    note = notes.get(verdict.bar.key, {})
+    texts = [note.strip()] if isinstance(note, str) else [f"{label}: {text.strip()}" for label, text in note.items()]
+    missed = ", ".join(cell.cell.label for cell in unexplained(verdict.bar, verdict.cells, notes))
+    return "; ".join([*verdict.remarks, *texts, *([f"{missed}: not explained"] if missed else [])])
 
 
 def bar_table(verdicts, notes, widths=None):
@@ -66,19 +94,27 @@ def bar_table(verdicts, notes, widths=None):
     table = []
     for verdict in verdicts:
         bar = verdict.bar
-        elsewhere = isinstance(bar, Elsewhere)
-        remarks = list(verdict.remarks)
-        if bar.key in notes:
-            remarks.append(notes[bar.key].strip())
-        elif verdict.verdict == "missed":
-            remarks.append("not explained yet")
-        cells = [bar.row, bar.text, "" if elsewhere else limit_text(bar), "" if elsewhere else value_text(verdict)]
-        table.append([*cells, verdict.verdict, "; ".join(remarks)])
+        measured = ["", ""]
+        if not isinstance(bar, Elsewhere):
+            measured = [limit_text(bar, bar.cells), ", ".join(cell_text(bar, cell) for cell in verdict.cells)]
+        table.append([bar.set_by, bar.row, bar.text, *measured, verdict.verdict, remarks_of(verdict, notes)])
     if widths:
         table = [["\n".join(textwrap.wrap(cell, width)) for cell, width in zip(row, widths)] for row in table]
-    return tabulate(
-        table, ["row", "what", "bar", "measured", "verdict", "remarks"], tablefmt="simple" if widths else "github"
-    )
+    headers = ["set by", "row", "what", "bar", "measured", "verdict", "remarks"]
+    return tabulate(table, headers, tablefmt="simple" if widths else "github")
+
+
+def acceptance(verdicts, notes, doubts):
+    """The rule, whether this folder keeps it, and by name what does not."""
+    failed = failures(verdicts)
+    lines = [f"{RULE}: {'no' if doubts or failed else 'yes'}.", ""]
+    lines += [f"- not one run: {doubt}" for doubt in doubts]
+    for why, bar, cells in failed:
+        missed = ", ".join(cell.cell.label for cell in unexplained(bar, cells, notes))
+        limit = limit_text(bar, [cell.cell for cell in cells])
+        text = f"- {why}: {bar.key} ({limit}): " + ", ".join(cell_text(bar, cell) for cell in cells)
+        lines.append(text + (f"; not explained: {missed}" if missed else ""))
+    return "\n".join(lines).strip()
 
 
 def number(value, digits=3):
@@ -88,11 +124,12 @@ def number(value, digits=3):
 def validity(peaks, opponents, machine):
     name, _ = core_of(machine)
     table = [
-        [peak, number(tops), number(macs), number(least), verdict] for peak, (tops, macs, least, verdict) in peaks.items()
+        [name, threads, number(tops), number(macs), number(least), verdict]
+        for (name, threads), (tops, macs, least, verdict) in peaks.items()
     ]
     parts = [f"The core: {name or 'not known here'}.", ""]
     parts += (
-        [tabulate(table, ["peak", "Tops/s", "MAC/cycle", "required", ""], tablefmt="github")]
+        [tabulate(table, ["peak", "threads", "Tops/s", "MAC/cycle", "required", ""], tablefmt="github")]
         if table
         else ["No peak was measured."]
     )
@@ -123,7 +160,7 @@ def comparison_tables(runs, rows):
     """Each run of compare_python.py: medians, and in brackets how many times int8q's."""
     for run in runs:
         own = [row for row in rows if row.run is run]
-        if run.source == "c++":
+        if run.source not in COMPARISONS:
             continue
         for key in dict.fromkeys((row.operation == "backward", row.K, row.N, row.rotated) for row in own):
             group = [row for row in own if (row.operation == "backward", row.K, row.N, row.rotated) == key]
@@ -163,10 +200,47 @@ def google_benchmark_table(rows):
         shape = f"{row.K} x {row.N}" if row.K else ""
         values = [row.quantity(name) for name in ("Tops", "%peak", "GB/s", "%bandwidth")]
         times = [number(row.ms, 4), f"{number(row.low_ms)}–{number(row.high_ms)}", row.samples]
-        name = [f"{row.operation}/{row.contender}", shape, row.M or "", " ".join(filter(None, more))]
+        name = [
+            f"{row.operation}/{row.contender}" + (", EVEX" if row.evex else ""),
+            shape,
+            row.M or "",
+            " ".join(filter(None, more)),
+        ]
         table.append([*name, *times, *(number(value) for value in values)])
     headers = ["", "K x N", "M", "", "ms", "quartiles", "runs", "Tops", "%peak", "GB/s", "%bandwidth"]
     return tabulate(table, headers, tablefmt="github", disable_numparse=True) if table else "No bench_*.json."
+
+
+def outlier_table(rows):
+    """What outlier columns cost: M=128, 4096 x 4096, times of what no outlier column costs."""
+    columns = (0, 1, 7, 41, 1352)
+    table = []
+    for isa in ISAS:
+        for scope in ("column", "element"):
+            found = [find(rows, **linear("c++", isa, 128, outliers=count, scope=scope)) for count in columns]
+            if found[0]:
+                ratios = (f"{row.ms / found[0].ms:.3f}" if row else "-" for row in found[1:])
+                table.append([isa, scope, number(found[0].ms, 4), *ratios])
+    headers = ["linear 4096 x 4096, M=128", "scope", "none, ms", *(f"× with {count}" for count in columns[1:])]
+    return tabulate(table, headers, tablefmt="github", disable_numparse=True) if table else "Not measured."
+
+
+def checkpoint_table(runs, rows):
+    """int8q quantize beside a copy of the same bytes."""
+    table = []
+    for row in (row for row in rows if row.source == "checkpoint"):
+        name = f"{row.operation.removeprefix('checkpoint_')}, {row.contender}"
+        times = [number(row.ms, 4), f"{number(row.low_ms)}–{number(row.high_ms)}", row.samples]
+        table.append([name, *times, *(number(row.quantity(name)) for name in ("GB/s", "MiB"))])
+    if not table:
+        return "Not measured."
+    sizes = "; ".join(
+        f"{run.facts['bytes_in'] / 1e9:.2f} GB in, {run.facts['bytes_out'] / 1e9:.2f} GB out, on {run.facts['file_system']}"
+        for run in runs
+        if run.source == "checkpoint"
+    )
+    headers = ["cache, what", "ms", "quartiles", "runs", "GB/s", "MiB"]
+    return f"{CHECKPOINT} {sizes}.\n\n" + tabulate(table, headers, tablefmt="github", disable_numparse=True)
 
 
 def ours_for(row, rows):
@@ -210,15 +284,16 @@ def contenders_text(runs):
     """The contenders, and what each run of compare_python.py found out about them."""
     lines = [CONTENDERS, ""]
     for run in runs:
-        if run.source == "c++":
+        if run.source not in COMPARISONS:
             continue
+        cleared = ", ".join(f"{name}={value}" for name, value in run.facts.get("cleared_environment", {}).items())
         saturates = "saturates where all codes are 127" if run.facts["torch_int_mm_saturates"] else "is exact"
         calls = ", ".join(f"{name} {number(us)} us" for name, us in run.facts["call_overhead_us"].items())
         blobs = ", ".join(f"{b['K']} x {b['N']} {b['blob_bytes'] - b['K'] * b['N']:+d}" for b in run.facts["blobs"])
         taken = ", ".join(f"{name} {isa}" for name, isa in run.facts["isa_taken"].items())
         lines.append(
             f"- `{run.path.name}`: {taken}; torch._int_mm {saturates}; through ctypes {calls};"
-            f" bytes of int8q's packed weights beyond K·N: {blobs}"
+            f" bytes of int8q's packed weights beyond K·N: {blobs}" + (f"; cleared: {cleared}" if cleared else "")
         )
     return "\n".join(lines)
 
@@ -231,7 +306,9 @@ def missing_text(runs, unreadable, undrawn):
             lines.append(f"- {run.path.name}: {what}: {entry['why']}")
     lines += [f"- {why}" for why in undrawn]
     sources = {run.source for run in runs}
-    lines += [f"- no results of the {source} run" for source in ("c++", "native", "avx2") if source not in sources]
+    lines += [
+        f"- no results of the {source} run" for source in ("c++", *COMPARISONS, "checkpoint") if source not in sources
+    ]
     return "\n".join(lines) or "Nothing."
 
 
@@ -241,16 +318,23 @@ def picture_text(pictures):
 
 
 def read_notes(path):
-    """notes.toml, or {}; a key that is no bar's is an error, since its text would be lost."""
+    """notes.toml, or {}; a key that is no bar's, or no cell's of it, is an error, since its text would be lost."""
     if not path.exists():
         return {}
     notes = tomllib.loads(path.read_text(encoding="utf-8"))
-    unknown = sorted(set(notes) - {bar.key for bar in BARS})
-    if unknown:
-        raise SystemExit(
-            f"{path} explains {', '.join(unknown)}; expected keys of bars.py: {', '.join(bar.key for bar in BARS)}"
-        )
+    known = {bar.key: [cell.label for cell in getattr(bar, "cells", ())] for bar in BARS}
+    for key, note in notes.items():
+        if key not in known:
+            raise SystemExit(f"{path} explains {key}; expected keys of bars.py: {', '.join(known)}")
+        for label in set() if isinstance(note, str) else set(note) - set(known[key]):
+            raise SystemExit(f"{path} explains {key}.{label}; expected its cells: {', '.join(known[key])}")
     return notes
+
+
+def shortened(notes):
+    """For the terminal."""
+    says = "explained in the report"
+    return {key: says if isinstance(note, str) else dict.fromkeys(note, says) for key, note in notes.items()}
 
 
 def main():
@@ -258,18 +342,24 @@ def main():
     parser.add_argument("folder", type=Path, help="where bench_*.json and compare_*.json are; report.md goes there")
     folder = parser.parse_args().folder
     if not folder.is_dir():
-        raise SystemExit(f"{folder} is no folder; expected one with bench_*.json or compare_*.json, as `make bench` leaves")
+        raise SystemExit(
+            f"{folder} is no folder; expected one with bench_*.json and compare_*.json, as `make bench` leaves"
+        )
     notes = read_notes(folder / "notes.toml")
     runs, rows, unreadable = read_folder(folder)
-    machine = next((run.facts["machine"] for run in runs if run.facts.get("machine")), {})
+    machine = common_machine(runs)
     peaks = judge_peaks(rows, machine)
     opponents = judge_opponents(rows, machine, peaks)
     verdicts = [judge_bar(bar, rows, peaks, opponents) for bar in BARS]
     pictures, undrawn = draw(runs, rows, folder)
+    accepted = acceptance(verdicts, notes, disagreements(runs))
     sections = [
-        ("Bars", f"On {THREADS} threads; ✗ marks a value that misses its bar.\n\n" + bar_table(verdicts, notes)),
+        ("Acceptance", accepted),
+        ("Bars", f"On {THREADS} threads, unless a row says otherwise.\n\n" + bar_table(verdicts, notes)),
         ("Is the run valid?", validity(peaks, opponents, machine)),
         ("Where int8q is slower", losses(rows)),
+        ("What outlier columns cost", outlier_table(rows)),
+        ("int8q quantize", checkpoint_table(runs, rows)),
         ("Not measured", missing_text(runs, unreadable, undrawn)),
         ("The contenders at torch level", contenders_text(runs)),
         ("Pictures", picture_text(pictures)),
@@ -279,7 +369,8 @@ def main():
     ]
     text = "# int8q's benchmarks\n\n" + "\n\n".join(f"## {title}\n\n{body}" for title, body in sections) + "\n"
     (folder / "report.md").write_text(text, encoding="utf-8")
-    print(bar_table(verdicts, {key: "explained in the report" for key in notes}, WIDTHS))
+    print(accepted, end="\n\n")
+    print(bar_table(verdicts, shortened(notes), WIDTHS))
     print(f"{folder / 'report.md'} and {len(pictures)} pictures are written.")
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a folder of bench_*.json (Google Benchmark) and compare_*.json (compare_python.py) as one list of rows."""
+"""Reads a folder of bench_*.json (Google Benchmark), compare_*.json (compare_python.py) and checkpoint.json as rows."""
 
 import json
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+
+COMPARISONS = ("native", "avx2")  # runs of compare_python.py
 
 
 @dataclass
@@ -12,8 +14,8 @@ class Run:
     """One process: everything in it took turns on the same machine."""
 
     path: Path
-    source: str  # "c++" or "native" or "avx2", the last two for compare_python.py
-    facts: dict  # date, command, versions, machine: what the file says about itself
+    source: str  # "c++", a comparison, or "checkpoint"
+    facts: dict  # date, command, versions, machine, library: what the file says about itself
     missing: list = field(default_factory=list)
 
 
@@ -43,10 +45,15 @@ class Row:
     def source(self):
         return self.run.source
 
+    @property
+    def evex(self):
+        """AVX-VNNI's kernels as the test library has them."""
+        return self.contender == "int8q:avxvnni" and self.run.facts.get("avxvnni") == "EVEX"
+
     def quantity(self, name):
-        """ms, or a counter; Tops follow from the time where the file has none. None if the row does not have it."""
-        if name == "ms":
-            return self.ms or None
+        """ms, us, or a counter; Tops follow from the time where the file has none. None if the row does not have it."""
+        if name in ("ms", "us"):
+            return self.ms * {"ms": 1.0, "us": 1e3}[name] or None
         if name == "Tops" and name not in self.counters and self.K * self.N * self.M:
             return 2e-9 * self.K * self.N * self.M / self.ms
         return self.counters.get(name)
@@ -82,9 +89,14 @@ def quartiles(values):
 
 def read_google_benchmark(path, content):
     context = content.get("context", {})
-    facts = {"date": context.get("date"), "command": context.get("command") or context.get("executable"), "machine": {}}
+    facts = {name: context.get(name) for name in ("date", "cpu", "library_sha256", "avxvnni")}
+    facts["command"] = context.get("command") or context.get("executable")
     facts["versions"] = {name: context[name] for name in ("int8q", "onednn", "compiler") if name in context}
-    facts["cpu"] = context.get("cpu")
+    facts["machine"] = {}
+    if "vendor_id" in context:
+        family, model = int(context["cpu family"]), int(context["model"])
+        flags = context["flags"].split()
+        facts["machine"] = {"vendor": context["vendor_id"], "family": family, "model": model, "flags": flags}
     run = Run(path, "c++", facts)
     repetitions = {}
     for record in content["benchmarks"]:
@@ -107,8 +119,12 @@ def read_google_benchmark(path, content):
     return run, rows
 
 
+def with_library(content):
+    return {**content, "library_sha256": content["versions"].get("int8q_library_sha256")}
+
+
 def read_comparison(path, content):
-    run = Run(path, content["isa"], content, content["missing"])
+    run = Run(path, content["isa"], with_library(content), content["missing"])
     rows = []
     for record in content["rows"]:
         low, high = quartiles(record["samples_ms"])
@@ -127,13 +143,28 @@ def read_comparison(path, content):
     return run, rows
 
 
+def read_checkpoint(path, content):
+    run = Run(path, "checkpoint", with_library(content), content["missing"])
+    rows = []
+    for record in content["rows"]:
+        samples = [1e3 * seconds for seconds in record["seconds"]]
+        low, high = quartiles(samples)
+        row = Row(run, record["operation"], record["contender"], threads=content["threads"], counters=record["counters"])
+        row.ms, row.low_ms, row.high_ms, row.samples = statistics.median(samples), low, high, len(samples)
+        rows.append(row)
+    return run, rows
+
+
+READERS = {"bench": read_google_benchmark, "compare": read_comparison, "checkpoint": read_checkpoint}
+
+
 def read_folder(folder):
     """(runs, rows, unreadable): a file that cannot be read is named with its reason, never skipped in silence."""
     runs, rows, unreadable = [], [], []
     for path in sorted(Path(folder).glob("*.json")):
-        reader = {"bench": read_google_benchmark, "compare": read_comparison}.get(path.name.split("_")[0])
+        reader = READERS.get(path.stem.split("_")[0])
         if reader is None:
-            unreadable.append((path.name, "neither bench_*.json nor compare_*.json"))
+            unreadable.append((path.name, "none of bench_*.json, compare_*.json, checkpoint.json"))
             continue
         try:
             run, new = reader(path, json.loads(path.read_text(encoding="utf-8")))

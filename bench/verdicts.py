@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 
-from bars import BEST, Elsewhere, peak, select
+from bars import BEST, THREADS, Elsewhere, peak, select
 from results import find
 
 # What a core does in a cycle, multiply-adds. A peak loop below LEAST of it was disturbed, and shares of it say nothing; nor
@@ -66,14 +66,12 @@ def core_of(machine):
 
 
 def judge_peaks(rows, machine):
-    """name -> (Tops, MAC/cycle, what is required, verdict), for each peak measured on the bars' number of threads."""
+    """(name, threads) -> (Tops, MAC/cycle, what is required, verdict), for each peak that was measured."""
     core, macs = core_of(machine)
     judged = {}
-    for name in sorted({row.contender for row in rows if row.operation == "peak"}):
+    for name, threads in sorted({(row.contender, row.threads) for row in rows if row.operation == "peak"}):
         # Each process measured its own; the worst one speaks for all.
-        found = [row for row in rows if all(getattr(row, key) == value for key, value in peak(name).items())]
-        if not found:
-            continue
+        found = [row for row in rows if all(getattr(row, key) == value for key, value in peak(name, threads).items())]
         per_cycle, row = min(((peak_macs_per_cycle(row, rows), row) for row in found), key=lambda pair: pair[0] or 0)
         required = AVX2_PAIR if name == "avx2" and core else LEAST * macs[name] if name in macs else None
         if required is None:
@@ -82,7 +80,7 @@ def judge_peaks(rows, machine):
             verdict = "not checked: the clock was not measured"
         else:
             verdict = "valid" if per_cycle >= required else "invalid"
-        judged[name] = (row.quantity("Tops"), per_cycle, required, verdict)
+        judged[name, threads] = (row.quantity("Tops"), per_cycle, required, verdict)
     return judged
 
 
@@ -101,7 +99,7 @@ def judge_opponents(rows, machine, peaks):
     for reference in REFERENCES:
         row = find(rows, **reference.row)
         ms = row and row.ms
-        tops, _, _, peak_verdict = peaks.get(reference.peak, (None, None, None, "not measured"))
+        tops, _, _, peak_verdict = peaks.get((reference.peak, THREADS), (None, None, None, "not measured"))
         scaled = reference.ms * REFERENCE_PEAKS[reference.peak] / tops if tops else None
         if ms is None:
             verdict = "not measured"
@@ -118,63 +116,112 @@ def judge_opponents(rows, machine, peaks):
 
 
 @dataclass
+class CellVerdict:
+    cell: object
+    value: float | None  # None where not measured
+    verdict: str  # one of VERDICTS
+    doubts: list = field(default_factory=list)
+
+
+# The worst first; a bar has that of its worst cell. "no bar" has no limit to miss.
+VERDICTS = ("invalid", "below .85", "missed", "not measured", "unchecked", "met", "no bar")
+LEAST_ELSEWHERE = 0.85  # of its bar, for cells that are not of MUST_MEET
+MUST_MEET = (1, 128)  # M
+
+
+@dataclass
 class Verdict:
     bar: object
-    verdict: str  # met, missed, invalid, unchecked, not measured
-    values: list = field(default_factory=list)  # one a cell, None where not measured
+    cells: list  # of CellVerdict
     remarks: list = field(default_factory=list)
+
+    @property
+    def verdict(self):
+        return min((cell.verdict for cell in self.cells), key=VERDICTS.index, default="not measured")
 
 
 def find_both(cell, rows):
     """The rows of a cell, of the same process if one has both; either may be None."""
     top = find(rows, **cell.top)
-    bottom = find([row for row in rows if top and row.run is top.run], **cell.bottom) or find(rows, **cell.bottom)
-    return top, bottom
+    if cell.bottom is None:
+        return (top,)
+    return top, find([row for row in rows if top and row.run is top.run], **cell.bottom) or find(rows, **cell.bottom)
 
 
 def evaluate(bar, rows):
-    """(a value or None for each cell, what is not there)."""
-    values, absent = [], {}
+    """(a value or None for each cell, what is not there or not what it seems)."""
+    values, absent, remarks = [], {}, []
     for cell in bar.cells:
         numbers = []
         for row, wanted in zip(find_both(cell, rows), (cell.top, cell.bottom)):
             numbers.append(row and row.quantity(bar.quantity))
+            if row and row.evex:
+                remarks.append("avxvnni is EVEX-encoded")
             if numbers[-1] is None:
                 # What differs in M only is said once.
-                absent.setdefault(tuple((name, value) for name, value in wanted.items() if name != "M"), []).append(
-                    wanted["M"]
-                )
-        values.append(None if None in numbers else numbers[0] / numbers[1])
-    return values, [describe_absent(dict(key), all_m, bar.quantity) for key, all_m in absent.items()]
+                key = tuple((name, value) for name, value in wanted.items() if name != "M")
+                absent.setdefault(key, []).append(wanted["M"])
+        top, bottom = (*numbers, 1.0)[:2]
+        values.append(None if None in numbers else top / bottom)
+    remarks += [describe_absent(dict(key), all_m, bar.quantity) for key, all_m in absent.items()]
+    return values, list(dict.fromkeys(remarks))
 
 
 def describe_absent(wanted, all_m, quantity):
     size = f" {wanted['K']}x{wanted['N']}" if wanted["K"] else ""
     m = " M=" + ", ".join(map(str, dict.fromkeys(all_m))) if any(all_m) else ""
     more = " rotated" if wanted["rotated"] else ""
-    more += f" dtype:{wanted['dtype']}" if "dtype" in wanted else ""
+    more += f" dtype:{wanted['dtype']}" if wanted.get("dtype") else ""
     more += f" outliers:{wanted['outliers']}" if wanted["outliers"] != 7 else ""
     return f"no {quantity} of {wanted['operation']}/{wanted['contender']}{size}{m}{more} in the {wanted['source']} run"
 
 
-def judge_bar(bar, rows, peaks, opponents):
-    if isinstance(bar, Elsewhere):
-        return Verdict(bar, "not measured", remarks=[bar.where])
-    values, remarks = evaluate(bar, rows)
-    missed = [not bar.meets(cell, value) for cell, value in zip(bar.cells, values) if value is not None]
-    verdict = "missed" if any(missed) else "not measured" if None in values else "met"
-    doubts = {}  # what makes the ratio doubtful: is it invalid
-    if bar.peak in peaks and peaks[bar.peak][3] != "valid":
-        doubts[f"peak {bar.peak} is {peaks[bar.peak][3]}"] = peaks[bar.peak][3] == "invalid"
-    if bar.percent and any(value is not None and value > MOST for value in values):
-        doubts[f"peak {bar.peak or 'bandwidth'} is invalid: int8q is faster"] = True
-    rows_used = [cell.top for cell in bar.cells] + [cell.bottom for cell in bar.cells]
+def doubts_of(bar, cell, value, peaks, opponents):
+    """What makes a ratio doubtful -> is it invalid."""
+    doubts = {}
+    wanted = cell.bottom or {}
+    if wanted.get("operation") == "peak":
+        verdict = peaks.get((wanted["contender"], wanted["threads"]), (None, None, None, "not measured"))[3]
+        if verdict != "valid":
+            doubts[f"peak {wanted['contender']} is {verdict}"] = verdict == "invalid"
+    if wanted.get("operation") in ("peak", "bandwidth") and value > MOST:
+        doubts[f"{wanted['operation']} {wanted['contender']} is invalid: int8q is faster"] = True
     for opponent in opponents:
-        if opponent.reference.row in rows_used and opponent.verdict in ("invalid", "slower than expected"):
+        if opponent.reference.row in (cell.top, cell.bottom) and opponent.verdict in ("invalid", "slower than expected"):
             what = f"{opponent.reference.contender} M={opponent.reference.row['M']} is {opponent.verdict}"
             doubts[what] = opponent.verdict == "invalid"
-    if any(doubts.values()) and verdict != "not measured":
+    return doubts
+
+
+def judge_cell(bar, cell, value, peaks, opponents):
+    if value is None:
+        return CellVerdict(cell, None, "not measured")
+    doubts = doubts_of(bar, cell, value, peaks, opponents)
+    if any(doubts.values()):
         verdict = "invalid"
-    elif verdict == "met" and bar.peak in peaks and peaks[bar.peak][3].startswith("not checked"):
-        verdict = "unchecked"
-    return Verdict(bar, verdict, values, remarks + list(doubts))
+    elif cell.limit is None:
+        verdict = "no bar"
+    elif (ratio := bar.ratio(cell, value)) < 1:
+        verdict = "missed" if ratio >= LEAST_ELSEWHERE else "below .85"
+    else:
+        verdict = "unchecked" if any("not checked" in doubt for doubt in doubts) else "met"
+    return CellVerdict(cell, value, verdict, list(doubts))
+
+
+def judge_bar(bar, rows, peaks, opponents):
+    if isinstance(bar, Elsewhere):
+        return Verdict(bar, [], [bar.where])
+    values, remarks = evaluate(bar, rows)
+    cells = [judge_cell(bar, cell, value, peaks, opponents) for cell, value in zip(bar.cells, values)]
+    return Verdict(bar, cells, list(dict.fromkeys([*remarks, *(doubt for cell in cells for doubt in cell.doubts)])))
+
+
+def failures(verdicts):
+    """[(why, bar, its cells)] of the rule: each bar is met at M of MUST_MEET, no other cell is below .85 of its bar."""
+    rules = {
+        "missed at M=1 or M=128": lambda cell: cell.verdict in ("missed", "below .85") and cell.cell.m in MUST_MEET,
+        "below .85 of its bar": lambda cell: cell.verdict == "below .85",
+        "not judged": lambda cell: cell.verdict in ("invalid", "not measured", "unchecked"),
+    }
+    found = [(why, verdict.bar, list(filter(rule, verdict.cells))) for why, rule in rules.items() for verdict in verdicts]
+    return [failure for failure in found if failure[2]]

@@ -29,6 +29,7 @@ endif()
 
 int8q_add_check(generated ${INT8Q_PYTHON} ${PROJECT_SOURCE_DIR}/tools/abi/generate.py --check)
 int8q_add_check(generator ${INT8Q_PYTHON} ${checks}/generator.py ${CMAKE_C_COMPILER} ${CMAKE_CXX_COMPILER})
+int8q_add_check(bench_report ${INT8Q_PYTHON} ${checks}/bench_report.py)
 int8q_add_check(binding ${INT8Q_PYTHON} ${checks}/binding.py $<TARGET_FILE:int8q> ${CMAKE_C_COMPILER})
 int8q_add_check(readme ${INT8Q_PYTHON} ${checks}/readme.py $<TARGET_FILE:int8q> ${CMAKE_C_COMPILER} ${CMAKE_CXX_COMPILER})
 int8q_add_check(headers ${checks}/headers.sh ${PROJECT_SOURCE_DIR}/include ${CMAKE_C_COMPILER} ${CMAKE_CXX_COMPILER})

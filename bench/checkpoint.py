@@ -26,7 +26,7 @@ from machine import describe_machine, describe_process
 
 SIDE = 4096
 TENSOR_BYTES = 2 * SIDE * SIDE
-BLOCK, PAGE = 4 << 20, 4096
+BLOCK, PAGE = 1 << 20, 4096  # with 4 MiB, ext4 took .3 s and 2 s by turns for what takes .35 s so
 SAMPLES = 64  # of a file, to see whether it is cached
 SAMPLE_MEMORY_S = 0.002
 SYNC_FILE_RANGE_WRITE = 2  # starts writing, as `int8q quantize` does

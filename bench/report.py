@@ -40,6 +40,9 @@ on both; bitsandbytes spends much of its time in passes over memory, for which t
 are bound by memory or overheads, which the references do not tell, and are not judged. An opponent that is slower than
 its scaled reference is marked at its bars, since its ratio may flatter int8q; it does not make them invalid.
 
+AVX-VNNI's kernels that are said to be EVEX-encoded are those of the test library, which CPUs with AVX512-VNNI run; the
+library's own are the same instructions, VEX-encoded.
+
 The bandwidth that quantization and packing are compared with is a copy's: half of its bytes are read, half are written by
 non-temporal stores. Quantization reads more than it writes and writes through the caches, which read a line before."""
 

@@ -62,7 +62,7 @@ def copy(source, target, bytes_out, threads):
 
     def work(thread):
         memory = memoryview(bytearray(BLOCK))
-        for block in range(blocks * thread // threads, blocks * (thread + 1) // threads):
+        for block in range(thread, blocks, threads):
             os.preadv(reader, [memory], block * BLOCK)
             written = os.pwrite(writer, memory[: max(0, min(part, bytes_out - block * part))], block * part)
             start_writing(writer, ctypes.c_int64(block * part), ctypes.c_int64(written), SYNC_FILE_RANGE_WRITE)

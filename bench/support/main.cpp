@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <exception>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -40,7 +41,7 @@ std::map<std::string, std::string> describe_cpu() {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   CLI::App app("int8q beside its opponents; %peak and %bandwidth are of what this machine did in this run.");
   app.allow_extras();
   app.footer("Google Benchmark's own options follow, as --benchmark_filter=REGEX and --benchmark_out=FILE.");
@@ -81,4 +82,7 @@ int main(int argc, char** argv) {
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;
+} catch (const std::exception& error) {
+  std::cerr << argv[0] << ": " << error.what() << "\n";
+  return 1;
 }

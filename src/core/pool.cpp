@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <signal.h>
 
+#include <chrono>
 #include <new>
 
 #include "core/float_environment.h"
@@ -16,30 +17,32 @@ std::atomic<uint64_t> forks{0};
 
 void count_fork() { forks.fetch_add(1, std::memory_order_relaxed); }
 
-// How long a thread polls before it sleeps: some 100 us. That is longer than what one of two equal parts of a call of half a
-// millisecond comes late, and than what an engine does between two calls, far shorter than a scheduling quantum; waking a
-// thread takes 5 us, and 50 us on a virtual machine. A pause takes 40 cycles on one CPU and 140 on the next, so the time stamp
-// counter ends it. Who polls lets others run now and then: the thread that it waits for may be on this very CPU.
-inline bool is_worth_polling(uint64_t start, int polls) {
-  constexpr int kPollsBetweenYields = 32;
-  if (polls % kPollsBetweenYields == kPollsBetweenYields - 1) sched_yield();
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-  return __builtin_ia32_rdtsc() - start < 300000;
-#else
-#if defined(__aarch64__)
-  asm volatile("yield");
-#endif
-  static_cast<void>(start);
-  return polls < 2000;
-#endif
-}
-
+// Now, in ticks.
 inline uint64_t time_stamp() {
 #if defined(__x86_64__)
   return __builtin_ia32_rdtsc();
 #else
-  return 0;
+  return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
+#endif
+}
+
+// How long a thread polls before it sleeps: some 100 us, by the clock, since a pause takes 40 cycles on one CPU and 140 on the
+// next. That is longer than what one of two equal parts of a call of half a millisecond comes late, and than what an engine does
+// between two calls, far shorter than a scheduling quantum; waking a thread takes 5 us, and 50 us on a virtual machine.
+#if defined(__x86_64__)
+constexpr uint64_t kPolledTicks = 300000;
+#else
+constexpr uint64_t kPolledTicks = 100000;
+#endif
+
+// Who polls lets others run now and then: the thread that it waits for may be on this very CPU.
+inline void pause(int polls) {
+  constexpr int kPollsBetweenYields = 256;
+  if (polls % kPollsBetweenYields == kPollsBetweenYields - 1) sched_yield();
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
 }
 
@@ -48,7 +51,8 @@ void await_change(const std::atomic<uint32_t>& value, uint32_t old) {
   const uint64_t start = time_stamp();
   for (int polls = 0;; ++polls) {
     if (value.load(std::memory_order_acquire) != old) return;
-    if (!is_worth_polling(start, polls)) break;
+    if (time_stamp() - start > kPolledTicks) break;
+    pause(polls);
   }
   value.wait(old, std::memory_order_acquire);
 }
@@ -65,50 +69,76 @@ void block_signals(sigset_t* before) {
 
 uint64_t fork_generation() { return forks.load(std::memory_order_relaxed); }
 
-// Worker w (1-based; the caller is 0) takes the indices w, w + T, w + 2T, ... of each phase, T the number of threads: the
-// same thread gets the same part of the same operation each time.
+// A phase's indices are dealt into one share a thread: share s holds s, s + T, s + 2T, ..., T the number of threads. A thread
+// takes its own share first, so that the same thread gets the same part of the same operation each time, and then what is left
+// of the others': no phase waits for a thread that has not begun. Worker w is thread w, the caller is thread 0.
 struct Pool::Workers {
-  struct Worker {
-    Workers* workers;
-    int id;
-    pthread_t thread;
+  struct alignas(64) Worker {
+    std::atomic<int64_t> left{0};  // of share `id`: indices that nobody took
+    Workers* workers = nullptr;
+    int id = 0;
+    pthread_t thread{};
   };
 
   std::atomic<uint32_t> phase{0};
-  std::atomic<uint32_t> running{0};
+  std::atomic<uint32_t> pending{0};  // indices that are not done
+  std::atomic<bool> stop{false};
+  // Written between phases; read by who has taken an index, which ends no phase before it is done.
   int64_t count = 0;
   int8q_task task = nullptr;
   void* arg = nullptr;
-  bool stop = false;
-  int started = -1;  // threads; -1: none was tried yet
+  uint64_t ended = 0;  // the last phase, as a time stamp
+  int started = -1;    // threads; -1: none was tried yet
 
-  // The workers lie behind this object.
+  // The workers lie behind this object; 0 is the caller's.
   Worker& worker(int i) { return reinterpret_cast<Worker*>(this + 1)[i]; }
-  static uint64_t bytes(int workers) { return sizeof(Workers) + sizeof(Worker) * static_cast<uint64_t>(workers); }
+  static uint64_t bytes(int threads) { return sizeof(Workers) + sizeof(Worker) * static_cast<uint64_t>(threads); }
+  int64_t shares() const { return started + 1; }
 
-  void take_share(int id) const {
-    for (int64_t i = id; i < count; i += started + 1) task(arg, i, id);
+  // How many indices share s has at first.
+  int64_t dealt(int64_t s) const { return (count - s + shares() - 1) / shares(); }
+
+  // The next index of share s, or -1.
+  int64_t take(int s) {
+    std::atomic<int64_t>& left = worker(s).left;
+    int64_t found = left.load(std::memory_order_relaxed);
+    while (found > 0) {
+      if (left.compare_exchange_weak(found, found - 1, std::memory_order_acquire, std::memory_order_relaxed)) {
+        return s + (dealt(s) - found) * shares();
+      }
+    }
+    return -1;
+  }
+
+  void take_shares(int id) {
+    uint32_t done = 0;
+    for (int i = 0; i <= started; ++i) {
+      const int s = (id + i) % (started + 1);
+      for (int64_t index; (index = take(s)) >= 0; ++done) task(arg, index, id);
+    }
+    if (done > 0 && pending.fetch_sub(done, std::memory_order_acq_rel) == done) pending.notify_one();
   }
 
   void work(int id) {
     FloatEnvironment environment;
     for (uint32_t seen = 0;;) {
       await_change(phase, seen);
-      ++seen;
-      if (stop) return;
-      take_share(id);
-      if (running.fetch_sub(1, std::memory_order_acq_rel) == 1) running.notify_one();
+      seen = phase.load(std::memory_order_acquire);
+      if (stop.load(std::memory_order_relaxed)) return;
+      take_shares(id);
     }
   }
 
-  void start_phase() {
-    running.store(static_cast<uint32_t>(started), std::memory_order_relaxed);
+  void start_phase(bool wake) {
+    pending.store(static_cast<uint32_t>(count), std::memory_order_relaxed);
+    for (int s = 0; s <= started; ++s) worker(s).left.store(dealt(s), std::memory_order_release);
     phase.fetch_add(1, std::memory_order_release);
-    phase.notify_all();
+    if (wake) phase.notify_all();
   }
 
   void finish_phase() {
-    for (uint32_t left; (left = running.load(std::memory_order_acquire)) != 0;) await_change(running, left);
+    for (uint32_t left; (left = pending.load(std::memory_order_acquire)) != 0;) await_change(pending, left);
+    ended = time_stamp();
   }
 
   static void* main(void* self) {
@@ -124,7 +154,7 @@ Pool::Pool(const Allocator& allocator, int threads, const int8q_parallel_runner*
     runner_ = *runner;
     threads_ = runner->max_threads;
   } else if (threads > 1) {
-    workers_ = new (allocator_.allocate(Workers::bytes(threads - 1), "thread pool")) Workers;
+    workers_ = new (allocator_.allocate(Workers::bytes(threads), "thread pool")) Workers;
   }
   static const int registered = pthread_atfork(nullptr, nullptr, count_fork);
   static_cast<void>(registered);
@@ -134,11 +164,12 @@ Pool::Pool(const Allocator& allocator, int threads, const int8q_parallel_runner*
 Pool::~Pool() {
   if (workers_ == nullptr) return;
   if (owner_.load(std::memory_order_relaxed) == free_word(fork_generation()) && workers_->started > 0) {
-    workers_->stop = true;
-    workers_->start_phase();
-    for (int i = 0; i < workers_->started; ++i) pthread_join(workers_->worker(i).thread, nullptr);
+    workers_->stop.store(true, std::memory_order_relaxed);
+    workers_->count = 0;
+    workers_->start_phase(true);
+    for (int i = 1; i <= workers_->started; ++i) pthread_join(workers_->worker(i).thread, nullptr);
   }
-  allocator_.deallocate(workers_, Workers::bytes(threads_ - 1));
+  allocator_.deallocate(workers_, Workers::bytes(threads_));
 }
 
 void Pool::start() {
@@ -161,21 +192,23 @@ bool Pool::acquire() {
 void Pool::release() { owner_.store(free_word(fork_generation()), std::memory_order_release); }
 
 void Pool::start_threads() {
-  const int wanted = threads_ - 1;
+  for (int i = 0; i < threads_; ++i) {
+    auto* worker = new (&workers_->worker(i)) Workers::Worker;
+    worker->workers = workers_;
+    worker->id = i;
+  }
   sigset_t before;
   block_signals(&before);
   int started = 0;
-  for (; started < wanted; ++started) {
-    Workers::Worker& worker = workers_->worker(started);
-    worker.workers = workers_;
-    worker.id = started + 1;
+  for (; started < threads_ - 1; ++started) {
+    Workers::Worker& worker = workers_->worker(started + 1);
     if (pthread_create(&worker.thread, nullptr, Workers::main, &worker) != 0) break;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   workers_->started = started;
 }
 
-void Pool::run_tasks(int64_t count, int8q_task task, void* arg) {
+void Pool::run_tasks(int64_t count, int8q_task task, void* arg, Wake wake) {
   if (has_runner() && count > 1) return run_on_runner(count, task, arg);
   FloatEnvironment environment;
   if (count <= 1 || workers_ == nullptr || !acquire()) {
@@ -185,8 +218,8 @@ void Pool::run_tasks(int64_t count, int8q_task task, void* arg) {
   workers_->count = count;
   workers_->task = task;
   workers_->arg = arg;
-  workers_->start_phase();
-  workers_->take_share(0);
+  workers_->start_phase(wake == Wake::kAll || time_stamp() - workers_->ended < kPolledTicks);
+  workers_->take_shares(0);
   workers_->finish_phase();
   release();
 }

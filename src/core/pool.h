@@ -37,17 +37,21 @@ class Pool {
   // Starts the threads now. What the system refuses is done without.
   void start();
 
+  // Which threads share a phase: all of them, or, where waking one takes longer than the phase, those that are awake. The
+  // second of brief phases that follow each other wakes the others all the same: more may come.
+  enum class Wake { kAll, kIfBusy };
+
   template <class Body>
-  void run(int64_t count, const Body& body) {
+  void run(int64_t count, const Body& body, Wake wake = Wake::kAll) {
     run_tasks(
         count, [](void* arg, int64_t index, int32_t) { (*static_cast<const Body*>(arg))(index); },
-        const_cast<void*>(static_cast<const void*>(&body)));
+        const_cast<void*>(static_cast<const void*>(&body)), wake);
   }
 
  private:
   struct Workers;
 
-  void run_tasks(int64_t count, int8q_task task, void* arg);
+  void run_tasks(int64_t count, int8q_task task, void* arg, Wake wake);
   void run_on_runner(int64_t count, int8q_task task, void* arg);
   bool acquire();
   void release();

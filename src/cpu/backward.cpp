@@ -174,10 +174,11 @@ void backward(Context& context, const Linear& linear, const FloatRows& dy, const
     const Gradient gradient{*context.kernels, method, linear, dy, dx, accumulate, rows, cuts};
     const int64_t scaling = m * dy.cols < kSerialElements ? 1 : parts, sharing = std::min(parts, columns * cuts);
     context.pool.run(scaling, [&](int64_t part) { gradient.scale(workspace_of(part), part_range(m, part, scaling)); });
-    context.pool.run(sharing, [&](int64_t part) {
+    const auto multiply = [&](int64_t part) {
       Workspace w = workspace_of(part);
       gradient.multiply(w, part_range(columns * cuts, part, sharing));
-    });
+    };
+    context.pool.run(sharing, multiply, wake_for(m, dy.cols, linear.k()));
   }
 }
 

@@ -104,7 +104,7 @@ void forward(Context& context, const Linear* const* linears, int64_t count, cons
   } else {
     context.pool.run(parts, quantize);
   }
-  context.pool.run(parts, multiply);
+  context.pool.run(parts, multiply, wake_for(x.rows, x.cols, outputs));
 }
 
 }  // namespace int8q

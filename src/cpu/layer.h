@@ -30,10 +30,19 @@ void pack_blob(Context& context, void* scratch, const WeightSource& weight, void
 // Below this many elements of X or dY one thread has quantized or scaled them sooner than another one wakes (2 us at 16 a ns).
 inline constexpr int64_t kSerialElements = 32 << 10;
 
-// Whether one thread finishes a product sooner than two agree to share it: below 2^20 multiplications.
+// Whether a product has fewer multiplications.
+constexpr bool is_below(int64_t multiplications, int64_t rows, int64_t cols, int64_t outputs) {
+  return rows * cols < multiplications && rows * cols * outputs < multiplications;
+}
+
+// Whether one thread finishes a product sooner than two agree to share it (some 2 us).
 constexpr bool is_serial_product(int64_t rows, int64_t cols, int64_t outputs) {
-  constexpr int64_t kMost = 1 << 20;
-  return rows * cols < kMost && rows * cols * outputs < kMost;
+  return is_below(1 << 17, rows, cols, outputs);
+}
+
+// One thread finishes the smaller ones sooner than a second one wakes.
+constexpr Pool::Wake wake_for(int64_t rows, int64_t cols, int64_t outputs) {
+  return is_below(1 << 20, rows, cols, outputs) ? Pool::Wake::kIfBusy : Pool::Wake::kAll;
 }
 
 // The panels that a part packs: those that it reads in a product of one row, and give or take one in any other. Who writes a

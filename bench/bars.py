@@ -113,8 +113,8 @@ def of_copy(operation, dtype, **shape):
     return Bar(key, "quantization", text, "GB/s", cells, unit="%", set_by="library")
 
 
-def microkernel(isa, limit):
-    top = select("c++", "microkernel", f"int8q:{isa}", m=24, K=192, N=64, threads=1)
+def microkernel(isa, m, n, k, limit):
+    top = select("c++", "microkernel", f"int8q:{isa}", m=m, K=k, N=n, threads=1)
     return Cell(isa, top, peak(isa, threads=1), limit)
 
 
@@ -232,7 +232,11 @@ BARS = (
         "microkernel",
         "the register tile, its operands in L1, one thread: Tops / peak",
         "Tops",
-        (microkernel(BEST, 0.95), microkernel("avxvnni", 0.95), microkernel("avx2", 0.80)),
+        (
+            microkernel(BEST, 6, 64, 320, 0.95),
+            microkernel("avxvnni", 6, 16, 1024, 0.95),
+            microkernel("avx2", 24, 64, 192, 0.80),
+        ),
         unit="%",
         set_by="library",
     ),

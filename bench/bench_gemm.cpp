@@ -2,6 +2,7 @@
 //
 // The integer product alone: the register tile with all its operands in L1, and int8q_multiply over row-major codes, which
 // packs its weights at every call, beside oneDNN's over packed ones.
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 
@@ -13,31 +14,39 @@
 namespace int8q::bench {
 namespace {
 
-// 24 rows x 64 columns x 192: B 12 KiB, A 4.6 KiB (9.2 as s16), C 6 KiB. Rows divide by every tile's.
-void microkernel(const std::string& isa) {
-  constexpr int64_t kRows = 24, kPanels = 4, kDepth = 192;
-  add({"microkernel", "int8q:" + isa, {kDepth, kPanels * cpu::kPanelRows}, kRows, 1, ""}, [=](benchmark::State& state) {
-    const cpu::Kernels& kernels = cpu::find_isa(isa.c_str())->kernels();
-    const int64_t stride = 2 * kDepth + 64;
-    alignas(64) static uint8_t codes[kRows * (2 * kDepth + 64)];
-    alignas(64) static int8_t panels[kPanels * kDepth * cpu::kPanelRows];
-    alignas(64) static int32_t start[kPanels * cpu::kPanelRows];
-    alignas(64) static int32_t acc[kRows * kPanels * cpu::kPanelRows];
-    const cpu::GemmBlock block{.codes = codes,
-                               .code_stride = stride,
-                               .rows = kRows,
-                               .panels = panels,
-                               .panel_stride = kDepth * cpu::kPanelRows,
-                               .panel_count = kPanels,
-                               .groups = kDepth / cpu::kGroup,
-                               .start = start,
-                               .accumulate = true,
-                               .next = nullptr,
-                               .acc = acc,
-                               .acc_stride = kPanels * cpu::kPanelRows};
-    while (state.KeepRunning()) kernels.gemm.run(block);
-    count_operations(state, static_cast<double>(kRows * kPanels * cpu::kPanelRows * kDepth), isa, 1);
-  });
+// What a call computes, all of it in L1: one register tile as deep as fits, or, where B is widened first, rows enough to hide
+// that.
+struct Micro {
+  const char* isa;
+  int64_t rows, panels, depth;
+};
+constexpr Micro kMicro[] = {
+    {"avx2", 24, 4, 192}, {"avxvnni", 6, 1, 1024}, {"avx512bw", 24, 4, 192}, {"avx512vnni", 6, 4, 320}};
+
+void microkernel(const Micro& micro) {
+  const int64_t cols = micro.panels * cpu::kPanelRows;
+  add({"microkernel", std::string("int8q:") + micro.isa, {micro.depth, cols}, micro.rows, 1, ""},
+      [=](benchmark::State& state) {
+        const cpu::Kernels& kernels = cpu::find_isa(micro.isa)->kernels();
+        alignas(64) static uint8_t codes[16 << 10];
+        alignas(64) static int8_t panels[24 << 10];
+        alignas(64) static int32_t start[4 * cpu::kPanelRows];
+        alignas(64) static int32_t acc[24 * 4 * cpu::kPanelRows];
+        const cpu::GemmBlock block{.codes = codes,
+                                   .code_stride = 2 * micro.depth + 64,
+                                   .rows = micro.rows,
+                                   .panels = panels,
+                                   .panel_stride = micro.depth * cpu::kPanelRows,
+                                   .panel_count = micro.panels,
+                                   .groups = micro.depth / cpu::kGroup,
+                                   .start = start,
+                                   .accumulate = false,
+                                   .next = nullptr,
+                                   .acc = acc,
+                                   .acc_stride = cols};
+        while (state.KeepRunning()) kernels.gemm.run(block);
+        count_operations(state, static_cast<double>(micro.rows * cols * micro.depth), micro.isa, 1);
+      });
 }
 
 void multiply(const std::string& isa, Size size, int64_t m, int threads) {
@@ -59,7 +68,9 @@ void multiply(const std::string& isa, Size size, int64_t m, int threads) {
 void register_benchmarks(const Options& options) {
   add_peaks(options, options.isas);
   add_bandwidths(options);
-  for (const std::string& isa : options.isas) microkernel(isa);
+  for (const Micro& micro : kMicro) {
+    if (std::find(options.isas.begin(), options.isas.end(), micro.isa) != options.isas.end()) microkernel(micro);
+  }
   for (const Size size : sizes(options)) {
     for (const int threads : options.threads) {
       for (const int64_t m : {1, 8, 128, 512}) {

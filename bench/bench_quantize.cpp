@@ -11,6 +11,16 @@ namespace {
 constexpr int64_t kRows = 4096;
 constexpr Size kSize{8192, 4096};  // 64 MiB of bf16, 32 MiB of codes
 
+void pack_into_same_memory(benchmark::State& state, Context& with, const Matrix& weight, const float* stats) {
+  Workspace blob;
+  const uint64_t bytes = Linear::blob_bytes(kSize.n, kSize.k, false);
+  void* memory = blob.reserve(bytes);
+  const auto pack = [&] { Linear::pack(with, weight, stats, {}, {}, memory, bytes); };
+  pack();  // touches it first
+  let_others_sleep();
+  while (state.KeepRunning()) pack();
+}
+
 template <class T>
 void quantize(const std::string& isa, int threads, const char* dtype) {
   const int64_t count = kRows * kSize.k;
@@ -38,8 +48,13 @@ void quantize(const std::string& isa, int threads, const char* dtype) {
         }
         count_bytes(state, static_cast<double>(count) * (sizeof(T) + 1), copy_of(threads));
       });
-  // A new layer each time: allocating and first touching its pages is part of it.
   add({"quantize_weight", "int8q:" + isa, kSize, 0, threads, std::string("/dtype:") + dtype}, [=](benchmark::State& state) {
+    const std::vector<T> w = values<T>(kSize.n * kSize.k, 1);
+    pack_into_same_memory(state, context(isa, threads), view(w.data(), kSize.n, kSize.k), nullptr);
+    count_bytes(state, static_cast<double>(kSize.n * kSize.k) * (sizeof(T) + 1), copy_of(threads));
+  });
+  // A new layer each time: allocating and first touching its pages is part of it.
+  add({"create_linear", "int8q:" + isa, kSize, 0, threads, std::string("/dtype:") + dtype}, [=](benchmark::State& state) {
     const std::vector<T> w = values<T>(kSize.n * kSize.k, 1);
     Context& with = context(isa, threads);
     let_others_sleep();
@@ -52,14 +67,7 @@ void pack(const std::string& isa, int threads) {
   add({"pack", "int8q:" + isa, kSize, 0, threads, ""}, [=](benchmark::State& state) {
     const std::vector<int8_t> q(static_cast<size_t>(kSize.n * kSize.k), 3);
     const std::vector<float> stats(static_cast<size_t>(kSize.n), 1.0f);
-    Workspace blob;
-    const uint64_t bytes = Linear::blob_bytes(kSize.n, kSize.k, false);
-    Context& with = context(isa, threads);
-    let_others_sleep();
-    void* memory = blob.reserve(bytes);
-    while (state.KeepRunning()) {
-      Linear::pack(with, view(q.data(), kSize.n, kSize.k), stats.data(), {}, {}, memory, bytes);
-    }
+    pack_into_same_memory(state, context(isa, threads), view(q.data(), kSize.n, kSize.k), stats.data());
     count_bytes(state, 2.0 * static_cast<double>(kSize.n * kSize.k), copy_of(threads));
   });
 }

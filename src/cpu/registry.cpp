@@ -17,7 +17,7 @@ constexpr Isa kIsas[] = {
     {"generic", [] { return true; }, table<generic_kernels>},
 #if defined(__x86_64__)
     {"avx2", [] { return cpu_features().avx2; }, table<avx2_kernels>},
-    {"avxvnni", [] { return cpu_features().avxvnni || avxvnni_as_evex(); }, table<avxvnni_kernels>},
+    {"avxvnni", supports_avxvnni, table<avxvnni_kernels>},
     {"avx512bw", [] { return cpu_features().avx512bw; }, table<avx512bw_kernels>},
     {"avx512vnni", [] { return cpu_features().avx512vnni; }, table<avx512vnni>},
 #endif

@@ -12,7 +12,7 @@
 
 namespace int8q::cpu {
 
-inline bool avxvnni_as_evex() { return false; }
+inline bool supports_avxvnni() { return cpu_features().avxvnni; }
 
 template <const Kernels& (*kTable)()>
 const Kernels& table() {
@@ -31,7 +31,7 @@ const Kernels& table() {
 
 namespace int8q::cpu {
 
-inline bool avxvnni_as_evex() { return cpu_features().avx512vnni; }
+inline bool supports_avxvnni() { return cpu_features().avx512vnni; }
 
 // Flips one bit of the value at p: the lowest of an integer, the highest of a float's mantissa.
 inline void flip(void* p, int byte, unsigned char bit) { static_cast<unsigned char*>(p)[byte] ^= bit; }

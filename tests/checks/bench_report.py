@@ -165,7 +165,7 @@ class Judging(Case):
         self.assertEqual(self.verdicts(key, **files), ["invalid", "invalid"])
         files["bench_gemm"] = google({**CLOCK, "peak/avx512vnni/T:1": {"Tops": PEAK / 4}})
         self.assertEqual(self.verdicts(key, **files), ["met", "met"])
-        tile = {"microkernel/int8q:avx512vnni/K:192/N:64/M:24/T:1": {"Tops": 0.24 * PEAK}}
+        tile = {"microkernel/int8q:avx512vnni/K:320/N:64/M:6/T:1": {"Tops": 0.24 * PEAK}}
         files["bench_gemm"] = google({**CLOCK, **tile, "peak/avx512vnni/T:1": {"Tops": PEAK / 4}})
         self.assertEqual(self.verdicts("microkernel", **files)[0], "invalid")
 

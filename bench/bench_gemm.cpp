@@ -4,6 +4,7 @@
 // packs its weights at every call, beside oneDNN's over packed ones.
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 
 #include "cpu/registry.h"
@@ -32,6 +33,8 @@ void microkernel(const Micro& micro) {
         alignas(64) static int8_t panels[24 << 10];
         alignas(64) static int32_t start[4 * cpu::kPanelRows];
         alignas(64) static int32_t acc[24 * 4 * cpu::kPanelRows];
+        std::memset(codes, 129, sizeof codes);  // pages of its own: what is only read maps to one page of zeros
+        std::memset(panels, 1, sizeof panels);
         const cpu::GemmBlock block{.codes = codes,
                                    .code_stride = 2 * micro.depth + 64,
                                    .rows = micro.rows,

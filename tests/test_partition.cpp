@@ -67,7 +67,7 @@ TEST(Partition, EachElementIsWrittenByOnePart) {
   const std::vector<int64_t> ms = small_grid() ? std::vector<int64_t>{1, 193} : std::vector<int64_t>{1, 17, 192, 193, 400};
   for (const int64_t m : ms) {
     for (const int64_t n : {int64_t{1}, int64_t{16}, int64_t{17}, int64_t{65}, int64_t{150}}) {
-      for (const int64_t parts : {1, 2, 3, 5, 8, 31, 64}) {
+      for (int64_t parts = 1; parts <= 64; parts = small_grid() ? parts * 2 : parts + 1) {
         std::vector<int32_t> acc(static_cast<size_t>(m * n));
         std::vector<int32_t> y(acc.size());
         std::vector<int> writers(acc.size());
@@ -166,6 +166,56 @@ TEST(Partition, APanelIsPackedByThePartThatReadsIt) {
     EXPECT_EQ(packer.front(), 0);
     EXPECT_EQ(packer.back(), parts - 1);
   }
+}
+
+// Runs call(context), which writes y, for 1 to 64 parts: each element is written by one of them, and no part writes more than
+// another by more than one item of so many elements.
+template <class Call>
+void expect_even_work(Mat& y, int64_t item_elements, const Call& call) {
+  const auto count = static_cast<size_t>(y.c().rows * y.c().cols);
+  for (int32_t parts = 2; parts <= 64; parts = small_grid() ? parts * 2 : parts + 1) {
+    Watcher watcher;
+    const int8q_parallel_runner runner{sizeof runner, parts, &watcher, Watcher::run};
+    const ContextPtr context = make_context(0, nullptr, &runner);
+    std::vector<int> writers(count);
+    std::vector<int64_t> work;
+    std::fill_n(y.as<uint32_t>(), count, 0xffffffffu);  // no result
+    watcher.after = [&](int64_t) {
+      int64_t written = 0;
+      for (size_t i = 0; i < count; ++i) {
+        uint32_t& element = y.as<uint32_t>()[i];
+        if (element == 0xffffffffu) continue;
+        element = 0xffffffffu;
+        ++writers[i];
+        ++written;
+      }
+      work.push_back(written);
+    };
+    ASSERT_NO_FATAL_FAILURE(call(context.get()));
+    ASSERT_EQ(static_cast<std::ptrdiff_t>(count), std::count(writers.begin(), writers.end(), 1)) << parts << " parts";
+    ASSERT_LE(work.size(), static_cast<size_t>(parts));
+    const auto [least, most] = std::minmax_element(work.begin(), work.end());
+    ASSERT_LE(*most - *least, item_elements) << parts << " parts";
+  }
+}
+
+// K is so small that X and dY are prepared by the calling thread: the runner sees the tiles only.
+TEST(Partition, ForwardIsSharedEvenly) {
+  const int64_t m = 37, n = 1200, k = 128;  // whole panels
+  const Mat weight = random_mat(INT8Q_F32, n, k, 1), x = random_mat(INT8Q_F32, m, k, 2);
+  const LinearPtr linear = make_linear(make_context(1).get(), weight);
+  Mat y(INT8Q_F32, m, n);
+  expect_even_work(y, m * cpu::kPanelRows,
+                   [&](int8q_context* context) { ASSERT_CALL(forward(context, linear.get(), x, y)); });
+}
+
+TEST(Partition, BackwardIsSharedEvenly) {
+  const int64_t m = 70, n = 64, k = 1216, tile_columns = 64;  // whole tiles
+  const Mat weight = random_mat(INT8Q_F32, n, k, 1), dy = random_mat(INT8Q_F32, m, n, 2);
+  const LinearPtr linear = make_linear(make_context(1).get(), weight);
+  Mat dx(INT8Q_F32, m, k);
+  expect_even_work(dx, m * tile_columns,
+                   [&](int8q_context* context) { ASSERT_CALL(backward(context, linear.get(), dy, dx)); });
 }
 
 }  // namespace

@@ -21,11 +21,6 @@ namespace {
 
 inline constexpr int64_t kGroupLine = kPanelRows * kGroup;  // bytes of four k of a panel
 
-// To L1. Inlined before g++ finds that such a function has no effect and drops its calls.
-inline __attribute__((always_inline)) void prefetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
-}
-
 // One n a step, one fma chain an element.
 template <class V>
 struct FusedStep {

@@ -48,11 +48,11 @@ inline __attribute__((always_inline)) void gemm_tile(const GemmBlock& block, int
   const uint8_t* codes = block.codes + row * block.code_stride;
   const int8_t* b0 = block.panels + panel * block.panel_stride;
   for (int64_t g = 0; g < block.groups; ++g) {
-    if (kFetch == Fetch::kNext) _mm_prefetch(reinterpret_cast<const char*>(next + g * Op::kGroupBytes), _MM_HINT_T0);
+    if (kFetch == Fetch::kNext) prefetch(next + g * Op::kGroupBytes);
     const auto load_b = [&](int v) __attribute__((always_inline)) {
       const int8_t* line = b0 + (v / kVecs) * block.panel_stride + g * Op::kGroupBytes;
-      if (v % kVecs == 0 && kFetch == Fetch::kL1) _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T0);
-      if (v % kVecs == 0 && kFetch == Fetch::kL2) _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T1);
+      if (v % kVecs == 0 && kFetch == Fetch::kL1) prefetch(line + kAhead);
+      if (v % kVecs == 0 && kFetch == Fetch::kL2) prefetch<_MM_HINT_T1>(line + kAhead);
       return Op::load_b(line + (v % kVecs) * (Op::kGroupBytes / kVecs));
     };
     const uint8_t* a = codes + g * Op::kCodeBytes;
@@ -142,7 +142,7 @@ void gemm_widened(const GemmBlock& block) {
       for (int64_t i = 0; i < panels; ++i) {
         const int8_t* lines = block.panels + (p + i) * block.panel_stride + g * Op::kGroupBytes;
         for (int64_t t = 0; t < groups * kVecs; ++t) {
-          _mm_prefetch(reinterpret_cast<const char*>(lines + t * (Op::kGroupBytes / kVecs) + kAhead), _MM_HINT_T1);
+          prefetch<_MM_HINT_T1>(lines + t * (Op::kGroupBytes / kVecs) + kAhead);
           Wide<Op>::store_b(wide[i][0] + t * (Wide<Op>::kGroupBytes / kVecs),
                             Op::load_b(lines + t * (Op::kGroupBytes / kVecs)));
         }

@@ -8,6 +8,12 @@
 namespace int8q::cpu {
 namespace {
 
+// Inlined before g++ finds that such a function has no effect and drops its calls.
+template <_mm_hint kHint = _MM_HINT_T0>
+inline __attribute__((always_inline)) void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), kHint);
+}
+
 template <int R>
 struct Rows {
   static constexpr int kCount = R;

@@ -41,9 +41,8 @@ void register_benchmarks(const Options& options) {
           backward<Float16>(isa, size, m, threads, "f16", fma);
           backward<BFloat16>(isa, size, m, threads, "bf16", isa == "avx512vnni" && has_bf16 ? "bf16" : fma);
         }
-        const Size transposed{size.n, size.k};
-        onednn::add("backward", onednn::Kind::kF32, transposed, m, threads, false, "fma512");
-        if (has_bf16) onednn::add("backward", onednn::Kind::kBf16, transposed, m, threads, false, "bf16");
+        onednn::add("backward", onednn::Kind::kF32, size, m, threads, false, "fma512");
+        if (has_bf16) onednn::add("backward", onednn::Kind::kBf16, size, m, threads, false, "bf16");
       }
     }
   }

@@ -214,6 +214,23 @@ def google_benchmark_table(rows):
     return tabulate(table, headers, tablefmt="github", disable_numparse=True) if table else "No bench_*.json."
 
 
+def layer_table(rows):
+    """oneDNN's bare product beside int8q's whole linear, layer by layer."""
+    ratios = {}
+    for row in rows:
+        if row.source == "c++" and row.contender == "onednn:s8" and row.operation == "gemm" and row.threads == THREADS:
+            our = None if row.rotated else ours_for(row, rows)
+            if our:
+                ratios.setdefault((row.K, row.N), {}).setdefault(row.M, row.ms / our.ms)
+    all_m = sorted({m for layer in ratios.values() for m in layer})
+    table = [
+        [f"{k} x {n}", *(f"{layer[m]:.2f}" if m in layer else "-" for m in all_m)]
+        for (k, n), layer in sorted(ratios.items())
+    ]
+    headers = ["oneDNN's time / int8q's, K x N", *(f"M={m}" for m in all_m)]
+    return tabulate(table, headers, tablefmt="github", disable_numparse=True) if table else "Not measured."
+
+
 def outlier_table(rows):
     """What outlier columns cost: M=128, 4096 x 4096, times of what no outlier column costs."""
     columns = (0, 1, 7, 41, 1352)
@@ -361,6 +378,7 @@ def main():
         ("Bars", f"On {THREADS} threads, unless a row says otherwise.\n\n" + bar_table(verdicts, notes)),
         ("Is the run valid?", validity(peaks, opponents, machine)),
         ("Where int8q is slower", losses(rows)),
+        ("Layers of models", layer_table(rows)),
         ("What outlier columns cost", outlier_table(rows)),
         ("int8q quantize", checkpoint_table(runs, rows)),
         ("Not measured", missing_text(runs, unreadable, undrawn)),

@@ -46,11 +46,12 @@ int main(int argc, char** argv) try {
   app.allow_extras();
   app.footer("Google Benchmark's own options follow, as --benchmark_filter=REGEX and --benchmark_out=FILE.");
   int8q::bench::Options options{supported_isas(), {1, 2}, false};
-  app.add_option("--isa", options.isas, "ISAs to run; opponents are held to the widest of them")
-      ->check(CLI::IsMember(supported_isas()))
-      ->delimiter(',');
+  const CLI::Option* named = app.add_option("--isa", options.isas, "ISAs to run; opponents are held to the widest of them")
+                                 ->check(CLI::IsMember(supported_isas()))
+                                 ->delimiter(',');
   app.add_option("--threads", options.threads, "numbers of threads")->delimiter(',')->check(CLI::PositiveNumber);
-  app.add_flag("--all-shapes", options.all_shapes, "every layer of the list of shapes");
+  app.add_flag("--all-shapes", options.all_shapes,
+               "every layer of the list of shapes, on the widest ISA where --isa names none");
   CLI11_PARSE(app, argc, argv);
 
   std::vector<std::string> rest = app.remaining();
@@ -68,6 +69,7 @@ int main(int argc, char** argv) try {
   std::sort(options.isas.begin(), options.isas.end(), [&](const std::string& a, const std::string& b) {
     return std::find(all.begin(), all.end(), a) < std::find(all.begin(), all.end(), b);
   });
+  if (options.all_shapes && named->empty()) options.isas = {options.isas.back()};
   int8q::bench::onednn::hold_to(options.isas.back());
   benchmark::AddCustomContext("cpu", int8q::cpu::cpu_features().brand);
   for (const auto& [name, value] : describe_cpu()) benchmark::AddCustomContext(name, value);

@@ -2,6 +2,7 @@
 #include "support/onednn.h"
 
 #include <stdexcept>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -96,10 +97,14 @@ void Matmul::run() {
 void add(const char* operation, Kind kind, Size size, int64_t m, int threads, bool rotated, const std::string& peak) {
   const char* type = kind == Kind::kS8 ? "s8" : kind == Kind::kBf16 ? "bf16" : "f32";
   const Row row{operation, std::string("onednn:") + type, size, m, threads, rotated ? "/rotated" : ""};
+  const Size product = row.operation == std::string_view("backward") ? Size{size.n, size.k} : size;
   auto made = std::make_shared<std::unique_ptr<Matmul>>();  // with the first repetition
   bench::add(row, [=](benchmark::State& state) {
     const int64_t bytes = kind == Kind::kS8 ? 1 : kind == Kind::kBf16 ? 2 : 4;
-    if (*made == nullptr) *made = std::make_unique<Matmul>(kind, m, size, copies(size, rotated, bytes), threads);
+    if (*made == nullptr) {
+      *made = std::make_unique<Matmul>(kind, m, product, copies(size, rotated, bytes), threads);
+      on_drop(size, [made] { made->reset(); });
+    }
     let_others_sleep();
     while (state.KeepRunning()) (*made)->run();
     count_operations(state, static_cast<double>(m * size.k * size.n), peak, threads);

@@ -36,7 +36,7 @@ class Matmul {
   std::unique_ptr<Parts> parts_;
 };
 
-// Adds gemm/onednn:s8 (or bf16, f32) where oneDNN is there.
+// Adds gemm/onednn:s8 (or bf16, f32) of a layer of this size where oneDNN is there; backward multiplies by its transpose.
 void add(const char* operation, Kind kind, Size size, int64_t m, int threads, bool rotated, const std::string& peak);
 
 }  // namespace int8q::bench::onednn

@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <list>
 #include <map>
 #include <memory>
 #include <random>
 #include <thread>
-#include <tuple>
 #include <utility>
 
 #include "cpu/registry.h"
@@ -31,6 +31,40 @@ std::string Row::name() const {
   if (size.k > 0) text += "/K:" + std::to_string(size.k) + "/N:" + std::to_string(size.n);
   if (m > 0) text += "/M:" + std::to_string(m);
   return text + "/T:" + std::to_string(threads) + more;
+}
+
+namespace {
+
+struct Kept {
+  Size size;
+  std::vector<std::function<void()>> drops;
+};
+
+// Those of the last sizes, the last one in front.
+std::list<Kept>& kept_sizes() {
+  static std::list<Kept> all;
+  return all;
+}
+
+void use(Size size) {
+  constexpr size_t kMost = 2;
+  std::list<Kept>& all = kept_sizes();
+  const auto found = std::find_if(all.begin(), all.end(), [&](const Kept& kept) { return kept.size == size; });
+  if (found == all.end()) {
+    all.push_front({size, {}});
+  } else {
+    all.splice(all.begin(), all, found);
+  }
+  for (; all.size() > kMost; all.pop_back()) {
+    for (const auto& drop : all.back().drops) drop();
+  }
+}
+
+}  // namespace
+
+void on_drop(Size size, std::function<void()> drop) {
+  use(size);
+  kept_sizes().front().drops.push_back(std::move(drop));
 }
 
 void add(const Row& row, const std::function<void(benchmark::State&)>& body) {
@@ -106,10 +140,13 @@ std::vector<float> normal(int64_t count, uint64_t seed) {
 }
 
 const FloatLayer& float_layer(Size size) {
-  static std::map<std::pair<int64_t, int64_t>, FloatLayer> all;
-  FloatLayer& layer = all[{size.k, size.n}];
-  if (layer.weight.empty()) layer = {normal(size.n * size.k, 2), normal(size.n, 3)};
-  return layer;
+  static std::map<Size, FloatLayer> all;
+  const auto [layer, is_new] = all.try_emplace(size);
+  if (is_new) {
+    layer->second = {normal(size.n * size.k, 2), normal(size.n, 3)};
+    on_drop(size, [size] { all.erase(size); });
+  }
+  return layer->second;
 }
 
 int64_t copies(Size size, bool rotated, int64_t bytes_a_weight) {
@@ -117,8 +154,12 @@ int64_t copies(Size size, bool rotated, int64_t bytes_a_weight) {
 }
 
 std::vector<const Linear*> linears(Size size, bool rotated, int32_t outlier_mode) {
-  static std::map<std::tuple<int64_t, int64_t, int32_t>, std::vector<std::unique_ptr<Linear>>> all;
-  std::vector<std::unique_ptr<Linear>>& made = all[{size.k, size.n, outlier_mode}];
+  using Key = std::pair<Size, int32_t>;
+  static std::map<Key, std::vector<std::unique_ptr<Linear>>> all;
+  const Key key{size, outlier_mode};
+  const auto [found, is_new] = all.try_emplace(key);
+  if (is_new) on_drop(size, [key] { all.erase(key); });
+  std::vector<std::unique_ptr<Linear>>& made = found->second;
   const size_t count = static_cast<size_t>(copies(size, rotated, 1));
   const FloatLayer& layer = float_layer(size);
   Context& packer = context(cpu::best_isa().name, static_cast<int>(std::thread::hardware_concurrency()));

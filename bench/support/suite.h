@@ -7,6 +7,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include <compare>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -29,6 +30,7 @@ void register_benchmarks(const Options& options);
 
 struct Size {
   int64_t k, n;
+  auto operator<=>(const Size&) const = default;
 };
 
 // 4096 x 4096 and 768 x 768, which the speed goals name; with all_shapes every layer of the list of shapes.
@@ -46,11 +48,17 @@ struct Row {
 };
 
 // Registers one row. The body sets itself up and then runs its loop over `state`.
+//
+// What rows of a size keep from one repetition to the next is dropped once rows of two other sizes have come: layers of all
+// models together are larger than a machine. The two default sizes take turns and keep theirs.
 void add(const Row& row, const std::function<void(benchmark::State&)>& body);
 
 // peak/NAME/T:2, clock and bandwidth/{read,copy}/T:2, to be interleaved with what is compared with them.
 void add_peaks(const Options& options, const std::vector<std::string>& names);
 void add_bandwidths(const Options& options);
+
+// Has `drop` called when what was made for this size is dropped.
+void on_drop(Size size, std::function<void()> drop);
 
 // Sets the counters of `state` from what one iteration did: Tops and % of the named peak, GB/s and % of the bandwidth.
 void count_operations(benchmark::State& state, double macs, const std::string& peak, int threads);

@@ -18,10 +18,7 @@ void backward(const std::string& isa, Size size, int64_t m, int threads, const c
     std::vector<T> dx(static_cast<size_t>(m * size.k));
     Workspace workspace;
     Context& with = context(isa, threads);
-    let_others_sleep();
-    while (state.KeepRunning()) {
-      layer.backward(with, view(dy.data(), m, size.n), view(dx.data(), m, size.k), workspace);
-    }
+    time_calls(state, [&] { layer.backward(with, view(dy.data(), m, size.n), view(dx.data(), m, size.k), workspace); });
     count_operations(state, static_cast<double>(m * size.k * size.n), peak, threads);
   });
 }

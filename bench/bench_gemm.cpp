@@ -57,10 +57,9 @@ void multiply(const std::string& isa, Size size, int64_t m, int threads) {
     std::vector<int8_t> a(static_cast<size_t>(m * size.k), 11), b(static_cast<size_t>(size.n * size.k), -7);
     std::vector<int32_t> c(static_cast<size_t>(m * size.n));
     Context& with = context(isa, threads);
-    let_others_sleep();
-    while (state.KeepRunning()) {
+    time_calls(state, [&] {
       int8q::multiply(with, view(a.data(), m, size.k), view(b.data(), size.n, size.k), view(c.data(), m, size.n));
-    }
+    });
     count_operations(state, static_cast<double>(m * size.k * size.n), isa, threads);
     count_bytes(state, static_cast<double>(size.k * size.n), read_of(threads));
   });

@@ -20,12 +20,11 @@ void linear(const std::string& isa, Size size, int64_t m, int threads, bool rota
     const Matrix in = view(x.data(), m, size.k), out = view(y.data(), m, size.n);
     Workspace workspace;
     Context& with = context(isa, threads);
-    let_others_sleep();
     size_t next = 0;
-    while (state.KeepRunning()) {
+    time_calls(state, [&] {
       layers[next]->forward(with, in, out, workspace);
       next = next + 1 == layers.size() ? 0 : next + 1;
-    }
+    });
     count_operations(state, static_cast<double>(m * size.k * size.n), isa, threads);
     count_bytes(state, static_cast<double>(size.k * size.n), read_of(threads));
   });
@@ -41,11 +40,10 @@ void quantize_input(const std::string& isa, int64_t m, int threads) {
     std::vector<int64_t> cols(static_cast<size_t>(kCols));
     int64_t count = 0;
     Context& with = context(isa, threads);
-    let_others_sleep();
-    while (state.KeepRunning()) {
+    time_calls(state, [&] {
       quantize_rows(with, view(x.data(), m, kCols), {}, view(q.data(), m, kCols), stats.data(), nullptr, cols.data(),
                     &count);
-    }
+    });
     count_bytes(state, static_cast<double>(x.size()) * 3, copy_of(threads));
   });
 }

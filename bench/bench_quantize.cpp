@@ -17,8 +17,7 @@ void pack_into_same_memory(benchmark::State& state, Context& with, const Matrix&
   void* memory = blob.reserve(bytes);
   const auto pack = [&] { Linear::pack(with, weight, stats, {}, {}, memory, bytes); };
   pack();  // touches it first
-  let_others_sleep();
-  while (state.KeepRunning()) pack();
+  time_calls(state, pack);
 }
 
 template <class T>
@@ -30,10 +29,9 @@ void quantize(const std::string& isa, int threads, const char* dtype) {
         std::vector<int8_t> q(x.size());
         std::vector<float> stats(static_cast<size_t>(kRows));
         Context& with = context(isa, threads);
-        let_others_sleep();
-        while (state.KeepRunning()) {
+        time_calls(state, [&] {
           quantize_rows(with, view(x.data(), kRows, kSize.k), {}, view(q.data(), kRows, kSize.k), stats.data());
-        }
+        });
         count_bytes(state, static_cast<double>(count) * (sizeof(T) + 1), copy_of(threads));
       });
   add({"dequantize_rows", "int8q:" + isa, {kSize.k, 0}, kRows, threads, std::string("/dtype:") + dtype},
@@ -42,10 +40,9 @@ void quantize(const std::string& isa, int threads, const char* dtype) {
         std::vector<T> y(q.size());
         const std::vector<float> stats(static_cast<size_t>(kRows), 1.0f);
         Context& with = context(isa, threads);
-        let_others_sleep();
-        while (state.KeepRunning()) {
+        time_calls(state, [&] {
           dequantize_rows(with, view(q.data(), kRows, kSize.k), stats.data(), view(y.data(), kRows, kSize.k));
-        }
+        });
         count_bytes(state, static_cast<double>(count) * (sizeof(T) + 1), copy_of(threads));
       });
   add({"quantize_weight", "int8q:" + isa, kSize, 0, threads, std::string("/dtype:") + dtype}, [=](benchmark::State& state) {
@@ -57,8 +54,7 @@ void quantize(const std::string& isa, int threads, const char* dtype) {
   add({"create_linear", "int8q:" + isa, kSize, 0, threads, std::string("/dtype:") + dtype}, [=](benchmark::State& state) {
     const std::vector<T> w = values<T>(kSize.n * kSize.k, 1);
     Context& with = context(isa, threads);
-    let_others_sleep();
-    while (state.KeepRunning()) Linear(with, view(w.data(), kSize.n, kSize.k));
+    time_calls(state, [&] { Linear(with, view(w.data(), kSize.n, kSize.k)); });
     count_bytes(state, static_cast<double>(kSize.n * kSize.k) * (sizeof(T) + 1), copy_of(threads));
   });
 }

@@ -2,6 +2,7 @@
 #include "support/machine.h"
 
 #include <immintrin.h>
+#include <sched.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -153,6 +154,16 @@ double once(const std::string& name, int threads, const std::function<double()>&
   return entry->second;
 }
 
+void pin_to_nth(const cpu_set_t& allowed, int n) {
+  n %= CPU_COUNT(&allowed);
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &allowed) && n-- == 0) CPU_SET(cpu, &one);
+  }
+  sched_setaffinity(0, sizeof one, &one);
+}
+
 }  // namespace
 
 const Peak& find_peak(const std::string& name) {
@@ -165,7 +176,11 @@ const Peak& find_peak(const std::string& name) {
 double run_together(int threads, const std::function<void(int)>& body) {
   std::atomic<int> waiting{threads};
   std::vector<Clock::time_point> begin(static_cast<size_t>(threads)), end(begin);
+  // Each on a CPU of its own where there are enough: new threads may share one for as long as a measurement takes.
+  cpu_set_t allowed;
+  sched_getaffinity(0, sizeof allowed, &allowed);
   const auto run = [&](int t) {
+    pin_to_nth(allowed, t);
     --waiting;
     while (waiting > 0) std::this_thread::yield();
     begin[static_cast<size_t>(t)] = Clock::now();
@@ -176,6 +191,7 @@ double run_together(int threads, const std::function<void(int)>& body) {
   for (int t = 1; t < threads; ++t) others.emplace_back(run, t);
   run(0);
   others.clear();
+  sched_setaffinity(0, sizeof allowed, &allowed);
   return std::chrono::duration<double>(*std::max_element(end.begin(), end.end()) -
                                        *std::min_element(begin.begin(), begin.end()))
       .count();

@@ -105,8 +105,7 @@ void add(const char* operation, Kind kind, Size size, int64_t m, int threads, bo
       *made = std::make_unique<Matmul>(kind, m, product, copies(size, rotated, bytes), threads);
       on_drop(size, [made] { made->reset(); });
     }
-    let_others_sleep();
-    while (state.KeepRunning()) (*made)->run();
+    time_calls(state, [&] { (*made)->run(); });
     count_operations(state, static_cast<double>(m * size.k * size.n), peak, threads);
     count_bytes(state, static_cast<double>(size.k * size.n * bytes), read_of(threads));
   });

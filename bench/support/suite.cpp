@@ -78,8 +78,8 @@ namespace {
 // A row whose one iteration is one measurement; the rate is what counts.
 void add_measurement(const Row& row, const std::function<double()>& measure, const char* counter, double scale) {
   const auto body = [=](benchmark::State& state) {
-    let_others_sleep();
     double sum = 0.0;
+    std::this_thread::sleep_for(std::chrono::milliseconds(15));
     while (state.KeepRunning()) sum += measure();
     state.counters[counter] = scale * sum / static_cast<double>(state.iterations());
   };
@@ -120,8 +120,6 @@ void count_bytes(benchmark::State& state, double bytes, double bandwidth) {
   state.counters["GB/s"] = Counter(1e-9 * bytes, Counter::kIsIterationInvariantRate);
   state.counters["%bandwidth"] = Counter(100.0 * bytes / bandwidth, Counter::kIsIterationInvariantRate);
 }
-
-void let_others_sleep() { std::this_thread::sleep_for(std::chrono::milliseconds(15)); }
 
 Context& context(const std::string& isa, int threads) {
   static std::map<std::pair<std::string, int>, Context> all;

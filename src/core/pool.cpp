@@ -72,7 +72,7 @@ uint64_t fork_generation() { return forks.load(std::memory_order_relaxed); }
 // A phase's indices are dealt into one share a thread: share s holds s, s + T, s + 2T, ..., T the number of threads. A thread
 // takes its own share first, so that the same thread gets the same part of the same operation each time, and then what is left
 // of the others': no phase waits for a thread that has not begun. Worker w is thread w, the caller is thread 0.
-struct Pool::Workers {
+struct alignas(64) Pool::Workers {
   struct alignas(64) Worker {
     std::atomic<int64_t> left{0};  // of share `id`: indices that nobody took
     Workers* workers = nullptr;
@@ -90,7 +90,7 @@ struct Pool::Workers {
   uint64_t ended = 0;  // the last phase, as a time stamp
   int started = -1;    // threads; -1: none was tried yet
 
-  // The workers lie behind this object; 0 is the caller's.
+  // The workers lie behind this object, which fills whole cache lines; 0 is the caller's.
   Worker& worker(int i) { return reinterpret_cast<Worker*>(this + 1)[i]; }
   static uint64_t bytes(int threads) { return sizeof(Workers) + sizeof(Worker) * static_cast<uint64_t>(threads); }
   int64_t shares() const { return started + 1; }

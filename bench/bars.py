@@ -26,7 +26,7 @@ class Cell:
     label: str  # "M=128"
     top: dict
     bottom: dict | None
-    limit: float | None  # None: the value is shown and not judged
+    limit: float
 
     @property
     def m(self):
@@ -198,7 +198,7 @@ BARS = (
         "bitsandbytes:6",
         "native",
         BEST,
-        {1: None, 8: None},
+        {1: 3.0, 8: 7.0},
         rotated=True,
     ),
     against(
@@ -275,7 +275,8 @@ BARS = (
         "checkpoint",
         "int8q quantize of a checkpoint: time of copying the same bytes / its time",
         "ms",
-        tuple(Cell(cache, checkpoint(cache, "copy"), checkpoint(cache, "int8q"), None) for cache in ("warm", "cold")),
+        tuple(Cell(cache, checkpoint(cache, "copy"), checkpoint(cache, "int8q"), 0.80) for cache in ("warm", "cold")),
+        unit="%",
         set_by="library",
     ),
     Bar(

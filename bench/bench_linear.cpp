@@ -30,7 +30,8 @@ void linear(const std::string& isa, Size size, int64_t m, int threads, bool rota
   });
 }
 
-// What the linear does first, by itself: its time over the linear's is quantization's share.
+// What the linear does first, by itself (to rows of s8, where the linear's codes lie as its product wants them): its time over
+// the linear's is quantization's share.
 void quantize_input(const std::string& isa, int64_t m, int threads) {
   constexpr int64_t kCols = 4096;
   add({"quantize_input", "int8q:" + isa, {kCols, 0}, m, threads, "/dtype:bf16"}, [=](benchmark::State& state) {

@@ -23,7 +23,7 @@ from verdicts import REFERENCE_MACHINE, core_of, failures, judge_bar, judge_oppo
 
 WIDTHS = (7, 12, 40, 20, 30, 9, 36)  # of the table on a terminal
 
-RULE = "Each bar is met at M=1 and M=128, no other cell is below .85 of its bar, and all of it is one run"
+RULE = "Each bar that is measured is met at M=1 and M=128, no other cell is below .85 of its bar, and all of it is one run"
 
 HONESTY = f"""\
 Bars are ratios of two things that were measured here, and are never rescaled. They were set on {REFERENCE_MACHINE},
@@ -44,7 +44,8 @@ AVX-VNNI's kernels that are said to be EVEX-encoded are those of the test librar
 library's own are the same instructions, VEX-encoded.
 
 The bandwidth that quantization and packing are compared with is a copy's: half of its bytes are read, half are written by
-non-temporal stores. Quantization reads more than it writes and writes through the caches, which read a line before."""
+non-temporal stores, all in huge pages. Quantization reads more than it writes, writes through the caches, which read a line
+before, and works on what malloc gives: pages of 4 KiB."""
 
 CHECKPOINT = """\
 `int8q quantize` reads bf16 and writes codes and scales, and syncs the file and its folder; the copy reads as many bytes and
@@ -65,20 +66,23 @@ def value_text(bar, value):
 def limit_text(bar, cells):
     limits = [cell.limit for cell in cells]
     limits = limits[:1] if len(set(limits)) == 1 else limits
-    if None in limits:
-        return "none"
     return ("≤ " if bar.at_most else "≥ ") + " / ".join(value_text(bar, limit) for limit in limits)
 
 
 def cell_text(bar, cell):
     value = "" if cell.value is None else f" {value_text(bar, cell.value)}"
-    return f"{cell.cell.label}{value} {cell.verdict}".removesuffix(" no bar")
+    return f"{cell.cell.label}{value} {cell.verdict}"
+
+
+def on_one_line(text):
+    """As a cell of a table."""
+    return " ".join(text.split())
 
 
 def note_of(notes, bar, cell):
     """The text on a bar, or on this cell of it; "" if there is none."""
     note = notes.get(bar.key, "")
-    return (note if isinstance(note, str) else note.get(cell.cell.label, "")).strip()
+    return on_one_line(note if isinstance(note, str) else note.get(cell.cell.label, ""))
 
 
 def unexplained(bar, cells, notes):
@@ -87,7 +91,8 @@ def unexplained(bar, cells, notes):
 
 def remarks_of(verdict, notes):
     note = notes.get(verdict.bar.key, {})
-    texts = [note.strip()] if isinstance(note, str) else [f"{label}: {text.strip()}" for label, text in note.items()]
+    texts = [note] if isinstance(note, str) else [f"{label}: {text}" for label, text in note.items()]
+    texts = [on_one_line(text) for text in texts]
     missed = ", ".join(cell.cell.label for cell in unexplained(verdict.bar, verdict.cells, notes))
     return "; ".join([*verdict.remarks, *texts, *([f"{missed}: not explained"] if missed else [])])
 

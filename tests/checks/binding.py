@@ -3,6 +3,7 @@
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,13 @@ def stub(level, hash_text):
     return str(folder / "stub.so")
 
 
+def foreign():
+    """The path of a library that is another one."""
+    path = str(Path(tempfile.mkdtemp(dir=SCRATCH)) / "foreign.so")
+    subprocess.run([CC, "-shared", "-fPIC", "-o", path, "-x", "c", "/dev/null"], check=True)
+    return path
+
+
 class Real(unittest.TestCase):
     def test_every_function_binds_and_runs(self):
         library = _abi.Library(LIBRARY)
@@ -51,44 +59,110 @@ class Real(unittest.TestCase):
             library.int8q_destroy_context(ctypes.byref(options))
         self.assertEqual(library.int8q_destroy_context(context), _abi.INT8Q_OK)
 
-    def test_the_environment_chooses(self):
-        with mock.patch.dict(os.environ, {"INT8Q_LIBRARY": LIBRARY}):
-            self.assertEqual(_abi.Library().path, LIBRARY)
-
     def test_a_function_of_a_newer_level(self):
         library = _abi.Library(LIBRARY)
         with mock.patch.dict(_abi.PROTOTYPES, {"int8q_f": ((1, 3), ctypes.c_int32, [])}):
             with self.assertRaises(_abi.NeedsNewer) as caught:
                 library.int8q_f()
-        self.assertEqual(str(caught.exception), f"int8q_f needs ABI 1.3, loaded 1.0 at {LIBRARY}")
+        self.assertEqual(str(caught.exception), f"int8q_f needs ABI 1.3, loaded 1.0 at {LIBRARY}. Run: {_abi.REINSTALL}")
 
     def test_an_unknown_function(self):
         with self.assertRaises(AttributeError):
             _ = _abi.Library(LIBRARY).int8q_no_such_function
 
 
+class Search(unittest.TestCase):
+    """INT8Q_LIBRARY, else beside the package, else the system; one is chosen, and its failure is an error."""
+
+    def setUp(self):
+        self.package = Path(tempfile.mkdtemp(dir=SCRATCH))
+        patches = [mock.patch.object(_abi, "__file__", str(self.package / "_abi.py")), mock.patch.dict(os.environ)]
+        for patch in patches:
+            patch.start()
+            self.addCleanup(patch.stop)
+        os.environ.pop("INT8Q_LIBRARY", None)
+
+    def test_the_environment_comes_first(self):
+        os.symlink(stub((2, 0), ""), self.package / _abi.SONAME)
+        os.environ["INT8Q_LIBRARY"] = LIBRARY
+        self.assertEqual(_abi.Library().path, LIBRARY)
+
+    def test_then_beside_the_package(self):
+        shutil.copy(LIBRARY, self.package / _abi.SONAME)
+        self.assertEqual(_abi.Library().path, str(self.package / _abi.SONAME))
+
+    def test_then_the_system(self):
+        folder = Path(tempfile.mkdtemp(dir=SCRATCH))
+        os.symlink(LIBRARY, folder / _abi.SONAME)
+        program = "import sys; sys.path.insert(0, sys.argv[1]); import _abi; print(_abi.Library().path)"
+        arguments = [sys.executable, "-B", "-c", program, str(ROOT / "python/int8q")]
+        run = subprocess.run(arguments, env={"LD_LIBRARY_PATH": str(folder)}, capture_output=True, text=True, check=True)
+        self.assertEqual(run.stdout.strip(), str(folder / _abi.SONAME))
+
+    def test_a_chosen_library_that_is_missing(self):
+        os.symlink(LIBRARY, self.package / _abi.SONAME)
+        os.environ["INT8Q_LIBRARY"] = "/nonexistent/libint8q.so"
+        with self.assertRaises(_abi.LibraryNotFound) as caught:
+            _abi.Library()
+        for part in (
+            "needs libint8q.so.1 with ABI 1.x",
+            "/nonexistent/libint8q.so does not load",
+            "Run: unset INT8Q_LIBRARY",
+        ):
+            self.assertIn(part, str(caught.exception))
+
+    def test_a_library_beside_the_package_that_does_not_load(self):
+        (self.package / _abi.SONAME).write_text("no library")
+        with self.assertRaisesRegex(_abi.LibraryNotFound, f"{self.package}.* does not load: .*Run: {_abi.REINSTALL}"):
+            _abi.Library()
+
+    def test_none_anywhere(self):
+        with mock.patch.object(_abi, "SONAME", "libint8q-nowhere.so.1"):
+            with self.assertRaisesRegex(
+                _abi.LibraryNotFound, f"libint8q-nowhere.so.1 does not load: .*Run: {_abi.REINSTALL}"
+            ):
+                _abi.Library()
+
+
 class Refused(unittest.TestCase):
+    """A library that cannot serve: what was wanted, what was found, where, and the one command that mends it."""
+
+    def assert_refused(self, error, path, wanted, found, call=lambda library: None):
+        for chosen, mend in ((False, _abi.REINSTALL), (True, "unset INT8Q_LIBRARY")):
+            with mock.patch.dict(os.environ, {"INT8Q_LIBRARY": path}), self.assertRaises(error) as caught:
+                call(_abi.Library() if chosen else _abi.Library(path))
+            for part in (wanted, found, path, f". Run: {mend}"):
+                self.assertIn(part, str(caught.exception))
+
     def test_another_declaration_of_the_same_level(self):
         path = stub((1, 0), "0" * 64)
-        with self.assertRaisesRegex(_abi.AbiMismatch, f"{path} declares ABI 1.0 otherwise"):
-            _abi.Library(path)
+        wanted = f"needs ABI 1.0 with hash {_abi.HASHES[1, 0][:16]}"
+        self.assert_refused(_abi.AbiMismatch, path, wanted, "loaded one with hash 0000000000000000")
 
-    def test_another_major_level(self):
-        with self.assertRaisesRegex(_abi.AbiMismatch, "has ABI 2.0; this package needs 1.x"):
-            _abi.Library(stub((2, 0), _abi.HASHES[1, 0]))
+    def test_a_newer_major_level(self):
+        self.assert_refused(_abi.AbiMismatch, stub((2, 0), ""), "needs ABI 1.x", "loaded 2.0")
+
+    def test_an_older_major_level(self):
+        self.assert_refused(_abi.AbiMismatch, stub((0, 9), ""), "needs ABI 1.x", "loaded 0.9")
+
+    def test_an_older_minor_level(self):
+        path = stub((1, 0), _abi.HASHES[1, 0])
+        newer = {"int8q_f": ((1, 3), ctypes.c_int32, [])}
+        with mock.patch.object(_abi, "LEVEL", (1, 3)), mock.patch.dict(_abi.PROTOTYPES, newer):
+            self.assert_refused(
+                _abi.NeedsNewer, path, "int8q_f needs ABI 1.3", "loaded 1.0", lambda library: library.int8q_f
+            )
+
+    def test_a_newer_minor_level_serves(self):
+        self.assertEqual(_abi.Library(stub((1, 7), _abi.HASHES[1, 0])).level, (1, 7))
 
     def test_a_library_that_lacks_what_its_level_has(self):
-        library = _abi.Library(stub((1, 0), _abi.HASHES[1, 0]))
-        with self.assertRaisesRegex(_abi.AbiMismatch, "says ABI 1.0 but has no int8q_forward"):
-            _ = library.int8q_forward
+        path = stub((1, 0), _abi.HASHES[1, 0])
+        wanted, found = "int8q_forward needs ABI 1.0", "loaded 1.0"
+        self.assert_refused(_abi.AbiMismatch, path, wanted, found, lambda library: library.int8q_forward)
 
     def test_a_foreign_library(self):
-        with self.assertRaisesRegex(_abi.AbiMismatch, "no int8q library"):
-            _abi.Library("libm.so.6")
-
-    def test_no_library(self):
-        with self.assertRaisesRegex(_abi.LibraryNotFound, "/nonexistent/libint8q.so"):
-            _abi.Library("/nonexistent/libint8q.so")
+        self.assert_refused(_abi.AbiMismatch, foreign(), "needs ABI 1.x", "loaded no int8q library")
 
 
 with tempfile.TemporaryDirectory() as SCRATCH:

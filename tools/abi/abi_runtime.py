@@ -7,12 +7,15 @@ from ctypes import c_char, c_char_p, c_double, c_float, c_int8, c_int16, c_int32
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64, c_void_p  # noqa: F401
 
 
+REINSTALL = "python -m pip install --force-reinstall int8q"
+
+
 class AbiError(RuntimeError):
     """The native library cannot serve this package."""
 
 
 class LibraryNotFound(AbiError):
-    """No candidate could be loaded."""
+    """The library could not be loaded."""
 
 
 class AbiMismatch(AbiError):
@@ -23,20 +26,23 @@ class NeedsNewer(AbiError):
     """The loaded library is older than the function that was called."""
 
 
-def candidates():
-    """Where the library is looked for, first match wins: INT8Q_LIBRARY alone if set, else beside this package, then
-    wherever the system's loader looks."""
+def candidate():
+    """(The one library to load, the command that mends it if it cannot serve): INT8Q_LIBRARY if set, else the library
+    beside this package if there is one, else what the system's loader finds. A library that was chosen and does not load is
+    an error, never a reason to take the next."""
     chosen = os.environ.get("INT8Q_LIBRARY")
     if chosen:
-        return [chosen]
-    return [os.path.join(os.path.dirname(os.path.abspath(__file__)), SONAME), SONAME]
+        return chosen, "unset INT8Q_LIBRARY"
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), SONAME)
+    return beside if os.path.exists(beside) else SONAME, REINSTALL
 
 
 class Library:
     """One loaded library. Its functions are attributes, bound at their first use."""
 
     def __init__(self, path=None):
-        self.path, self._handle = _load([path] if path else candidates())
+        path, self._mend = (path, REINSTALL) if path else candidate()
+        self.path, self._handle = self._load(path)
         version = self._bind("int8q_abi_version")()
         self.level = (version >> 16, version & 0xFFFF)
         self._check_level()
@@ -44,17 +50,15 @@ class Library:
     def _check_level(self):
         if self.level[0] != LEVEL[0]:
             raise AbiMismatch(
-                f"{self.path} has ABI {_dotted(self.level)}; this package needs {LEVEL[0]}.x. "
-                f"Install a matching {SONAME}, or set INT8Q_LIBRARY to one."
+                f"this package needs ABI {LEVEL[0]}.x, loaded {_dotted(self.level)} at {self.path}. Run: {self._mend}"
             )
         level = min(self.level, LEVEL)
         theirs = self._bind("int8q_abi_hash")(level[0] << 16 | level[1])
         theirs = theirs.decode() if theirs else "none"
         if theirs != HASHES[level]:
             raise AbiMismatch(
-                f"{self.path} declares ABI {_dotted(level)} otherwise than this package does "
-                f"(hash {theirs[:16]}, expected {HASHES[level][:16]}). "
-                "Install package and library of the same release, or set INT8Q_LIBRARY."
+                f"this package needs ABI {_dotted(level)} with hash {HASHES[level][:16]}, loaded one with hash {theirs[:16]} "
+                f"at {self.path}: another declaration of the same level. Run: {self._mend}"
             )
 
     def _bind(self, name):
@@ -63,13 +67,24 @@ class Library:
             function = getattr(self._handle, name)
         except AttributeError:
             if not hasattr(self, "level"):
-                raise AbiMismatch(f"{self.path} is no int8q library: it has no {name}") from None
+                problem = f"this package needs ABI {LEVEL[0]}.x, loaded no int8q library at {self.path}: it has no {name}"
+                raise AbiMismatch(f"{problem}. Run: {self._mend}") from None
+            problem = f"{name} needs ABI {_dotted(level)}, loaded {_dotted(self.level)} at {self.path}"
             if self.level >= level:
-                raise AbiMismatch(f"{self.path} says ABI {_dotted(self.level)} but has no {name}") from None
-            raise NeedsNewer(f"{name} needs ABI {_dotted(level)}, loaded {_dotted(self.level)} at {self.path}") from None
+                raise AbiMismatch(f"{problem}, which lacks it all the same. Run: {self._mend}") from None
+            raise NeedsNewer(f"{problem}. Run: {self._mend}") from None
         function.restype = result
         function.argtypes = arguments
         return function
+
+    def _load(self, path):
+        try:
+            handle = ctypes.CDLL(path)
+        except OSError as error:
+            raise LibraryNotFound(
+                f"this package needs {SONAME} with ABI {LEVEL[0]}.x; {path} does not load: {error}. Run: {self._mend}"
+            ) from None
+        return _origin(handle) or path, handle
 
     def __getattr__(self, name):
         if name not in PROTOTYPES:
@@ -92,20 +107,6 @@ def library():
 
 def _dotted(level):
     return f"{level[0]}.{level[1]}"
-
-
-def _load(paths):
-    reasons = []
-    for path in paths:
-        try:
-            handle = ctypes.CDLL(path)
-        except OSError as error:
-            reasons.append(f"  {path}: {error}")
-            continue
-        return _origin(handle) or path, handle
-    raise LibraryNotFound(
-        "no int8q library could be loaded; tried\n" + "\n".join(reasons) + f"\nSet INT8Q_LIBRARY to the path of {SONAME}."
-    )
 
 
 class _DlInfo(ctypes.Structure):

@@ -31,3 +31,9 @@ string(REGEX REPLACE "/$" "" pc_prefix "${pc_prefix}")
 configure_file(cmake/int8q.pc.in int8q.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/int8q.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 install(FILES LICENSE README.md CHANGELOG.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
+
+# The wheel's library lies in the package under its SONAME: a wheel holds no symbolic links.
+if(SKBUILD)
+  set_target_properties(int8q PROPERTIES VERSION ${INT8Q_ABI_MAJOR})
+  install(TARGETS int8q LIBRARY DESTINATION int8q COMPONENT python NAMELINK_SKIP)
+endif()

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contexts, and the exceptions that the library's status codes become."""
+
+import ctypes
+import json
+import weakref
+
+import numpy as np
+
+from . import _abi
+from ._abi import library
+
+# ---------------------------------------------------------------------------------------------------- Errors
+
+
+class StatusError(RuntimeError):
+    """A call into the library failed.
+
+    status: the number, as in int8q.h. name: "INT8Q_OVERLAP", .... str() is the library's message, which names the argument,
+    its value and what was expected. The subclasses are also the exception of Python that says the same.
+    """
+
+    def __init__(self, status, name, message):
+        super().__init__(message)
+        self.status, self.name, self.message = status, name, message
+
+    def __reduce__(self):
+        return type(self), (self.status, self.name, self.message)
+
+
+class StatusValueError(StatusError, ValueError):
+    """An argument, a file or a blob that cannot be right."""
+
+
+class StatusTypeError(StatusError, TypeError):
+    """INT8Q_INVALID_DTYPE."""
+
+
+class StatusMemoryError(StatusError, MemoryError):
+    """INT8Q_OUT_OF_MEMORY."""
+
+
+class StatusOSError(StatusError, OSError):
+    """INT8Q_IO."""
+
+
+class StatusFileNotFoundError(StatusError, FileNotFoundError):
+    """INT8Q_NOT_FOUND."""
+
+
+_CLASSES = {
+    _abi.INT8Q_INVALID_ARGUMENT: StatusValueError,
+    _abi.INT8Q_INVALID_DTYPE: StatusTypeError,
+    _abi.INT8Q_SIZE_OVERFLOW: StatusValueError,
+    _abi.INT8Q_OUT_OF_MEMORY: StatusMemoryError,
+    _abi.INT8Q_BUFFER_TOO_SMALL: StatusValueError,
+    _abi.INT8Q_MISALIGNED: StatusValueError,
+    _abi.INT8Q_OVERLAP: StatusValueError,
+    _abi.INT8Q_NOT_FINITE: StatusValueError,
+    _abi.INT8Q_NOT_FOUND: StatusFileNotFoundError,
+    _abi.INT8Q_IO: StatusOSError,
+    _abi.INT8Q_CORRUPT: StatusValueError,
+}
+
+
+def check(status):
+    """Raises the exception of a status other than INT8Q_OK; to be called by the thread that made the call."""
+    if status:
+        lib = library()
+        message, name = lib.int8q_last_error().decode(), lib.int8q_status_name(status).decode()
+        raise _CLASSES.get(status, StatusError)(status, name, message)
+
+
+def text_of(write):
+    """The text that write(buffer, capacity, length) gives."""
+    length = ctypes.c_uint64()
+    write(None, 0, length)
+    buffer = ctypes.create_string_buffer(length.value + 1)
+    check(write(buffer, len(buffer), length))
+    return buffer.value.decode()
+
+
+# ---------------------------------------------------------------------------------------------------- Contexts
+
+
+class _Worker:
+    """One native context with its workspace: what one call at a time uses."""
+
+    def __init__(self, threads, isa):
+        options = _abi.int8q_context_options(ctypes.sizeof(_abi.int8q_context_options), threads=threads, isa=isa)
+        self.handle = ctypes.POINTER(_abi.int8q_context)()
+        check(library().int8q_create_context(options, self.handle))
+        self.workspace, self.workspace_bytes = None, 0  # its 64-byte aligned address, its size
+        weakref.finalize(self, library().int8q_destroy_context, self.handle).atexit = False
+
+    def reserve(self, size):
+        self._memory = aligned_bytes(size)
+        self.workspace, self.workspace_bytes = self._memory.ctypes.data, size
+
+
+def aligned_bytes(size):
+    """An array of size bytes that begins at a multiple of 64; contents undefined."""
+    memory = np.empty(size + 63, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size]
+
+
+class Context:
+    """The CPU kernels and the threads that operations run on (int8q_create_context).
+
+    threads: of the library's own pool; None: INT8Q_NUM_THREADS, else what the affinity mask and the cgroup's quota allow.
+    isa: "generic", "avx2", "avxvnni", "avx512bw" or "avx512vnni"; None: INT8Q_CPU_ISA, else the best of this machine.
+    Both are read back as the attributes threads and isa. Environment variables are read here, once.
+
+    Results do not depend on either, but for backward, where ISAs may differ within its bound.
+
+    Thread safety: any thread may use a Context, also after a fork. Calls that overlap in time get native contexts of
+    their own, each with threads and a workspace, which are kept for later calls: a program that calls from many threads
+    gives threads=1. A workspace keeps the size of its largest call.
+
+    Raises StatusError: INT8Q_UNSUPPORTED for an ISA that is unknown or that this CPU lacks, INT8Q_INVALID_ARGUMENT
+    (a ValueError) for threads outside 1 ... 1024.
+    """
+
+    def __init__(self, threads=None, isa=None):
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads is {threads}; expected 1 to 1024, or None")
+        worker = _Worker(threads or 0, isa and isa.encode())
+        self._free = [worker]  # append and pop are atomic
+        description = self.describe()
+        self.threads, self.isa = description["threads"], description["isa"]
+
+    def __repr__(self):
+        return f"int8q.Context(threads={self.threads}, isa={self.isa!r})"
+
+    def _take(self):
+        """A worker that no other call uses; the caller gives it back by self._free.append."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return _Worker(self.threads, self.isa.encode())
+
+    def call(self, function, *arguments):
+        """Calls a function of the ABI that takes a context first; raises its StatusError."""
+        worker = self._take()
+        try:
+            check(function(worker.handle, *arguments))
+        finally:
+            self._free.append(worker)
+
+    def describe(self):
+        """A dict: backend, isa, threads, runner, and the kernel that each operation runs (int8q_describe_context)."""
+        worker = self._take()
+        try:
+            return json.loads(text_of(lambda *buffer: library().int8q_describe_context(worker.handle, *buffer)))
+        finally:
+            self._free.append(worker)
+
+    def prepare(self):
+        """Starts the threads now instead of at the first call that uses them."""
+        self.call(library().int8q_prepare_context)
+
+
+_default = None
+
+
+def default_context():
+    """The Context of calls that are given none: one a process, made at the first such call with Context()."""
+    global _default
+    if _default is None:
+        _default = Context()
+    return _default
+
+
+def diagnose():
+    """A dict that describes library, CPU, ISAs (found, runnable, chosen and why), threads and GPU state."""
+    return json.loads(text_of(library().int8q_diagnose_json))

@@ -37,6 +37,21 @@ int8q_add_check(consumers ${checks}/consumers.sh ${PROJECT_SOURCE_DIR} ${PROJECT
                 ${CMAKE_CXX_COMPILER}
 )
 
+# pytest and NumPy are in the virtual environment that `make test` makes of tests/python/requirements.txt.
+set(
+  INT8Q_TEST_PYTHON
+  ${PROJECT_SOURCE_DIR}/build/venv/bin/python
+  CACHE FILEPATH
+  "a Python 3 with tests/python/requirements.txt"
+)
+int8q_add_check(python ${INT8Q_TEST_PYTHON} -m pytest -q -p no:cacheprovider ${PROJECT_SOURCE_DIR}/tests/python)
+set_tests_properties(
+  check_python
+  PROPERTIES
+    ENVIRONMENT
+      "INT8Q_LIBRARY=$<TARGET_FILE:int8q>;INT8Q_CC=${CMAKE_C_COMPILER};PYTHONPATH=${PROJECT_SOURCE_DIR}/python;PYTHONDONTWRITEBYTECODE=1"
+)
+
 add_executable(check_reload tests/checks/reload.c)
 target_include_directories(check_reload PRIVATE include)
 target_link_libraries(check_reload PRIVATE int8q_warnings ${CMAKE_DL_LIBS})

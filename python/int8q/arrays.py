@@ -92,7 +92,9 @@ def matrix(value, name, dtypes=FLOATS, writable=False):
     row_bytes, col_bytes = array.strides
     size = array.itemsize
     stride = row_bytes // size
-    if (cols > 1 and col_bytes != size) or (rows > 1 and (stride < cols or stride * size != row_bytes)):
+    if not array.size:
+        stride = cols
+    elif (cols > 1 and col_bytes != size) or (rows > 1 and (stride < cols or stride * size != row_bytes)):
         if writable:
             raise ValueError(
                 f"{name} has strides {array.strides}; expected rows of elements side by side that do not overlap"
@@ -145,7 +147,7 @@ class _Memory:
     """Memory that is not NumPy's, as np.asarray takes it; the array then keeps the owner alive."""
 
     def __init__(self, address, shape, dtype, owner, read_only, strides=None):
-        typestr = dtype.str if dtype.kind != "V" else f"<u{dtype.itemsize}"
+        typestr = dtype.str if dtype.isbuiltin == 1 else f"|u{dtype.itemsize}"
         self.owner = owner
         self.__array_interface__ = {
             "version": 3,

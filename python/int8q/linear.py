@@ -269,12 +269,16 @@ def forward_many(linears, x, outs=None):
     outs: a list of arrays as Linear.__call__ takes, or None. Returns a list of [..., N_i], bit for bit what
     calls one by one give.
     """
+    if not 1 <= len(linears) <= 64 or outs is not None and len(outs) != len(linears):
+        raise ValueError(
+            f"{len(linears)} linears, {'no' if outs is None else len(outs)} outs; expected 1 to 64, as many of both"
+        )
     first = linears[0]
     x = arrays.as_array(x, "x")
     x_matrix = matrix(fold(x, "x", first.in_features), "x")
     ys = [
         _result(out, x.shape[:-1] + (linear.out_features,), x.dtype, False)
-        for linear, out in zip(linears, outs or [None] * len(linears))
+        for linear, out in zip(linears, [None] * len(linears) if outs is None else outs)
     ]
     y_matrices = [matrix(_rows(y), "outs", writable=True) for y in ys]
     handles = (ctypes.POINTER(_abi.int8q_linear) * len(linears))(*(linear._handle for linear in linears))

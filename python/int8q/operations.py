@@ -143,8 +143,8 @@ def mixed_scaled_multiply(
     Y = (A . B^T) * row_stats * col_stats / 127^2 + sum over outlier_cols k of x[:,k] * (b[:,k] * col_stats / 127) + bias
 
     x: floats [M,K]; a, row_stats, outlier_cols: what quantize_rows(x, threshold, outliers) gives; b: int8 [N,K]; col_stats:
-    float32 [N]; outlier_cols: int64, ascending; bias: floats [N] or None; dtype: None for x's. With outliers="element" only
-    the elements with |x| >= threshold enter the sum. Returns [M,N] of dtype.
+    float32 [N]; outlier_cols: int64, ascending; bias: floats [N] or None; dtype: None for x's; outliers: "column", or
+    "element", where only the elements with |x| >= threshold enter the sum. Returns [M,N] of dtype.
     Source: LLM.int8() section 3.2; bitsandbytes' int8_mixed_scaled_mm.
     """
     mode = outlier_mode(outliers, threshold)
@@ -177,6 +177,8 @@ def matmul(x, weight, col_stats, bias=None, dtype=None, *, threshold=6.0, outlie
     """
     x = arrays.as_array(x, "x")
     a, row_stats, cols = quantize_rows(x, threshold, outliers, context=context)
+    if outliers == "off":
+        return scaled_multiply(a, row_stats, weight, col_stats, bias, x.dtype if dtype is None else dtype, context=context)
     return mixed_scaled_multiply(
         x, a, row_stats, weight, col_stats, cols, bias, dtype, threshold=threshold, outliers=outliers, context=context
     )
@@ -190,10 +192,9 @@ def count_outliers(x, threshold=6.0, counts=None, *, context=None):
     outlier_mode("column", threshold)
     x = matrix(x, "x")
     counts = np.zeros(x.cols, np.int64) if counts is None else counts
-    flags = counts.flags
-    if not (flags.writeable and flags.c_contiguous and flags.aligned):
-        raise ValueError(f"counts has flags {flags}; expected a writable, contiguous array")
     pointer = vector(counts, "counts", np.int64, x.cols)
+    if pointer.array is not counts or not counts.flags.writeable:
+        raise ValueError("counts is read-only, not contiguous or misaligned; expected an array to be changed in place")
     (context or default_context()).call(library().int8q_count_outliers, x, threshold, pointer)
     return counts
 

@@ -57,8 +57,8 @@ class Library:
         theirs = theirs.decode() if theirs else "none"
         if theirs != HASHES[level]:
             raise AbiMismatch(
-                f"this package needs ABI {_dotted(level)} with hash {HASHES[level][:16]}, loaded one with hash {theirs[:16]} "
-                f"at {self.path}: another declaration of the same level. Run: {self._mend}"
+                f"this package needs ABI {_dotted(level)} with hash {HASHES[level][:16]}, loaded one with hash "
+                f"{theirs[:16]} at {self.path}: another declaration of the same level. Run: {self._mend}"
             )
 
     def _bind(self, name):

@@ -2,7 +2,7 @@
 #
 # The front door; CMake does the work. Every target first installs what it needs (root) or says how (anybody else).
 .DEFAULT_GOAL := help
-.PHONY: build demo test test-full bench bench-python docs lint install clean help
+.PHONY: build demo test test-full bench bench-python docs lint dist install clean help
 MAKEFLAGS += --no-print-directory
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -30,7 +30,8 @@ demo: ## build what it needs, then show int8 against fp32 on a real model
 	tools/dev/demo.sh build/release
 
 test: ## build and run every test that is not slow, with the ABI and packaging checks (minutes)
-	@$(deps) build test
+	@$(deps) build test python
+	tools/dev/venv.sh tests/python/requirements.txt
 	$(call configure,release)
 	$(call make_preset,release)
 	$(call run_tests,release)
@@ -66,6 +67,10 @@ docs: ## build the documentation in build/docs/html
 	@$(deps) build docs
 	tools/dev/docs.sh build
 
+dist: ## the Python wheel and source distribution in dist/, installed and run in each Python from 3.9 to 3.13 that is here
+	@$(deps) build python
+	tools/dev/dist.sh
+
 lint: ## check formatting, clang-tidy, Python and shell scripts, and that generated files are current
 	@$(deps) build test lint
 	tools/dev/lint.sh
@@ -80,7 +85,7 @@ install: ## install under prefix=/usr/local (DESTDIR is honoured)
 	@[ -n "$(DESTDIR)" ] || [ "$$(id -u)" -ne 0 ] || ldconfig
 
 clean: ## remove everything that was built
-	rm -rf build
+	rm -rf build dist
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -11,11 +11,12 @@ packages_of() {
     test) echo libgtest-dev libeigen3-dev libutf8proc-dev python3 python3-pycparser binutils qemu-user ;;
     demo) echo libgtest-dev libeigen3-dev libutf8proc-dev python3 python3-venv debian-faq ;; # GoogleTest to configure
     bench) echo libbenchmark-dev libdnnl-dev python3 python3-venv ;;
+    python) echo python3 python3-venv binutils ;;
     docs) echo doxygen python3 python3-venv ;;
     lint) echo clang-format-14 clang-tidy-14 shellcheck python3 python3-venv python3-pycparser git ;;
     full) echo googletest g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user ;;
     *)
-      echo "install_deps.sh: unknown group '$1'; expected build, test, demo, bench, docs, lint or full" >&2
+      echo "install_deps.sh: unknown group '$1'; expected build, test, demo, python, bench, docs, lint or full" >&2
       exit 2
       ;;
   esac

@@ -3,11 +3,13 @@
 INT8Q_CC is a C compiler."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import int8q
@@ -101,3 +103,12 @@ def test_a_chosen_library_that_is_missing_is_no_second_choice(package):
     assert "LibraryNotFound" in message and "/nonexistent/libint8q.so.1" in message
     assert message.endswith("Run: unset INT8Q_LIBRARY")
     assert run("import int8q; print(int8q.default_context())", package).returncode == 0
+
+
+def test_the_python_of_the_readme(rng):
+    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.S)
+    weight, bias, x = (rng.standard_normal(shape, np.float32) for shape in [(4, 8), 4, (2, 3, 8)])
+    names = {"weight": weight, "bias": bias, "x": x}
+    assert len(blocks) == 1
+    exec(blocks[0], names)
+    np.testing.assert_allclose(names["y"], x @ weight.T + bias, atol=0.2)

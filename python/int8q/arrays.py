@@ -218,6 +218,9 @@ _DL_DTYPES = {  # (code, bits)
     (2, 32): np.dtype(np.float32),
     (2, 64): np.dtype(np.float64),
     (4, 16): bfloat16,
+    (6, 8): np.dtype(np.bool_),
+    (10, 8): float8_e4m3fn,
+    (12, 8): float8_e5m2,
 }
 _capsule_is = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
 _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(

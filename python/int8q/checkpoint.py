@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Safetensors files, and checkpoints in bitsandbytes' int8 layout."""
 
+import contextlib
 import ctypes
 import json
 import os
-import tempfile
 import weakref
 from typing import NamedTuple, Optional
 
@@ -88,18 +88,19 @@ def save_safetensors(tensors, path, metadata=None):
         header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    folder, base = os.path.split(os.path.abspath(path))
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=base, delete=False) as file:
-        try:
+    temporary = f"{os.fsdecode(path)}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
                 file.write(np.ascontiguousarray(named[name]).reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
 
 
 class Progress(NamedTuple):

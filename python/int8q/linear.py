@@ -164,6 +164,7 @@ class Linear:
             most_rows, size = self._workspaces[operation]
             if x.rows > most_rows:
                 size = self._query_workspace(worker, operation, x.rows)
+                self._workspaces[operation] = (x.rows, size)
             if size > worker.workspace_bytes:
                 worker.reserve(size)
             y_matrix = matrix(y if y.ndim == 2 else _rows(y), "out", writable=True)
@@ -179,7 +180,6 @@ class Linear:
     def _query_workspace(self, worker, operation, rows):
         size = ctypes.c_uint64()
         check(library().int8q_query_workspace(worker.handle, self._handle, operation, rows, 0, size))
-        self._workspaces[operation] = (rows, size.value)
         return size.value
 
     # ------------------------------------------------------------------------------------------------ Contents

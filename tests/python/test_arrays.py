@@ -146,6 +146,8 @@ def test_dlpack_of_bfloat16_and_codes():
     assert bits(int8q.Linear(BASE)(Exporter(x, code=4))) == bits(int8q.Linear(BASE)(x))
     codes = np.arange(-6, 6, dtype=np.int8).reshape(3, 4)
     assert bits(int8q.multiply(Exporter(codes, code=0), codes)) == bits(int8q.multiply(codes, codes))
+    for array, code in ((codes > 0, 6), (codes.view(int8q.float8_e4m3fn), 10), (codes.view(int8q.float8_e5m2), 12)):
+        assert bits(arrays.as_array(Exporter(array, code=code), "x")) == bits(array)
 
 
 def test_dlpack_that_is_read_only():

@@ -45,6 +45,8 @@ def test_round_trip(tensors, tmp_path):
     text = (tmp_path / "t.safetensors").read_bytes()
     assert json.loads(text[8 : 8 + int.from_bytes(text[:8], "little")])["__metadata__"] == {"format": "np"}
     assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
+    (tmp_path / "other").touch()
+    assert (tmp_path / "t.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_file_without_tensors(tmp_path):

@@ -116,6 +116,9 @@ def test_forward_many(activations, rng):
     expected = [layer(x) for layer in layers]
     for ys in (int8q.forward_many(layers, x), int8q.forward_many(layers, x, [np.empty_like(y) for y in expected])):
         assert list(map(bits, ys)) == list(map(bits, expected))
+    others = [make(rng, n, 20, context=int8q.Context(threads)) for n, threads in ((3, 1), (40, 64))]
+    int8q.forward_many(others, x)
+    assert [bits(layer(x)) for layer in others] == [bits(y) for y in int8q.forward_many(others, x)]
     with pytest.raises(ValueError, match="65 linears, no outs; expected 1 to 64"):
         int8q.forward_many(layers[:1] * 65, x)
     with pytest.raises(ValueError, match="3 linears, 2 outs"):

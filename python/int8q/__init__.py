@@ -8,70 +8,28 @@ The import loads nothing but NumPy; the native library is loaded at the first ca
 """
 
 from ._abi import AbiError, AbiMismatch, LibraryNotFound, NeedsNewer
-from .arrays import bfloat16, float8_e4m3fn, float8_e5m2
-from .checkpoint import Progress, load_safetensors, quantize_checkpoint, save_safetensors
-from .context import (
-    Context,
-    StatusError,
-    StatusFileNotFoundError,
-    StatusMemoryError,
-    StatusOSError,
-    StatusTypeError,
-    StatusValueError,
-    default_context,
-    diagnose,
-)
-from .linear import Linear, forward_many
-from .operations import (
-    QuantizedRows,
-    count_outliers,
-    dequantize_accumulators,
-    dequantize_rows,
-    matmul,
-    mixed_scaled_multiply,
-    multiply,
-    quantize_rows,
-    scaled_multiply,
-    select_outlier_cols,
-)
 
-__all__ = [
-    "AbiError",
-    "AbiMismatch",
-    "Context",
-    "LibraryNotFound",
-    "Linear",
-    "NeedsNewer",
-    "Progress",
-    "QuantizedRows",
-    "StatusError",
-    "StatusFileNotFoundError",
-    "StatusMemoryError",
-    "StatusOSError",
-    "StatusTypeError",
-    "StatusValueError",
-    "bfloat16",
-    "count_outliers",
-    "default_context",
-    "dequantize_accumulators",
-    "dequantize_rows",
-    "diagnose",
-    "float8_e4m3fn",
-    "float8_e5m2",
-    "forward_many",
-    "load_safetensors",
-    "matmul",
-    "mixed_scaled_multiply",
-    "multiply",
-    "quantize_checkpoint",
-    "quantize_rows",
-    "save_safetensors",
-    "scaled_multiply",
-    "select_outlier_cols",
-]
+# What needs NumPy is imported at its first use: `python -m int8q doctor` runs where NumPy is broken.
+_MODULES = {
+    "arrays": "bfloat16 float8_e4m3fn float8_e5m2",
+    "checkpoint": "Progress load_safetensors quantize_checkpoint save_safetensors",
+    "context": "Context StatusError StatusFileNotFoundError StatusMemoryError StatusOSError StatusTypeError "
+    "StatusValueError default_context diagnose",
+    "linear": "Linear forward_many",
+    "operations": "QuantizedRows count_outliers dequantize_accumulators dequantize_rows matmul mixed_scaled_multiply "
+    "multiply quantize_rows scaled_multiply select_outlier_cols",
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+__all__ = ["AbiError", "AbiMismatch", "LibraryNotFound", "NeedsNewer", *_WHERE]
 
 
 def __getattr__(name):
+    if name in _WHERE:
+        from importlib import import_module
+
+        globals()[name] = value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+        return value
     if name == "__version__":
         from importlib.metadata import version
 

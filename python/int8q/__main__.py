@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""python -m int8q: the commands that need nothing but the standard library and libint8q."""
+
+import argparse
+import sys
+
+from . import _quantize, doctor
+
+EPILOG = """\
+Exit status: 0 ok; 1 doctor found something broken that int8q needs; 2 usage; 3 a file cannot be read or written; 4 bad
+input; 130 interrupted (Ctrl-C; nothing is left behind); 70 the library cannot be used, or a defect of int8q.
+"""
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m int8q",
+        description="LLM.int8() quantization: diagnose this interpreter, quantize checkpoints.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module, text in (
+        ("doctor", doctor, "say what was found in this interpreter, and what is wrong"),
+        ("quantize", _quantize, "quantize a checkpoint's linears to bitsandbytes' int8 layout"),
+    ):
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    return options.run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

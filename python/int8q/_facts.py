@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What doctor knows of this process's environment: nothing is imported here that could be broken; what must be tried is
+tried in a process of its own, which may crash or hang."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import site
+import subprocess
+import sys
+import sysconfig
+
+PACKAGES = (
+    "numpy",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "pyarrow",
+    "safetensors",
+    "sentencepiece",
+)
+PROBED = ("numpy", "torch", "bitsandbytes", "pyarrow")
+
+# Standard output may carry what a package prints while it is imported; the answer is the last line.
+_TRY_PACKAGE = """
+import importlib, json, sys
+name = sys.argv[1]
+module = importlib.import_module(name)
+found = {}
+if name == "torch":
+    found = {"cuda": bool(module.cuda.is_available()), "built_for_cuda": module.version.cuda}
+print("\\n" + json.dumps(found))
+"""
+
+# As _abi loads: the first candidate that opens is the library, whether it fits or not.
+_TRY_LIBRARY = """
+import ctypes, importlib.util, json, os, sys
+spec = importlib.util.spec_from_file_location("_abi", sys.argv[1])
+abi = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(abi)
+
+def text(library, write, *handle):
+    length = ctypes.c_uint64()
+    write(*handle, None, 0, ctypes.byref(length))
+    buffer = ctypes.create_string_buffer(length.value + 1)
+    write(*handle, buffer, len(buffer), None)
+    return json.loads(buffer.value.decode("utf-8", "replace"))
+
+def described(library):
+    context = ctypes.POINTER(abi.int8q_context)()
+    if library.int8q_create_context(None, ctypes.byref(context)):
+        return {"refused": library.int8q_last_error().decode()}
+    try:
+        return text(library, library.int8q_describe_context, context)
+    finally:
+        library.int8q_destroy_context(context)
+
+found = {"wanted": "%d.%d" % abi.LEVEL, "tried": []}
+for path in abi.candidates():
+    print(path, file=sys.stderr, flush=True)  # what a crash was about
+    try:
+        handle = ctypes.CDLL(path)
+    except OSError as error:
+        found["tried"].append({"path": path, "error": str(error)})
+        continue
+    try:
+        found["path"] = abi._origin(handle) or path
+        if hasattr(handle, "int8q_abi_version"):
+            version = handle.int8q_abi_version()
+            found["found"] = "%d.%d" % (version >> 16 & 0xFFFF, version & 0xFFFF)
+        library = abi.Library(path)
+        found["diagnosis"] = text(library, library.int8q_diagnose_json)
+        found["context"] = described(library)
+    except abi.AbiError as error:
+        found["mismatch"] = str(error)
+    break
+print("\\n" + json.dumps(found))
+"""
+
+
+def gather(timeout=60.0):
+    """Every fact, as one JSON-able dictionary. Nothing that is tried takes longer than `timeout` seconds."""
+    return {
+        "interpreter": {**_interpreter(), "on_path": _on_path(min(timeout, 10.0))},
+        "platform": _platform(),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("INT8Q_")},
+        "packages": {name: version(name) for name in PACKAGES},
+        "imports": {name: _probe(name, timeout) for name in PROBED},
+        "library": _try(_TRY_LIBRARY, [_abi_file()], timeout),
+    }
+
+
+def version(package):
+    """Its version by its metadata, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except Exception:  # metadata may be damaged in any way
+        return None
+
+
+def source():
+    """What pip takes to install this package again: where it came from, for it need not be on an index."""
+    checkout = os.path.dirname(os.path.dirname(os.path.dirname(_abi_file())))
+    if os.path.exists(os.path.join(checkout, "pyproject.toml")):
+        return checkout
+    try:
+        url = json.loads(importlib.metadata.distribution("int8q").read_text("direct_url.json"))["url"]
+    except Exception:  # none, or not by pip, or damaged: an index it is
+        return "int8q"
+    return url
+
+
+def _abi_file():
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "_abi.py")
+
+
+def _interpreter():
+    return {
+        "path": sys.executable,
+        "version": platform.python_version(),
+        "prefix": sys.prefix,
+        "kind": kind(),
+        "site_packages": _site_packages(),
+    }
+
+
+def kind():
+    if os.path.isdir(os.path.join(sys.prefix, "conda-meta")):
+        return "conda"
+    return "venv" if sys.prefix != sys.base_prefix else "system"
+
+
+def _site_packages():
+    paths = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+    if site.ENABLE_USER_SITE:
+        paths.append(site.getusersitepackages())
+    return [path for path in dict.fromkeys(paths) if os.path.isdir(path)]
+
+
+def _on_path(timeout):
+    """Which interpreter `python` and `pip` are: asked, since both may be links or scripts."""
+    found = {}
+    for name, asks in (
+        ("python", ["-c", "import sys; print(sys.prefix)"]),
+        ("pip", ["--version"]),
+    ):
+        path = shutil.which(name)
+        if not path:
+            continue
+        answer = _run([path, *asks], timeout)["output"]
+        if name == "pip":
+            answer = (re.search(r" from (.+?)(?:/pip)? \(python", answer) or ("", ""))[1]
+            ours = answer in map(os.path.realpath, _site_packages()) or answer in _site_packages()
+        else:
+            answer = answer.strip()
+            ours = os.path.realpath(answer) == os.path.realpath(sys.prefix)
+        found[name] = {"path": path, "belongs_to": answer, "ours": ours or not answer}
+    return found
+
+
+def _platform():
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "libc": " ".join(platform.libc_ver()).strip() or "unknown",
+        "bits": 64 if sys.maxsize > 2**32 else 32,
+    }
+
+
+def _probe(name, timeout):
+    """Whether it imports. What it writes to stderr is kept: packages hide failures in warnings."""
+    if importlib.util.find_spec(name) is None:
+        return {"state": "missing"}
+    return _try(_TRY_PACKAGE, [name], timeout)
+
+
+def _try(program, arguments, timeout):
+    ran = _run([sys.executable, "-c", program, *arguments], timeout)
+    lines = [line for line in ran["errors"].splitlines() if line.strip()]
+    if ran["status"] == 0:
+        try:
+            return {"state": "ok", "stderr": "\n".join(lines[-20:]), **json.loads(ran["output"].splitlines()[-1])}
+        except (ValueError, IndexError):
+            return {"state": "fails", "error": "it ended the interpreter", "stderr": "\n".join(lines[-20:])}
+    if ran["status"] is None:
+        return {"state": "hangs", "error": f"no answer in {timeout:g} s", "stderr": "\n".join(lines[-20:])}
+    if ran["status"] < 0:
+        return {"state": "crashes", "error": f"killed by {_signal(-ran['status'])}", "stderr": "\n".join(lines[-20:])}
+    error = lines[-1] if lines else f"exit status {ran['status']}"
+    return {"state": "fails", "error": error, "stderr": "\n".join(lines[-20:])}
+
+
+def _run(command, timeout):
+    """A process group of its own, so that what it starts ends with it."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        return {"status": 127, "output": "", "errors": str(error)}
+    try:
+        output, errors = process.communicate(timeout=timeout)
+        return {"status": process.returncode, "output": output, "errors": errors}
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        return {"status": None, "output": output, "errors": errors}
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+def _signal(number):
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

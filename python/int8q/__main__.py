@@ -28,7 +28,13 @@ def main(arguments=None):
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
-    return options.run(options)
+    try:
+        return options.run(options)
+    except OSError as error:
+        sys.stderr.write(f"int8q: error: {error}\n")
+        return 3
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -91,7 +90,11 @@ def run(options):
 def _quantize(options):
     if not options.OUT and not options.dry_run:
         raise Failure(USAGE, "OUT is missing", "name the output, or pass --dry-run to see the plan only")
-    if not options.dry_run and os.path.exists(options.OUT) and os.path.samefile(options.IN, options.OUT):
+    if (
+        not options.dry_run
+        and all(map(os.path.exists, (options.IN, options.OUT)))
+        and os.path.samefile(options.IN, options.OUT)
+    ):
         raise Failure(USAGE, f"{options.OUT} is IN itself, which would be lost", "name another OUT; move it afterwards")
     output = Output()
     report = Report(options, output)
@@ -325,7 +328,7 @@ class Bar:
         share = done / total if total else 1.0
         rate = done / max(now - self._start, 1e-9)
         line = f"[{'#' * int(24 * share):.<24}] {100 * share:3.0f}% {_bytes(rate):>9}/s  {what}"
-        columns = shutil.get_terminal_size().columns
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
         sys.stderr.write("\r\x1b[K" + line[: columns - 1])
         sys.stderr.flush()
 

@@ -59,7 +59,7 @@ def pip(*arguments):
 @dataclass(frozen=True)
 class Rule:
     name: str
-    level: str  # "warning": programs fail by it; "note": those fail that load in 8 bit through bitsandbytes
+    level: str  # "warning": what is installed fails; "note": only a program that asks for it does
     seen_as: str
     applies: Callable
     says: Callable
@@ -146,14 +146,14 @@ RULES = (
         f"bitsandbytes {e.text('bitsandbytes')}",
         lambda e: pip("-U", *_below_floor(e)),
     ),
-    # transformers 5 removed the keyword; it was deprecated in 4.38 (transformers#21579 introduced its successor)
+    # transformers 5.23.0 raises a TypeError; transformers#21579 brought what replaces it
     Rule(
         "keyword-gone",
         "note",
         r"unexpected keyword argument '?load_in_8bit",
-        lambda e: e.transformers >= (5,),
-        lambda e: f"transformers {e.text('transformers')} has no keyword load_in_8bit; it wants "
-        "quantization_config=BitsAndBytesConfig(load_in_8bit=True). To keep the keyword, go back to 4",
+        lambda e: e.transformers >= (5,) and "load_in_8bit" in e.traceback,
+        lambda e: f"transformers {e.text('transformers')} has no keyword load_in_8bit but "
+        "quantization_config=BitsAndBytesConfig(load_in_8bit=True); a program that keeps the keyword needs transformers 4",
         lambda e: pip("transformers<5"),
     ),
     # Tried with transformers 4.27.2, accelerate 0.17.1, bitsandbytes 0.41.2.post2 and torch 2.0.1, without a GPU

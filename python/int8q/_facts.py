@@ -40,7 +40,7 @@ if name == "torch":
 print("\\n" + json.dumps(found))
 """
 
-# As _abi loads: the first candidate that opens is the library, whether it fits or not.
+# What _abi loads is the library, whether it fits or not; what it passed over for that is among what was tried.
 _TRY_LIBRARY = """
 import ctypes, importlib.util, json, os, sys
 spec = importlib.util.spec_from_file_location("_abi", sys.argv[1])
@@ -63,14 +63,16 @@ def described(library):
     finally:
         library.int8q_destroy_context(context)
 
+path = abi.candidate()[0]
 found = {"wanted": "%d.%d" % abi.LEVEL, "tried": []}
-for path in abi.candidates():
-    print(path, file=sys.stderr, flush=True)  # what a crash was about
-    try:
-        handle = ctypes.CDLL(path)
-    except OSError as error:
-        found["tried"].append({"path": path, "error": str(error)})
-        continue
+if path == abi.SONAME:
+    found["tried"].append({"path": os.path.join(os.path.dirname(sys.argv[1]), path), "error": "there is no such file"})
+print(path, file=sys.stderr, flush=True)  # what a crash was about
+try:
+    handle = ctypes.CDLL(path)
+except OSError as error:
+    found["tried"].append({"path": path, "error": str(error)})
+else:
     try:
         found["path"] = abi._origin(handle) or path
         if hasattr(handle, "int8q_abi_version"):
@@ -80,8 +82,7 @@ for path in abi.candidates():
         found["diagnosis"] = text(library, library.int8q_diagnose_json)
         found["context"] = described(library)
     except abi.AbiError as error:
-        found["mismatch"] = str(error)
-    break
+        found["mismatch"] = str(error).split(" Run: ")[0]
 print("\\n" + json.dumps(found))
 """
 

@@ -81,17 +81,12 @@ def _library(library, facts):
 
 
 def _not_loaded(tried, reinstall):
-    present = [row for row in tried if not _is_absent(row)]
-    if not present:
-        says = "libint8q.so.1 is not installed; looked at " + ", ".join(row["path"] for row in tried)
+    row = tried[-1]
+    # dlopen names what it cannot open: the library itself, or one that the library needs.
+    if row["error"].startswith(f"{row['path']}: cannot open shared object file: No such file"):
+        says = "libint8q.so.1 is not installed; looked for " + " and ".join(row["path"] for row in tried)
         return _finding("library-not-installed", "fault", says, reinstall)
-    row = present[0]
     return _finding("library-wont-load", "fault", f"{row['path']} does not load: {row['error']}", _loader(row, reinstall))
-
-
-def _is_absent(row):
-    """dlopen names what it cannot open: the library itself, or one that the library needs."""
-    return row["error"].startswith(f"{row['path']}: cannot open shared object file: No such file")
 
 
 def _loader(row, reinstall):

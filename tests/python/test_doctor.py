@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 import unittest
+from ctypes.util import find_library
 from pathlib import Path
 from unittest import mock
 
@@ -368,8 +370,16 @@ def stub(level, hash_text):
 class Libraries(unittest.TestCase):
     """Not installed, won't load and ABI mismatch are told apart."""
 
-    def found(self, library, environment=None):
-        ran = run("doctor", "--json", library=library, environment=environment)
+    def beside(self, library):
+        """The fault of a package in which `library` lies, without INT8Q_LIBRARY and without a library in the system."""
+        packages = site()
+        shutil.copytree(ROOT / "python/int8q", packages / "int8q", ignore=shutil.ignore_patterns("*.so*", "__pycache__"))
+        if library:
+            shutil.copy(library, packages / "int8q" / _abi.SONAME)
+        return self.found(None, packages)
+
+    def found(self, library, packages=None):
+        ran = run("doctor", "--json", library=library, packages=packages)
         self.assertEqual(ran.returncode, 1, ran.stdout + ran.stderr)
         faults = [f for f in json.loads(ran.stdout)["findings"] if f["level"] == "fault"]
         self.assertEqual(len(faults), 1)
@@ -379,13 +389,19 @@ class Libraries(unittest.TestCase):
     def test_not_installed(self):
         fault = self.found("/nonexistent/libint8q.so.1")
         self.assertEqual((fault["name"], fault["do"]), ("library-not-installed", "unset INT8Q_LIBRARY"))
-        with mock.patch.object(_facts, "source", return_value="int8q"):
-            tried = [{"path": p, "error": f"{p}: cannot open shared object file: No such file or directory"} for p in "ab"]
-            made = {**facts(), "library": {"state": "ok", "wanted": "1.0", "tried": tried}}
-            fault = doctor.findings(made)[0]
+
+    @unittest.skipIf(find_library("int8q"), "the system has the library")
+    def test_not_installed_anywhere(self):
+        fault = self.beside(None)
         self.assertEqual(fault["name"], "library-not-installed")
-        self.assertTrue(fault["says"].endswith("a, b"))
-        self.assertRegex(fault["do"], "install.* --force-reinstall --no-deps int8q$")
+        self.assertRegex(fault["says"], r"looked for /.*/int8q/libint8q\.so\.1 and libint8q\.so\.1$")
+        self.assertRegex(fault["do"], r"install .*--force-reinstall --no-deps \S+$")
+
+    def test_beside_the_package(self):
+        fault = self.beside(stub((2, 0), "0" * 64))
+        self.assertEqual(fault["name"], "abi-newer")
+        self.assertRegex(fault["do"], r"install .*--upgrade \S+$")
+        self.assertEqual(self.beside(stub((0, 9), "0" * 64))["name"], "abi-older")
 
     def test_a_library_that_it_needs_is_missing(self):
         needed = compile("int needed(void) { return 0; }", "-Wl,-soname,libneeded.so.7")

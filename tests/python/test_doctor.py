@@ -555,7 +555,9 @@ class Quantize(unittest.TestCase):
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "python"), "INT8Q_LIBRARY": LIBRARY}
         command = [sys.executable, "-m", "int8q", "quantize", "large.safetensors", "large-out.safetensors"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(command, env=environment, cwd=self.folder, **pipes)
+        # A shell that starts the tests in the background lets them ignore SIGINT.
+        heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        process = subprocess.Popen(command, env=environment, cwd=self.folder, **pipes, **heeding)
         while not list(self.folder.glob(".*.tmp")) and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGINT)

@@ -28,6 +28,8 @@ def main(arguments=None):
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # paths may be of any bytes
     try:
         return options.run(options)
     except OSError as error:

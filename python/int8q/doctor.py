@@ -42,10 +42,10 @@ def _read(path):
 def findings(facts, traceback=""):
     """[{"name":, "level":, "says":, "do":}], worst first."""
     environment = Environment(facts, traceback)
-    found = [*_library(facts["library"], facts), *_imports(facts), *_path(facts["interpreter"])]
-    for rule in RULES:
-        if rule.applies(environment):
-            found.append(_finding(rule.name, rule.level, rule.says(environment), rule.mend(environment)))
+    rules = [rule for rule in RULES if rule.applies(environment)]
+    found = [*_library(facts["library"], facts), *_imports(facts, rules), *_path(facts["interpreter"])]
+    for rule in rules:
+        found.append(_finding(rule.name, rule.level, rule.says(environment), rule.mend(environment)))
     return sorted(found, key=lambda finding: _LEVELS.index(finding["level"]))
 
 
@@ -66,10 +66,11 @@ def _library(library, facts):
     chosen = facts["environment"].get("INT8Q_LIBRARY")
     reinstall = "unset INT8Q_LIBRARY" if chosen else pip("--force-reinstall", "--no-deps", _facts.source())
     if library["state"] != "ok":
-        says = f"{library['stderr'].splitlines()[-1]} does not load: {library['error']}"
+        path = library["stderr"].rpartition("\n")[2] or "the library"
+        says = f"{path} does not load: {library['error']}"
         return [_finding("library-wont-load", "fault", says, reinstall)]
     if "path" not in library:
-        return [_not_loaded(library["tried"], reinstall)]
+        return [_not_loaded(library["tried"], chosen, reinstall)]
     if "mismatch" in library or _level(library["found"]) < _level(library["wanted"]):
         return [_mismatch(library, chosen, reinstall)]
     found = []
@@ -80,17 +81,17 @@ def _library(library, facts):
     return found
 
 
-def _not_loaded(tried, reinstall):
+def _not_loaded(tried, chosen, reinstall):
     row = tried[-1]
     # dlopen names what it cannot open: the library itself, or one that the library needs.
     if row["error"].startswith(f"{row['path']}: cannot open shared object file: No such file"):
         says = "libint8q.so.1 is not installed; looked for " + " and ".join(row["path"] for row in tried)
         return _finding("library-not-installed", "fault", says, reinstall)
-    return _finding("library-wont-load", "fault", f"{row['path']} does not load: {row['error']}", _loader(row, reinstall))
+    do = reinstall if chosen else _loader(row["error"], reinstall)
+    return _finding("library-wont-load", "fault", f"{row['path']} does not load: {row['error']}", do)
 
 
-def _loader(row, reinstall):
-    error = row["error"]
+def _loader(error, reinstall):
     if re.search(r"version `GLIBCXX_|version `CXXABI_", error):
         return "conda install -c conda-forge libstdcxx-ng" if _facts.kind() == "conda" else _rebuild()
     if re.search(r"version `GLIBC_", error):
@@ -121,11 +122,12 @@ def _level(text):
     return tuple(map(int, text.split(".")))
 
 
-def _imports(facts):
+def _imports(facts, rules):
+    """What does not import, but for what a rule explains: to install that again would not mend it."""
     for name, probe in facts["imports"].items():
         if probe["state"] == "missing" and name == "numpy":
             yield _finding("numpy-missing", "fault", "int8q needs NumPy, which is not installed here", pip("numpy"))
-        elif probe["state"] not in ("ok", "missing"):
+        elif probe["state"] not in ("ok", "missing") and not any(re.search(r.seen_as, probe["stderr"]) for r in rules):
             level = "fault" if name == "numpy" else "warning"
             version = facts["packages"].get(name)
             says = f"import {name}{f' {version}' if version else ''} {probe['state']}: {probe['error']}"

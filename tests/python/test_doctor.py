@@ -237,12 +237,19 @@ class Mends(unittest.TestCase):
                 self.assertIn("-m ensurepip && ", _rules.pip("numpy"))
 
 
-def site(broken=None, without=(), **versions):
+def other_interpreter():
+    """A folder for PATH, whose python and pip are somebody else's."""
+    path = folder()
+    for name, says in (("python", "/opt/other"), ("pip", "pip 24.0 from /opt/other/site-packages/pip (python 3.9)")):
+        (path / name).write_text(f"#!/bin/sh\necho '{says}'\n")
+        (path / name).chmod(0o755)
+    return path
+
+
+def site(broken=None, **versions):
     """A folder for PYTHONPATH: packages that import, but for those whose text `broken` has."""
     where = folder()
     for name, version in {**TODAY, **versions}.items():
-        if name in without:
-            continue
         text = "class cuda:\n    is_available = staticmethod(bool)\nclass version:\n    cuda = None\n"
         (where / name).mkdir()
         (where / name / "__init__.py").write_text((broken or {}).get(name, text))
@@ -257,6 +264,27 @@ def run(*arguments, packages=None, library=LIBRARY, environment=None, path=None,
     clean.update({"INT8Q_LIBRARY": library} if library else {}, PYTHONDONTWRITEBYTECODE="1", **(environment or {}))
     command = [sys.executable, "-m", "int8q", *arguments]
     return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=120, **options)
+
+
+class Source(unittest.TestCase):
+    """pip installs again what was installed."""
+
+    def source(self, checkout, direct_url=None):
+        (site := folder() / "int8q-0.1.0.dist-info").mkdir()
+        (site / "METADATA").write_text("Name: int8q\nVersion: 0.1.0\n")
+        if direct_url:
+            (site / "direct_url.json").write_text(direct_url)
+        with mock.patch.object(_facts, "_abi_file", return_value=str(checkout / "python/int8q/_abi.py")):
+            with mock.patch.object(sys, "path", [str(site.parent)]):
+                return _facts.source()
+
+    def test_source(self):
+        checkout = folder()
+        self.assertEqual(self.source(checkout), "int8q")
+        self.assertEqual(self.source(checkout, '{"url": "file:///dist/int8q.whl"}'), "file:///dist/int8q.whl")
+        self.assertEqual(self.source(checkout, "damaged"), "int8q")
+        (checkout / "pyproject.toml").touch()
+        self.assertEqual(self.source(checkout), str(checkout))
 
 
 class Doctor(unittest.TestCase):
@@ -277,10 +305,10 @@ class Doctor(unittest.TestCase):
         self.assertEqual(report["environment"], {"INT8Q_LIBRARY": LIBRARY})
 
     def test_text(self):
-        ran = run("doctor", packages=site(torch="2.0.1", accelerate="1.9.0", without=["bitsandbytes"]))
+        ran = run("doctor", packages=site(torch="2.0.1"), path=other_interpreter())
         self.assertEqual((ran.returncode, ran.stderr), (0, ""))
         self.assertIn("[numpy-torch]", ran.stdout)
-        self.assertLess(ran.stdout.index("[numpy-torch]"), ran.stdout.index("[missing-package]"))
+        self.assertLess(ran.stdout.index("[numpy-torch]"), ran.stdout.index("[python-elsewhere]"))
         self.assertIn("no fault found", ran.stdout)
         self.assertTrue(ran.stdout.isascii())
         ours = [line for line in ran.stdout.splitlines() if "/" not in line]
@@ -301,6 +329,11 @@ class Doctor(unittest.TestCase):
                 self.assertIn(error, report["imports"]["torch"]["error"])
                 self.assertEqual(found["torch-broken"]["level"], "warning")
                 self.assertIn("torch==2.15.0", found["torch-broken"]["do"])
+
+    def test_a_failure_that_a_rule_explains_is_told_once(self):
+        text = "raise ImportError('pyarrow requires NumPy 2.0 or newer, found 1.26.4')"
+        self.assertEqual(list(self.diagnose(0, packages=site({"pyarrow": text}, numpy="1.26.4"))[1]), ["pyarrow-numpy"])
+        self.assertEqual(list(self.diagnose(0, packages=site({"pyarrow": text}))[1]), ["pyarrow-broken"])
 
     def test_numpy_is_broken(self):
         _, found = self.diagnose(1, packages=site({"numpy": "raise ImportError('DLL')"}))
@@ -323,10 +356,7 @@ class Doctor(unittest.TestCase):
         self.assertIn("cuda-library", found)
 
     def test_another_interpreter_comes_first(self):
-        path = folder()
-        for name, says in (("python", "/opt/other"), ("pip", "pip 24.0 from /opt/other/site-packages/pip (python 3.9)")):
-            (path / name).write_text(f"#!/bin/sh\necho '{says}'\n")
-            (path / name).chmod(0o755)
+        path = other_interpreter()
         _, found = self.diagnose(0, path=path)
         self.assertIn("/opt/other", found["python-elsewhere"]["says"])
         self.assertIn("/opt/other/site-packages", found["pip-elsewhere"]["says"])
@@ -417,10 +447,22 @@ class Libraries(unittest.TestCase):
         libc = compile(
             "int newer(void) { return 0; }", "-nostdlib", "-Wl,-soname,libc.so.6", f"-Wl,--version-script={where}/v"
         )
-        fault = self.found(compile("int newer(void); int other(void) { return newer(); }", "-nostdlib", libc))
+        path = compile("int newer(void); int other(void) { return newer(); }", "-nostdlib", libc)
+        self.assertEqual(self.found(path)["do"], "unset INT8Q_LIBRARY")
+        fault = self.beside(path)
         self.assertEqual(fault["name"], "library-wont-load")
         self.assertIn("`GLIBC_2.99' not found", fault["says"])
         self.assertIn("--no-binary int8q", fault["do"])
+
+    def test_what_mends_the_loader(self):
+        newer = "/lib/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by l.so)"
+        with mock.patch.object(_facts, "kind", return_value="conda"):
+            self.assertEqual(doctor._loader(newer, "reinstall"), "conda install -c conda-forge libstdcxx-ng")
+        with mock.patch.object(_facts, "kind", return_value="venv"):
+            self.assertIn("--no-binary int8q", doctor._loader(newer, "reinstall"))
+        lost = "{}: cannot open shared object file: No such file or directory"
+        self.assertEqual(doctor._loader(lost.format("libstdc++.so.6"), "reinstall"), "sudo apt-get install libstdc++6")
+        self.assertEqual(doctor._loader(lost.format("libneeded.so.7"), "reinstall"), "reinstall")
 
     def test_no_library_at_all(self):
         (path := folder() / "libint8q.so.1").write_text("not ELF, and long enough to be read as a header of it")

@@ -68,9 +68,10 @@ class Rule:
 
 # On a CPU: bitsandbytes has an own CPU backend since 0.46; transformers lets it through, and still has the keyword.
 ON_CPU = ("-U", "transformers>=4.57,<5", "accelerate>=1.1", "bitsandbytes>=0.46.1")
+# The original message, and those of 4.38 and of 5.
 REQUIRES = (
-    r"requires [Aa]ccelerate.*[\s\S]{0,40}bitsandbytes|8-bit quantization requires (the latest version of )?bitsandbytes"
-    r"|`load_in_8bit=True` requires Accelerate"
+    r"Using `(load_in_8bit=True`|bitsandbytes` [48]-bit quantization) requires "
+    r"([Aa]ccelerate|(the latest version of )?bitsandbytes)"
 )
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""test_doctor.py LIBRARY CC [COMMAND]: python -m int8q doctor in made-up environments, with libraries that must be refused
-and packages that raise, abort and hang; python -m int8q quantize beside the native COMMAND."""
+"""python -m int8q doctor in made-up environments, with libraries that must be refused and packages that raise, abort and
+hang; python -m int8q quantize beside the native command. The library is INT8Q_LIBRARY, made ones are built by INT8Q_CC, the
+native command is INT8Q_COMMAND. The standard library suffices."""
 
 import contextlib
 import json
@@ -23,8 +24,12 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, str(ROOT / "python"))
 from int8q import _abi, _facts, _rules, doctor  # noqa: E402
 
-LIBRARY, CC = os.path.realpath(sys.argv.pop(1)), sys.argv.pop(1)
-COMMAND = sys.argv.pop(1) if len(sys.argv) > 1 and os.path.exists(sys.argv[1]) else None
+LIBRARY, CC, COMMAND = (
+    os.path.realpath(os.environ["INT8Q_LIBRARY"]),
+    os.environ["INT8Q_CC"],
+    os.environ.get("INT8Q_COMMAND"),
+)
+SCRATCH = tempfile.TemporaryDirectory()
 TODAY = {
     "numpy": "2.4.6",
     "torch": "2.15.0",
@@ -50,7 +55,7 @@ REPORTED = (
 
 
 def folder():
-    return Path(tempfile.mkdtemp(dir=SCRATCH))
+    return Path(tempfile.mkdtemp(dir=SCRATCH.name))
 
 
 def facts(versions=TODAY, cuda=False, stderr="", **changed):
@@ -193,6 +198,14 @@ class Tracebacks(unittest.TestCase):
         self.assertEqual(explained["causes_here"], [])
         self.assertIn("cuda-condition", explained["causes_elsewhere"])
 
+    def test_its_later_wordings(self):
+        for what in ("Accelerate", "accelerate", "bitsandbytes", "the latest version of bitsandbytes"):
+            explained = self.explained(
+                f"ImportError: Using `bitsandbytes` 8-bit quantization requires {what}: `pip install"
+            )
+            self.assertIn("missing-package", explained["causes_elsewhere"], what)
+        self.assertEqual(self.explained("this app requires accelerate and bitsandbytes")["causes_elsewhere"], [])
+
     def test_others(self):
         cases = {
             "TypeError: T5.__init__() got an unexpected keyword argument 'load_in_8bit'": "keyword-gone",
@@ -324,7 +337,9 @@ class Doctor(unittest.TestCase):
         }
         for text, (state, error) in cases.items():
             with self.subTest(text):
+                start = time.monotonic()
                 report, found = self.diagnose(0, "--timeout", "2", packages=site({"torch": text}))
+                self.assertLess(time.monotonic() - start, 30)
                 self.assertEqual(report["imports"]["torch"]["state"], state)
                 self.assertIn(error, report["imports"]["torch"]["error"])
                 self.assertEqual(found["torch-broken"]["level"], "warning")
@@ -383,7 +398,7 @@ class Doctor(unittest.TestCase):
         self.assertEqual(found["library-refuses"]["do"], "unset INT8Q_CPU_ISA")
 
 
-def compile(text, *options):
+def build(text, *options):
     where = folder()
     (where / "stub.c").write_text(text)
     subprocess.run([CC, "-shared", "-fPIC", "-o", where / "stub.so", where / "stub.c", *options], check=True)
@@ -391,7 +406,7 @@ def compile(text, *options):
 
 
 def stub(level, hash_text):
-    return compile(
+    return build(
         f"unsigned int8q_abi_version(void) {{ return {level[0] << 16 | level[1]}u; }}\n"
         f'const char* int8q_abi_hash(unsigned level) {{ (void)level; return "{hash_text}"; }}\n'
     )
@@ -434,8 +449,8 @@ class Libraries(unittest.TestCase):
         self.assertEqual(self.beside(stub((0, 9), "0" * 64))["name"], "abi-older")
 
     def test_a_library_that_it_needs_is_missing(self):
-        needed = compile("int needed(void) { return 0; }", "-Wl,-soname,libneeded.so.7")
-        path = compile("int needed(void); int other(void) { return needed(); }", needed)
+        needed = build("int needed(void) { return 0; }", "-Wl,-soname,libneeded.so.7")
+        path = build("int needed(void); int other(void) { return needed(); }", needed)
         os.remove(needed)
         fault = self.found(path)
         self.assertEqual(fault["name"], "library-wont-load")
@@ -444,10 +459,10 @@ class Libraries(unittest.TestCase):
     def test_glibc_is_too_old(self):
         where = folder()
         (where / "v").write_text("GLIBC_2.99 { global: newer; };")
-        libc = compile(
+        libc = build(
             "int newer(void) { return 0; }", "-nostdlib", "-Wl,-soname,libc.so.6", f"-Wl,--version-script={where}/v"
         )
-        path = compile("int newer(void); int other(void) { return newer(); }", "-nostdlib", libc)
+        path = build("int newer(void); int other(void) { return newer(); }", "-nostdlib", libc)
         self.assertEqual(self.found(path)["do"], "unset INT8Q_LIBRARY")
         fault = self.beside(path)
         self.assertEqual(fault["name"], "library-wont-load")
@@ -469,7 +484,7 @@ class Libraries(unittest.TestCase):
         self.assertEqual(self.found(str(path))["name"], "library-wont-load")
 
     def test_a_library_that_crashes(self):
-        path = compile("#include <stdlib.h>\n__attribute__((constructor)) static void start(void) { abort(); }")
+        path = build("#include <stdlib.h>\n__attribute__((constructor)) static void start(void) { abort(); }")
         fault = self.found(path)
         self.assertEqual(fault["name"], "library-wont-load")
         self.assertIn(f"{path} does not load: killed by SIGABRT", fault["says"])
@@ -648,5 +663,5 @@ def _timeless(text):
     return text.rsplit(" in ", 1)[0]
 
 
-with tempfile.TemporaryDirectory() as SCRATCH:
+if __name__ == "__main__":
     unittest.main()

@@ -98,8 +98,11 @@ def _quantize(options):
         raise Failure(USAGE, f"{options.OUT} is IN itself, which would be lost", "name another OUT; move it afterwards")
     output = Output()
     report = Report(options, output)
-    with Signals() as signals:
-        _call(options, report, signals)
+    try:
+        with Signals() as signals:
+            _call(options, report, signals)
+    finally:
+        report.close_bar()
     report.finish()
     output.finish()
 
@@ -205,7 +208,7 @@ class Report:
     def __init__(self, options, output):
         self._options, self._write = options, output.write
         self._text = not options.quiet and not options.json
-        self._bar = Bar(self._text and sys.stderr.isatty())
+        self._bar = None
         self._shown = False
         self._groups = {}  # (copied, reason, name, dtype, shape): [tensors, bytes_in, bytes_out]
         self._start = time.monotonic()
@@ -220,11 +223,22 @@ class Report:
                 "no tensor is to be quantized, so the output would be the input",
                 "see the plan (--dry-run --verbose); --include and --exclude replace the default choice",
             )
-        self._bar.show(p.bytes_in, p.total_in, _printable(p.tensor or b""))
+        if self._text and sys.stderr.isatty():
+            self._show_bar(p)
+
+    def _show_bar(self, p):
+        if self._bar is None:
+            self._bar = _bar()
+        self._bar.total = p.total_in
+        self._bar.set_postfix_str(_printable(p.tensor or b""), refresh=False)
+        self._bar.update(p.bytes_in - self._bar.n)
+
+    def close_bar(self):
+        if self._bar is not None:
+            self._bar.close()
 
     def finish(self):
         self._show_plan()
-        self._bar.clear()
         if self._options.json:
             self._write(json.dumps(self._summary(), indent=2) + "\n")
         elif self._text and not self._options.dry_run:
@@ -302,41 +316,40 @@ class Report:
         }
 
 
-class Bar:
-    """tqdm's on standard error if it is installed, else a line that is written again."""
+def _bar():
+    """tqdm's if it is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return Line()
+    return tqdm(unit="B", unit_scale=True, leave=False, file=sys.stderr)
 
-    def __init__(self, enabled):
-        self._enabled, self._tqdm, self._start, self._last = enabled, None, time.monotonic(), 0.0
-        if enabled:
-            try:
-                from tqdm import tqdm
 
-                self._tqdm = tqdm(unit="B", unit_scale=True, leave=False, file=sys.stderr, disable=None)
-            except ImportError:
-                pass
+class Line:
+    """As much of tqdm as is used here: a line on standard error that is written again."""
 
-    def show(self, done, total, what):
+    def __init__(self):
+        self.n = self.total = 0
+        self._what, self._start, self._last = "", time.monotonic(), 0.0
+
+    def set_postfix_str(self, what, refresh):
+        self._what = what
+
+    def update(self, more):
+        self.n += more
         now = time.monotonic()
-        if not self._enabled or (now - self._last < 0.1 and done != total):
+        if now - self._last < 0.1 and self.n != self.total:
             return
         self._last = now
-        if self._tqdm is not None:
-            self._tqdm.total = total
-            self._tqdm.set_postfix_str(what, refresh=False)
-            self._tqdm.update(done - self._tqdm.n)
-            return
-        share = done / total if total else 1.0
-        rate = done / max(now - self._start, 1e-9)
-        line = f"[{'#' * int(24 * share):.<24}] {100 * share:3.0f}% {_bytes(rate):>9}/s  {what}"
+        share = self.n / self.total if self.total else 1.0
+        rate = self.n / max(now - self._start, 1e-9)
+        line = f"[{'#' * int(24 * share):.<24}] {100 * share:3.0f}% {_bytes(rate):>9}/s  {self._what}"
         columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
         sys.stderr.write("\r\x1b[K" + line[: columns - 1])
         sys.stderr.flush()
 
-    def clear(self):
-        if self._tqdm is not None:
-            self._tqdm.close()
-        elif self._enabled:
-            sys.stderr.write("\r\x1b[K")
+    def close(self):
+        sys.stderr.write("\r\x1b[K")
 
 
 def _printable(name):

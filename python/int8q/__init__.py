@@ -4,7 +4,7 @@
     layer = int8q.Linear(weight, bias)     # quantize and pack, once
     y = layer(x)                           # [..., K] -> [..., N]
 
-The import loads nothing but NumPy; the native library is loaded at the first call.
+The import loads nothing; NumPy and the native library are loaded at the first use.
 """
 
 from ._abi import AbiError, AbiMismatch, LibraryNotFound, NeedsNewer
@@ -35,3 +35,7 @@ def __getattr__(name):
 
         return version("int8q")
     raise AttributeError(f"module 'int8q' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

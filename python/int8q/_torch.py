@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators of torch: int8q::linear and int8q::linear_backward, over a packed layer that lies in a uint8 tensor.
+
+    linear(Tensor x, Tensor packed, Tensor? bias, int out_features) -> Tensor    floats [..., K] -> [..., N] of x's dtype
+    linear_backward(Tensor dy, Tensor packed, int in_features) -> Tensor         floats [..., N] -> [..., K] of dy's dtype
+
+torch.library.Library defines them, which every torch from 2.0 on has. The gradient is registered by register_autograd where
+that exists (2.4), so that torch.compile sees it, else under the Autograd key.
+"""
+
+import ctypes
+import weakref
+from math import prod
+
+import torch
+
+from . import _abi
+from ._abi import int8q_matrix, library
+from .context import check, default_context
+
+CODES = {torch.float32: _abi.INT8Q_F32, torch.float16: _abi.INT8Q_F16, torch.bfloat16: _abi.INT8Q_BF16}
+CODES[torch.int8] = _abi.INT8Q_S8
+_MATRIX_BYTES = ctypes.sizeof(_abi.int8q_matrix)
+
+
+def matrix(rows):
+    """An int8q_matrix over a tensor [M,N] whose elements of a row lie side by side; the tensor must outlive it."""
+    count, cols = rows.shape
+    stride = rows.stride(0) if count > 1 else cols
+    return int8q_matrix(_MATRIX_BYTES, CODES[rows.dtype], count, cols, stride, rows.data_ptr())
+
+
+# ---------------------------------------------------------------------------------------------------- Layers
+
+
+class _Layer:
+    """An open layer over a tensor's memory, kept as the tensor's attribute _int8q; its copies and pickles have none.
+
+    version, address: of the tensor when it was opened. workspaces: operation -> (most rows so far, bytes for these).
+    """
+
+    def __init__(self, packed):
+        self.version, self.address = packed._version, packed.data_ptr()
+        self.handle = ctypes.POINTER(_abi.int8q_linear)()
+        arguments = self.address, packed.numel(), _abi.INT8Q_TRUST_CHECKSUM, self.handle
+        default_context().call(library().int8q_open_linear, *arguments)
+        weakref.finalize(self, library().int8q_destroy_linear, self.handle).atexit = False
+        self.workspaces = {_abi.INT8Q_FORWARD: (-1, 0), _abi.INT8Q_BACKWARD: (-1, 0)}
+
+    def __deepcopy__(self, memo):
+        return None
+
+    def __reduce__(self):
+        return type(None), ()
+
+    def query(self, worker, operation, rows):
+        size = ctypes.c_uint64()
+        check(library().int8q_query_workspace(worker.handle, self.handle, operation, rows, 0, size))
+        self.workspaces[operation] = rows, size.value
+        return size.value
+
+
+def layer_of(packed):
+    """The open layer of a packed tensor; opened anew once the tensor was written to or moved."""
+    layer = getattr(packed, "_int8q", None)
+    if layer is None or layer.version != packed._version or layer.address != packed.data_ptr():
+        layer = packed._int8q = _Layer(packed)
+    return layer
+
+
+# ---------------------------------------------------------------------------------------------------- Operators
+
+
+def _run(function, operation, x, packed, y, flags):
+    """y [..., N] of x [..., K], by int8q_forward or int8q_backward; y is contiguous."""
+    cols, y_cols = x.shape[-1], y.shape[-1]
+    count = y.numel() // y_cols if y_cols else prod(y.shape[:-1])
+    stride, code = cols, CODES[x.dtype]
+    if not x.is_contiguous():
+        x = x.reshape(count, cols)
+        if x.stride(1) != 1 or (count > 1 and x.stride(0) < cols):
+            x = x.contiguous()
+        stride = x.stride(0)
+    layer, context = layer_of(packed), default_context()
+    worker = context._take()
+    try:
+        most, size = layer.workspaces[operation]
+        if count > most:
+            size = layer.query(worker, operation, count)
+        if size > worker.workspace_bytes:
+            worker.reserve(size)
+        status = function(
+            worker.handle,
+            layer.handle,
+            int8q_matrix(_MATRIX_BYTES, code, count, cols, stride if count > 1 else cols, x.data_ptr()),
+            flags,
+            int8q_matrix(_MATRIX_BYTES, code, count, y_cols, y_cols, y.data_ptr()),
+            worker.workspace,
+            worker.workspace_bytes,
+        )
+        if status:
+            check(status)
+    finally:
+        context._free.append(worker)
+    return y
+
+
+def _linear_cpu(x, packed, bias, out_features):
+    y = x.new_empty((*x.shape[:-1], out_features))
+    if bias is not None:
+        y.copy_(bias)
+    flags = 0 if bias is None else _abi.INT8Q_ACCUMULATE
+    return _run(library().int8q_forward, _abi.INT8Q_FORWARD, x, packed, y, flags)
+
+
+def _linear_meta(x, packed, bias, out_features):
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+def _linear_backward_cpu(dy, packed, in_features):
+    dx = dy.new_empty((*dy.shape[:-1], in_features))
+    return _run(library().int8q_backward, _abi.INT8Q_BACKWARD, dy, packed, dx, 0)
+
+
+def _linear_backward_meta(dy, packed, in_features):
+    return dy.new_empty((*dy.shape[:-1], in_features))
+
+
+def _save(ctx, inputs, output):
+    x, packed, bias, _ = inputs
+    ctx.save_for_backward(packed)
+    ctx.in_features = x.shape[-1]
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _gradients(ctx, dy):
+    (packed,) = ctx.saved_tensors
+    dx = torch.ops.int8q.linear_backward(dy, packed, ctx.in_features) if ctx.needs_input_grad[0] else None
+    dbias = None
+    if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
+        dbias = dy.flatten(0, -2).sum(0) if dy.dim() > 1 else dy
+        dbias = dbias.to(ctx.bias_dtype)
+    return dx, None, dbias, None
+
+
+_library = torch.library.Library("int8q", "DEF")
+_library.define("linear(Tensor x, Tensor packed, Tensor? bias, int out_features) -> Tensor")
+_library.define("linear_backward(Tensor dy, Tensor packed, int in_features) -> Tensor")
+_library.impl("linear", _linear_cpu, "CPU")
+_library.impl("linear", _linear_meta, "Meta")
+_library.impl("linear_backward", _linear_backward_cpu, "CPU")
+_library.impl("linear_backward", _linear_backward_meta, "Meta")
+
+if hasattr(torch.library, "register_autograd"):
+    torch.library.register_autograd("int8q::linear", _gradients, setup_context=_save, lib=_library)
+else:
+
+    class _Linear(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            _save(ctx, inputs, None)
+            below = torch._C._AutoDispatchBelowAutograd()  # as long as it lives
+            try:
+                return torch.ops.int8q.linear(*inputs)
+            finally:
+                del below
+
+        backward = staticmethod(_gradients)
+
+    _library.impl("linear", lambda *inputs: _Linear.apply(*inputs), "Autograd")

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""int8q.nn: the linear layer as a module of torch."""
+
+import ctypes
+
+import torch
+
+from . import _abi
+from ._abi import library
+from ._torch import CODES, layer_of, matrix
+from .context import check, default_context
+from .operations import outlier_mode
+
+_FLOATS = tuple(dtype for dtype in CODES if dtype.is_floating_point)
+_linear = torch.ops.int8q.linear.default
+
+if hasattr(torch, "get_autocast_dtype"):  # from torch 2.4 on
+
+    def _is_autocast(x):
+        return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+    def _autocast_dtype(x):
+        return torch.get_autocast_dtype(x.device.type)
+
+else:
+
+    def _is_autocast(x):
+        return torch.is_autocast_enabled() if x.is_cuda else torch.is_autocast_cpu_enabled()
+
+    def _autocast_dtype(x):
+        return torch.get_autocast_gpu_dtype() if x.is_cuda else torch.get_autocast_cpu_dtype()
+
+
+class Linear8bit(torch.nn.Linear):
+    """torch.nn.Linear with weights in LLM.int8() (arXiv 2208.07339), frozen; as bitsandbytes' Linear8bitLt in inference.
+
+    in_features, out_features, bias, device, dtype: as nn.Linear's; dtype is the bias'. The weights are zeros until a
+    state_dict is loaded; Linear8bit.from_linear quantizes those of an nn.Linear.
+    outliers, threshold: as of int8q.Linear
+
+    forward(x): floats [..., K] -> [..., N] of x's dtype; under autocast of autocast's, as F.linear. The gradients to x and
+    bias are right, also where the output is changed in place; those of the weights do not exist.
+
+    The packed weights are the storage: a uint8 buffer, `packed`, that casts (.half(), .to(torch.bfloat16)) leave alone, so
+    that stats stay fp32. weight (int8 [N,K]) and SCB (float32 [N]) are unpacked at each access. state_dict is bitsandbytes'
+    layout: weight, SCB, weight_format, bias; float weights are quantized as they are loaded. It is deep-copied, pickled
+    and made on the meta device, too, where loading with assign=True gives it memory.
+
+    Thread safety: any thread may run it; loading into it or moving it while another runs it is an error.
+    """
+
+    def __init__(self, in_features, out_features, bias=True, device=None, dtype=None, *, outliers="column", threshold=6.0):
+        torch.nn.Module.__init__(self)
+        self._mode = outlier_mode(outliers, threshold)
+        self.in_features, self.out_features, self.outliers, self.threshold = in_features, out_features, outliers, threshold
+        size = ctypes.c_uint64()
+        check(library().int8q_query_blob(out_features, in_features, 0, 0, size))
+        self.register_buffer("packed", torch.empty(size.value, dtype=torch.uint8, device=device), persistent=False)
+        if bias:
+            self.bias = torch.nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        if not self.packed.is_meta:
+            self._pack(torch.zeros(out_features, in_features, dtype=torch.int8), torch.zeros(out_features))
+
+    @classmethod
+    def from_linear(cls, linear, *, outliers="column", threshold=6.0):
+        """The layer of an nn.Linear's weights, quantized here row by row; the bias is the same Parameter."""
+        made = cls(
+            linear.in_features, linear.out_features, bias=False, device="meta", outliers=outliers, threshold=threshold
+        )
+        made._pack(linear.weight.detach())
+        made.bias = linear.bias
+        made.train(linear.training)
+        return made
+
+    def extra_repr(self):
+        return f"{super().extra_repr()}, outliers={self.outliers!r}, threshold={self.threshold:g}"
+
+    # ------------------------------------------------------------------------------------------------ Running
+
+    def forward(self, x):
+        if _is_autocast(x):
+            x = x.to(_autocast_dtype(x))
+        if x.dtype not in _FLOATS:
+            raise TypeError(f"x is {x.dtype}; expected float32, float16 or bfloat16")
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., {self.in_features})")
+        return _linear(x, self.packed, self.bias, self.out_features)
+
+    # ------------------------------------------------------------------------------------------------ Contents
+
+    def _pack(self, weight, col_stats=None):
+        """Packs floats [N,K], or int8 [N,K] with their stats, into new memory."""
+        shape = self.out_features, self.in_features
+        if tuple(weight.shape) != shape:
+            raise ValueError(f"weight has shape {tuple(weight.shape)}; expected {shape}")
+        if weight.dtype not in CODES:
+            raise TypeError(f"weight is {weight.dtype}; expected float32, float16 or bfloat16, or int8 with SCB")
+        weight = weight.contiguous()
+        stats = None
+        if weight.dtype == torch.int8:
+            if col_stats is None:
+                raise ValueError("weight is int8 and SCB is missing; expected float32 [out_features] beside it")
+            stats = col_stats.detach().float().flatten().contiguous()
+            if stats.numel() != self.out_features:
+                raise ValueError(f"SCB has shape {tuple(col_stats.shape)}; expected ({self.out_features},)")
+        packed = torch.empty(self.packed.numel(), dtype=torch.uint8)
+        options = _abi.int8q_linear_options(ctypes.sizeof(_abi.int8q_linear_options), self._mode, self.threshold)
+        pointer = stats if stats is None else ctypes.cast(stats.data_ptr(), ctypes.POINTER(ctypes.c_float))
+        default_context().call(
+            library().int8q_pack_linear, matrix(weight), pointer, None, options, packed.data_ptr(), packed.numel()
+        )
+        self.packed = packed
+
+    def _export(self, codes=None, col_stats=None):
+        default_context().call(
+            library().int8q_export_linear, layer_of(self.packed).handle, codes, col_stats, None, None, None
+        )
+
+    @property
+    def weight(self):
+        """The codes, int8 [N,K], unpacked into a new tensor at each access; on the meta device while the layer is."""
+        codes = torch.empty(self.out_features, self.in_features, dtype=torch.int8, device=self.packed.device)
+        if not codes.is_meta:
+            self._export(codes=matrix(codes))
+        return codes
+
+    @property
+    def SCB(self):
+        """absmax of each row of W, float32 [N], a new tensor at each access."""
+        stats = torch.empty(self.out_features, device=self.packed.device)
+        if not stats.is_meta:
+            self._export(col_stats=ctypes.cast(stats.data_ptr(), ctypes.POINTER(ctypes.c_float)))
+        return stats
+
+    def dequantize(self, dtype=torch.float32):
+        """weight * SCB / 127, [N,K] of dtype."""
+        return (self.weight.float() * (self.SCB / 127)[:, None]).to(dtype)
+
+    # ------------------------------------------------------------------------------------------------ State
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        destination[prefix + "weight"] = self.weight
+        destination[prefix + "SCB"] = self.SCB
+        destination[prefix + "weight_format"] = torch.tensor(0, dtype=torch.uint8)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs):
+        names = [prefix + name for name in ("weight", "SCB", "weight_format")]
+        weight, col_stats, layout = (state_dict.get(name) for name in names)
+        rest = {key: value for key, value in state_dict.items() if key not in names}
+        super()._load_from_state_dict(rest, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if weight is None:
+            missing_keys.append(names[0])
+            return
+        layout = layout.item() if isinstance(layout, torch.Tensor) else layout
+        if layout not in (None, 0, "row"):
+            error_msgs.append(f'{names[2]} is {layout}; expected 0 (or "row"): weights in rows, as bitsandbytes saves them')
+            return
+        try:
+            self._pack(weight.detach(), col_stats)
+        except (TypeError, ValueError) as error:
+            error_msgs.append(f"{prefix[:-1] or type(self).__name__}: {error}")

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""int8q.nn.Linear8bit and the operators under it, beside float64 and int8q.Linear."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import int8q
+
+torch = pytest.importorskip("torch", reason="torch is not in this environment")
+nn = pytest.importorskip("int8q.nn")
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+K, N = 96, 40
+
+
+@pytest.fixture
+def linear():
+    torch.manual_seed(3)
+    return torch.nn.Linear(K, N)
+
+
+@pytest.fixture
+def layer(linear):
+    return nn.Linear8bit.from_linear(linear)
+
+
+def activations(*shape, dtype=torch.float32):
+    x = torch.randn(*shape, K)
+    x[..., 5] = 9  # an outlier column
+    return x.to(dtype)
+
+
+def numpy_layer(layer, **options):
+    bias = None if layer.bias is None else layer.bias.detach().float().numpy()
+    return int8q.Linear(layer.weight.numpy(), bias, col_stats=layer.SCB.numpy(), **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3), (0,), (1, 0, 4)])
+def test_forward_is_the_numpy_layers(layer, dtype, shape):
+    x = activations(*shape, dtype=dtype)
+    y = layer.to(dtype)(x)
+    assert y.dtype == dtype and y.shape == (*shape, N)
+    want = numpy_layer(layer)(x)  # by DLPack
+    bits = want.view(np.uint16).view(np.int16) if dtype == torch.bfloat16 else want
+    assert torch.equal(y.detach().view(torch.int16) if dtype == torch.bfloat16 else y.detach(), torch.from_numpy(bits))
+
+
+def test_one_row_without_dimensions_of_a_batch(layer):
+    x = activations(1)
+    assert torch.equal(layer(x[0]), layer(x)[0])
+
+
+@pytest.mark.parametrize("outliers", ["column", "element", "off"])
+def test_modes(linear, outliers):
+    layer = nn.Linear8bit.from_linear(linear, outliers=outliers, threshold=2.0)
+    x = activations(5)
+    want = numpy_layer(layer, outliers=outliers, threshold=2.0)(x.numpy())
+    assert np.array_equal(layer(x).detach().numpy(), want)
+
+
+def test_strides(layer):
+    x = activations(6)
+    want = layer(x)
+    wide = torch.zeros(6, 2 * K)
+    wide[:, :K] = x
+    assert torch.equal(layer(wide[:, :K]), want)
+    assert torch.equal(layer(x.t().contiguous().t()), want)
+    assert torch.equal(layer(x[:1].expand(6, K)), want[:1].expand(6, N))
+
+
+def test_close_to_the_float_layer(linear, layer):
+    x = activations(50)
+    y, want = layer(x), linear(x)
+    assert (y - want).norm() < 0.02 * want.norm()
+
+
+def test_gradients(layer):
+    x = activations(4, 3).requires_grad_()
+    dy = torch.randn(4, 3, N)
+    y = layer(x)
+    y += 1  # in place, as peft's LoRA layers do
+    (y * dy).sum().backward()
+    want = (dy.double() * (layer.SCB.double() / 127)) @ layer.weight.double()
+    assert torch.allclose(x.grad.double(), want, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(layer.bias.grad, dy.sum((0, 1)), rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_of_one_row(layer):
+    x = activations(1)[0].requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad.shape == (K,)
+    assert torch.equal(layer.bias.grad, torch.ones(N))
+
+
+def test_no_gradient_is_computed_for_frozen_inputs(layer):
+    layer.bias.requires_grad_(False)
+    assert not layer(activations(2)).requires_grad
+    assert layer(activations(2).requires_grad_()).requires_grad
+
+
+def test_casts_leave_the_weights_alone(layer):
+    weight, stats = layer.weight, layer.SCB
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        layer.to(dtype)
+        assert layer.bias.dtype == dtype
+        assert torch.equal(layer.weight, weight)
+        assert layer.SCB.dtype == torch.float32 and torch.equal(layer.SCB, stats)
+
+
+def test_autocast(layer):
+    x = activations(3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, layer(x.bfloat16()))
+
+
+def test_copies(layer):
+    x = activations(3)
+    want = layer(x)
+    for made in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.copy(layer)):
+        assert torch.equal(made(x), want)
+    made = copy.deepcopy(layer)
+    made.load_state_dict({key: torch.zeros_like(value) for key, value in made.state_dict().items()})
+    assert torch.equal(made(x), torch.zeros(3, N))
+    assert torch.equal(layer(x), want)
+
+
+def test_memory_that_is_written_to_is_opened_anew(layer):
+    other = nn.Linear8bit.from_linear(torch.nn.Linear(K, N, bias=False), outliers="off")
+    x = activations(2)
+    layer(x)
+    with torch.no_grad():
+        layer.packed.copy_(other.packed)
+        layer.bias.zero_()
+    assert torch.equal(layer(x), other(x))
+    layer.packed.zero_()
+    with pytest.raises(int8q.StatusError, match="magic"):
+        layer(x)
+
+
+def test_state_is_bitsandbytes(layer):
+    state = layer.state_dict()
+    assert list(state) == ["weight", "SCB", "weight_format", "bias"]
+    assert state["weight"].dtype == torch.int8 and state["weight"].shape == (N, K)
+    assert state["SCB"].dtype == torch.float32 and state["SCB"].shape == (N,)
+    assert (
+        state["weight_format"].dtype == torch.uint8 and state["weight_format"].shape == () and state["weight_format"] == 0
+    )
+    made = torch.nn.Sequential(nn.Linear8bit(K, N))
+    made.load_state_dict({f"0.{key}": value for key, value in state.items()})
+    x = activations(2)
+    assert torch.equal(made(x), layer(x))
+
+
+def test_float_weights_are_quantized_as_they_are_loaded(linear, layer):
+    made = nn.Linear8bit(K, N)
+    made.load_state_dict(linear.state_dict())
+    assert torch.equal(made.weight, layer.weight) and torch.equal(made.SCB, layer.SCB)
+
+
+def test_old_weight_format(layer):
+    state = layer.state_dict()
+    nn.Linear8bit(K, N).load_state_dict({**state, "weight_format": "row"})
+    for other, text in (("col_turing", "col_turing"), (torch.tensor(1, dtype=torch.uint8), "1")):
+        with pytest.raises(RuntimeError, match=f"weight_format is {text}"):
+            nn.Linear8bit(K, N).load_state_dict({**state, "weight_format": other})
+
+
+def test_state_that_does_not_fit(layer):
+    state = layer.state_dict()
+    for changed, message in [
+        ({"weight": state["weight"][:, 1:]}, r"weight has shape \(40, 95\); expected \(40, 96\)"),
+        ({"SCB": state["SCB"][1:]}, r"SCB has shape \(39,\)"),
+        ({"weight": state["weight"].double()}, "weight is torch.float64"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            nn.Linear8bit(K, N).load_state_dict({**state, **changed})
+    del state["SCB"]
+    with pytest.raises(RuntimeError, match="SCB is missing"):
+        nn.Linear8bit(K, N).load_state_dict(state)
+    del state["weight"]
+    with pytest.raises(RuntimeError, match='Missing key.*"weight"'):
+        nn.Linear8bit(K, N).load_state_dict(state)
+
+
+def test_meta(layer):
+    made = nn.Linear8bit(K, N, device="meta")
+    assert made.weight.is_meta and made.SCB.is_meta and made(torch.empty(2, K, device="meta")).shape == (2, N)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.1", reason="load_state_dict has no assign before torch 2.1")
+def test_meta_takes_a_state(layer):
+    made = nn.Linear8bit(K, N, device="meta")
+    made.load_state_dict(layer.state_dict(), assign=True)
+    x = activations(2)
+    assert torch.equal(made(x), layer(x))
+
+
+def test_a_layer_begins_with_zeros():
+    assert torch.equal(nn.Linear8bit(K, N)(activations(2)), torch.zeros(2, N))
+    assert nn.Linear8bit(K, N, bias=False).bias is None
+
+
+def test_what_is_refused(layer):
+    with pytest.raises(ValueError, match=r"x has shape \(2, 3\); expected \(\.\.\., 96\)"):
+        layer(torch.ones(2, 3))
+    with pytest.raises(TypeError, match="x is torch.float64"):
+        layer(torch.ones(2, K, dtype=torch.float64))
+
+
+@pytest.mark.skipif(not hasattr(torch.library, "opcheck"), reason="torch before 2.4")
+def test_operators_are_well_formed(layer):
+    operators = torch.ops.int8q
+    for x, bias in [(activations(3).requires_grad_(), layer.bias), (activations(2, 3, dtype=torch.bfloat16), None)]:
+        torch.library.opcheck(operators.linear.default, (x, layer.packed, bias, N))
+    torch.library.opcheck(operators.linear_backward.default, (torch.randn(3, N), layer.packed, K))
+
+
+@pytest.mark.skipif(not hasattr(torch.library, "opcheck"), reason="torch before 2.4")
+def test_one_graph_for_any_batch(layer):
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    for rows in (2, 5, 9):
+        x = activations(rows)
+        assert torch.equal(compiled(x), layer(x))
+    assert counter.frame_count == 1

@@ -175,6 +175,7 @@ int count_threads() {
 
 // Runs body in a forked child; a child that hangs is killed by its alarm.
 int exit_of_child(const std::function<bool()>& body) {
+  settle_threads();
   const pid_t child = fork();
   if (child == 0) {
     alarm(60);

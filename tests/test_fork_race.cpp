@@ -27,6 +27,7 @@ TEST(ForkRace, ThreadsOfTheChildShareInheritedContexts) {
   const LinearPtr linear = make_linear(contexts[0].get(), w);
   for (const ContextPtr& context : contexts) ASSERT_CALL(forward(context.get(), linear.get(), x, right));
   for (int i = 0; i < kForks; ++i) {
+    settle_threads();
     const pid_t child = fork();
     if (child == 0) {
       alarm(60);

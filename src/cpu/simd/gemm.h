@@ -52,7 +52,7 @@ inline __attribute__((always_inline)) void gemm_tile(const GemmBlock& block, int
     const auto load_b = [&](int v) __attribute__((always_inline)) {
       const int8_t* line = b0 + (v / kVecs) * block.panel_stride + g * Op::kGroupBytes;
       if (v % kVecs == 0 && kFetch == Fetch::kL1) prefetch(line + kAhead);
-      if (v % kVecs == 0 && kFetch == Fetch::kL2) prefetch<_MM_HINT_T1>(line + kAhead);
+      if (v % kVecs == 0 && kFetch == Fetch::kL2) prefetch<2>(line + kAhead);
       return Op::load_b(line + (v % kVecs) * (Op::kGroupBytes / kVecs));
     };
     const uint8_t* a = codes + g * Op::kCodeBytes;
@@ -142,7 +142,7 @@ void gemm_widened(const GemmBlock& block) {
       for (int64_t i = 0; i < panels; ++i) {
         const int8_t* lines = block.panels + (p + i) * block.panel_stride + g * Op::kGroupBytes;
         for (int64_t t = 0; t < groups * kVecs; ++t) {
-          prefetch<_MM_HINT_T1>(lines + t * (Op::kGroupBytes / kVecs) + kAhead);
+          prefetch<2>(lines + t * (Op::kGroupBytes / kVecs) + kAhead);
           Wide<Op>::store_b(wide[i][0] + t * (Wide<Op>::kGroupBytes / kVecs),
                             Op::load_b(lines + t * (Op::kGroupBytes / kVecs)));
         }

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "support/call.h"
+#include "support/settle.h"
 
 namespace int8q::test {
 namespace {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "support/call.h"
+#include "support/settle.h"
 
 namespace int8q::test {
 namespace {

@@ -79,7 +79,7 @@ namespace {
 void add_measurement(const Row& row, const std::function<double()>& measure, const char* counter, double scale) {
   const auto body = [=](benchmark::State& state) {
     double sum = 0.0;
-    std::this_thread::sleep_for(std::chrono::milliseconds(15));
+    let_others_sleep();
     while (state.KeepRunning()) sum += measure();
     state.counters[counter] = scale * sum / static_cast<double>(state.iterations());
   };

@@ -66,12 +66,15 @@ void on_drop(Size size, std::function<void()> drop);
 void count_operations(benchmark::State& state, double macs, const std::string& peak, int threads);
 void count_bytes(benchmark::State& state, double bytes, double bandwidth);
 
-// Times calls: once the spinning threads of a contender that ran before (OpenMP's, ours) sleep, and this one's are awake and,
-// by the system's balancing, on CPUs of their own.
+// Waits until the spinning threads of a contender that ran before (OpenMP's, ours) have gone to sleep.
+inline void let_others_sleep() { std::this_thread::sleep_for(std::chrono::milliseconds(15)); }
+
+// Times calls, once others sleep and this contender's threads are awake and, by the system's balancing, on CPUs of their
+// own.
 template <class Call>
 void time_calls(benchmark::State& state, const Call& call) {
   using namespace std::chrono_literals;
-  std::this_thread::sleep_for(15ms);
+  let_others_sleep();
   for (const auto end = std::chrono::steady_clock::now() + 20ms; std::chrono::steady_clock::now() < end;) call();
   while (state.KeepRunning()) call();
 }

@@ -16,10 +16,14 @@ import torch
 
 from . import _abi
 from ._abi import int8q_matrix, library
-from .context import check, default_context
+from .context import default_context
 
-CODES = {torch.float32: _abi.INT8Q_F32, torch.float16: _abi.INT8Q_F16, torch.bfloat16: _abi.INT8Q_BF16}
-CODES[torch.int8] = _abi.INT8Q_S8
+CODES = {
+    torch.float32: _abi.INT8Q_F32,
+    torch.float16: _abi.INT8Q_F16,
+    torch.bfloat16: _abi.INT8Q_BF16,
+    torch.int8: _abi.INT8Q_S8,
+}
 _MATRIX_BYTES = ctypes.sizeof(_abi.int8q_matrix)
 
 
@@ -53,12 +57,6 @@ class _Layer:
     def __reduce__(self):
         return type(None), ()
 
-    def query(self, worker, operation, rows):
-        size = ctypes.c_uint64()
-        check(library().int8q_query_workspace(worker.handle, self.handle, operation, rows, 0, size))
-        self.workspaces[operation] = rows, size.value
-        return size.value
-
 
 def layer_of(packed):
     """The open layer of a packed tensor; opened anew once the tensor was written to or moved."""
@@ -81,49 +79,27 @@ def _run(function, operation, x, packed, y, flags):
         if x.stride(1) != 1 or (count > 1 and x.stride(0) < cols):
             x = x.contiguous()
         stride = x.stride(0)
-    layer, context = layer_of(packed), default_context()
-    worker = context._take()
-    try:
-        most, size = layer.workspaces[operation]
-        if count > most:
-            size = layer.query(worker, operation, count)
-        if size > worker.workspace_bytes:
-            worker.reserve(size)
-        status = function(
-            worker.handle,
-            layer.handle,
-            int8q_matrix(_MATRIX_BYTES, code, count, cols, stride if count > 1 else cols, x.data_ptr()),
-            flags,
-            int8q_matrix(_MATRIX_BYTES, code, count, y_cols, y_cols, y.data_ptr()),
-            worker.workspace,
-            worker.workspace_bytes,
-        )
-        if status:
-            check(status)
-    finally:
-        context._free.append(worker)
+    layer = layer_of(packed)
+    x_matrix = int8q_matrix(_MATRIX_BYTES, code, count, cols, stride if count > 1 else cols, x.data_ptr())
+    y_matrix = int8q_matrix(_MATRIX_BYTES, code, count, y_cols, y_cols, y.data_ptr())
+    default_context().run(function, operation, layer.handle, layer.workspaces, x_matrix, flags, y_matrix)
     return y
 
 
+def _empty(x, features):
+    return x.new_empty((*x.shape[:-1], features))
+
+
 def _linear_cpu(x, packed, bias, out_features):
-    y = x.new_empty((*x.shape[:-1], out_features))
+    y, flags = _empty(x, out_features), 0
     if bias is not None:
         y.copy_(bias)
-    flags = 0 if bias is None else _abi.INT8Q_ACCUMULATE
+        flags = _abi.INT8Q_ACCUMULATE
     return _run(library().int8q_forward, _abi.INT8Q_FORWARD, x, packed, y, flags)
 
 
-def _linear_meta(x, packed, bias, out_features):
-    return x.new_empty((*x.shape[:-1], out_features))
-
-
 def _linear_backward_cpu(dy, packed, in_features):
-    dx = dy.new_empty((*dy.shape[:-1], in_features))
-    return _run(library().int8q_backward, _abi.INT8Q_BACKWARD, dy, packed, dx, 0)
-
-
-def _linear_backward_meta(dy, packed, in_features):
-    return dy.new_empty((*dy.shape[:-1], in_features))
+    return _run(library().int8q_backward, _abi.INT8Q_BACKWARD, dy, packed, _empty(dy, in_features), 0)
 
 
 def _save(ctx, inputs, output):
@@ -147,9 +123,9 @@ _library = torch.library.Library("int8q", "DEF")
 _library.define("linear(Tensor x, Tensor packed, Tensor? bias, int out_features) -> Tensor")
 _library.define("linear_backward(Tensor dy, Tensor packed, int in_features) -> Tensor")
 _library.impl("linear", _linear_cpu, "CPU")
-_library.impl("linear", _linear_meta, "Meta")
+_library.impl("linear", lambda x, packed, bias, out_features: _empty(x, out_features), "Meta")
 _library.impl("linear_backward", _linear_backward_cpu, "CPU")
-_library.impl("linear_backward", _linear_backward_meta, "Meta")
+_library.impl("linear_backward", lambda dy, packed, in_features: _empty(dy, in_features), "Meta")
 
 if hasattr(torch.library, "register_autograd"):
     torch.library.register_autograd("int8q::linear", _gradients, setup_context=_save, lib=_library)

@@ -94,8 +94,16 @@ class _Worker:
         weakref.finalize(self, library().int8q_destroy_context, self.handle).atexit = False
 
     def reserve(self, size):
-        self._memory = aligned_bytes(size)
-        self.workspace, self.workspace_bytes = self._memory.ctypes.data, size
+        """Makes the workspace at least size bytes large."""
+        if size > self.workspace_bytes:
+            self._memory = aligned_bytes(size)
+            self.workspace, self.workspace_bytes = self._memory.ctypes.data, size
+
+    def query_workspace(self, linear, operation, rows):
+        """The bytes that INT8Q_FORWARD or INT8Q_BACKWARD of this handle takes for so many rows."""
+        size = ctypes.c_uint64()
+        check(library().int8q_query_workspace(self.handle, linear, operation, rows, 0, size))
+        return size.value
 
 
 def aligned_bytes(size):
@@ -145,6 +153,24 @@ class Context:
         worker = self._take()
         try:
             check(function(worker.handle, *arguments))
+        finally:
+            self._free.append(worker)
+
+    def run(self, function, operation, linear, workspaces, x, flags, y):
+        """Calls int8q_forward or int8q_backward of a handle, on matrices.
+
+        workspaces: of the handle, operation -> (most rows so far, bytes for these); kept up to date here.
+        """
+        worker = self._take()
+        try:
+            most_rows, size = workspaces[operation]
+            if x.rows > most_rows:
+                size = worker.query_workspace(linear, operation, x.rows)
+                workspaces[operation] = x.rows, size
+            worker.reserve(size)
+            status = function(worker.handle, linear, x, flags, y, worker.workspace, worker.workspace_bytes)
+            if status:
+                check(status)
         finally:
             self._free.append(worker)
 

@@ -159,28 +159,10 @@ class Linear:
         shape = x.shape[:-1] + (out_cols,)
         x = matrix(fold(x, name, cols), name)
         y = _result(out, shape, x.array.dtype, accumulate)
-        worker = self.context._take()
-        try:
-            most_rows, size = self._workspaces[operation]
-            if x.rows > most_rows:
-                size = self._query_workspace(worker, operation, x.rows)
-                self._workspaces[operation] = (x.rows, size)
-            if size > worker.workspace_bytes:
-                worker.reserve(size)
-            y_matrix = matrix(y if y.ndim == 2 else _rows(y), "out", writable=True)
-            status = function(
-                worker.handle, self._handle, x, 1 if accumulate else 0, y_matrix, worker.workspace, worker.workspace_bytes
-            )
-            if status:
-                check(status)
-        finally:
-            self.context._free.append(worker)
+        y_matrix = matrix(y if y.ndim == 2 else _rows(y), "out", writable=True)
+        flags = _abi.INT8Q_ACCUMULATE if accumulate else 0
+        self.context.run(function, operation, self._handle, self._workspaces, x, flags, y_matrix)
         return y if out is None else out
-
-    def _query_workspace(self, worker, operation, rows):
-        size = ctypes.c_uint64()
-        check(library().int8q_query_workspace(worker.handle, self._handle, operation, rows, 0, size))
-        return size.value
 
     # ------------------------------------------------------------------------------------------------ Contents
 
@@ -285,9 +267,8 @@ def forward_many(linears, x, outs=None):
     pointers = (ctypes.POINTER(_abi.int8q_matrix) * len(linears))(*map(ctypes.pointer, y_matrices))
     worker = first.context._take()
     try:
-        size = max(linear._query_workspace(worker, _abi.INT8Q_FORWARD, x_matrix.rows) for linear in linears)
-        if size > worker.workspace_bytes:
-            worker.reserve(size)
+        size = max(worker.query_workspace(handle, _abi.INT8Q_FORWARD, x_matrix.rows) for handle in handles)
+        worker.reserve(size)
         check(
             library().int8q_forward_many(
                 worker.handle, handles, len(linears), x_matrix, 0, pointers, worker.workspace, worker.workspace_bytes

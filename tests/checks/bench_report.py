@@ -14,6 +14,7 @@ sys.dont_write_bytecode = True
 # What draws tables and pictures is not Python's own, and is not what is checked.
 sys.modules["tabulate"] = types.SimpleNamespace(tabulate=lambda table, headers, **_: "\n".join(map(str, table)))
 sys.modules["pictures"] = types.SimpleNamespace(draw=lambda *_: ([], []))
+# E402: they are found by the path above.
 import report  # noqa: E402
 from bars import BARS, Elsewhere  # noqa: E402
 from provenance import common_machine, disagreements  # noqa: E402

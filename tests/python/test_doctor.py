@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m int8q doctor in made-up environments, with libraries that must be refused and packages that raise, abort and
 hang; python -m int8q quantize beside the native command. The library is INT8Q_LIBRARY, made ones are built by INT8Q_CC, the
-native command is INT8Q_COMMAND. The standard library suffices."""
+native command is INT8Q_COMMAND. The standard library suffices.
+
+One file, since one bare interpreter runs it, and all its cases run programs in the same made-up environments."""
 
 import contextlib
 import json
@@ -22,7 +24,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[2]
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(ROOT / "python"))
-from int8q import _abi, _facts, _rules, doctor  # noqa: E402
+from int8q import _abi, _facts, _rules, doctor  # noqa: E402 (found by that path)
 
 LIBRARY, CC, COMMAND = (
     os.path.realpath(os.environ["INT8Q_LIBRARY"]),

@@ -5,17 +5,12 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "core/dtype.h"
@@ -43,27 +38,6 @@ namespace int8q::test {
 #define INT8Q_SKIP_FORK() \
   if (std::getenv("INT8Q_TEST_QEMU") != nullptr) GTEST_SKIP() << "qemu-user aborts where a forked child starts threads"
 #endif
-
-// To be called before a fork: AddressSanitizer's allocator, unlike glibc's, keeps in the child the locks of a thread that was
-// just starting. Waits until every other thread of this process sleeps.
-inline void settle_threads() {
-#if defined(__SANITIZE_ADDRESS__)
-  const std::string self = std::to_string(gettid());
-  for (int tries = 0; tries < 10000; ++tries) {
-    bool all_sleep = true;
-    for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
-      if (task.path().filename() == self) continue;
-      std::ifstream file(task.path() / "stat");
-      std::string stat;
-      std::getline(file, stat);
-      const size_t name_end = stat.rfind(") ");
-      all_sleep &= name_end == std::string::npos || stat[name_end + 2] == 'S';
-    }
-    if (all_sleep) return;
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  }
-#endif
-}
 
 // xorshift64*: the same numbers on every platform.
 class Random {

@@ -31,6 +31,10 @@ else:
         return torch.get_autocast_gpu_dtype() if x.is_cuda else torch.get_autocast_cpu_dtype()
 
 
+def _floats(tensor):
+    return ctypes.cast(tensor.data_ptr(), ctypes.POINTER(ctypes.c_float))
+
+
 class Linear8bit(torch.nn.Linear):
     """torch.nn.Linear with weights in LLM.int8() (arXiv 2208.07339), frozen; as bitsandbytes' Linear8bitLt in inference.
 
@@ -107,11 +111,24 @@ class Linear8bit(torch.nn.Linear):
                 raise ValueError(f"SCB has shape {tuple(col_stats.shape)}; expected ({self.out_features},)")
         packed = torch.empty(self.packed.numel(), dtype=torch.uint8)
         options = _abi.int8q_linear_options(ctypes.sizeof(_abi.int8q_linear_options), self._mode, self.threshold)
-        pointer = stats if stats is None else ctypes.cast(stats.data_ptr(), ctypes.POINTER(ctypes.c_float))
+        pointer = stats if stats is None else _floats(stats)
         default_context().call(
             library().int8q_pack_linear, matrix(weight), pointer, None, options, packed.data_ptr(), packed.numel()
         )
         self.packed = packed
+
+    def _pack_transposed(self, weight):
+        """Packs floats [K,N], as GPT-2's Conv1D has them; a few rows of W at a time are transposed."""
+        codes = torch.empty(self.out_features, self.in_features, dtype=torch.int8)
+        stats = torch.empty(self.out_features)
+        for begin in range(0, self.out_features, 256):
+            rows = weight[:, begin : begin + 256].t().contiguous()
+            part = slice(begin, begin + len(rows))
+            default_context().call(
+                library().int8q_quantize_rows, matrix(rows), _abi.INT8Q_OUTLIERS_OFF, 0.0, matrix(codes[part]),
+                _floats(stats[part]), None, None, None,
+            )  # fmt: skip
+        self._pack(codes, stats)
 
     def _export(self, codes=None, col_stats=None):
         default_context().call(
@@ -131,12 +148,19 @@ class Linear8bit(torch.nn.Linear):
         """absmax of each row of W, float32 [N], a new tensor at each access."""
         stats = torch.empty(self.out_features, device=self.packed.device)
         if not stats.is_meta:
-            self._export(col_stats=ctypes.cast(stats.data_ptr(), ctypes.POINTER(ctypes.c_float)))
+            self._export(col_stats=_floats(stats))
         return stats
 
     def dequantize(self, dtype=torch.float32):
         """weight * SCB / 127, [N,K] of dtype."""
         return (self.weight.float() * (self.SCB / 127)[:, None]).to(dtype)
+
+    def to_linear(self, dtype=torch.float32):
+        """The nn.Linear with these weights in floats of dtype; the bias is the same Parameter."""
+        made = torch.nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        made.weight = torch.nn.Parameter(self.dequantize(dtype))
+        made.bias = self.bias
+        return made.train(self.training)
 
     # ------------------------------------------------------------------------------------------------ State
 

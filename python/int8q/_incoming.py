@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear8bit layers whose weights are still being read.
+
+transformers' loaders differ in how they read, rename and cast tensors, and agree in what they do last: they set the tensor
+as a module's parameter. An Incoming layer has a `weight` on the meta device for them, and packs what is set in its place.
+"""
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from .nn import Linear8bit
+
+
+def replaceable(module):
+    """Whether it is an nn.Linear or GPT-2's Conv1D, and not yet int8."""
+    return type(module) in (torch.nn.Linear, Conv1D) or (
+        isinstance(module, torch.nn.Linear) and type(module).forward is torch.nn.Linear.forward
+    )
+
+
+class _Watched(dict):
+    """A module's parameters or buffers, told of each that is set."""
+
+    def __init__(self, layer, contents):
+        super().__init__(contents)
+        self.layer = layer
+
+    def __setitem__(self, name, value):
+        super().__setitem__(name, value)
+        self.layer.take()
+
+    def __reduce__(self):
+        return dict, (dict(self),)
+
+
+class Incoming(Linear8bit):
+    """A Linear8bit to be; finish() makes it one.
+
+    Parameters: weight, on the meta device, in the checkpoint's shape and dtype; bias. Buffers, if the checkpoint is int8:
+    SCB float32 [N], weight_format uint8.
+    """
+
+    def __init__(self, module, pre_quantized, options, progress):
+        torch.nn.Module.__init__(self)
+        self.transposed = isinstance(module, Conv1D) and not pre_quantized
+        rows, cols = module.weight.shape
+        self.in_features, self.out_features = (rows, cols) if isinstance(module, Conv1D) else (cols, rows)
+        self.options, self.progress, self.packed, self.error = options, progress, None, None
+        self.from_checkpoint = False
+        shape = (rows, cols) if self.transposed else (self.out_features, self.in_features)
+        dtype = torch.int8 if pre_quantized else module.weight.dtype
+        weight = torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+        buffers = {}
+        if pre_quantized:
+            buffers["SCB"] = torch.empty(self.out_features, dtype=torch.float32, device="meta")
+            buffers["weight_format"] = torch.empty((), dtype=torch.uint8, device="meta")
+        self.train(module.training)
+        self.__dict__["_parameters"] = _Watched(self, {"weight": weight, "bias": module.bias})
+        self.__dict__["_buffers"] = _Watched(self, buffers)
+
+    weight = property(lambda self: self._parameters["weight"])
+    SCB = property(lambda self: self._buffers["SCB"])
+    _save_to_state_dict = torch.nn.Module._save_to_state_dict
+    _load_from_state_dict = torch.nn.Module._load_from_state_dict
+
+    def _apply(self, fn, *args, **kwargs):
+        """Moves and casts what is there; accelerate does so before a model is finished."""
+        if self.packed is not None:
+            self.packed = fn(self.packed)
+        if self.bias is not None and not self.bias.is_meta:
+            self.bias.data = fn(self.bias.data)
+        return self
+
+    def extra_repr(self):
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+    def take(self):
+        """Packs the weights once they are there, and lets the tensor go."""
+        weight, stats = self._parameters["weight"], self._buffers.get("SCB")
+        if weight is None or weight.is_meta or (stats is not None and stats.is_meta):
+            return
+        made = Linear8bit(self.in_features, self.out_features, bias=False, device="meta", **self.options)
+        try:
+            if self.transposed:
+                made._pack_transposed(weight.detach())
+            else:
+                made._pack(weight.detach(), stats)
+            self.packed, self.error = made.packed, None
+        except (TypeError, ValueError) as error:  # may be memory that a loader has not filled; finish() knows
+            self.packed, self.error = None, error
+        empty = torch.nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
+        empty._is_hf_initialized = True
+        self.from_checkpoint = getattr(weight, "_is_hf_initialized", False)
+        dict.__setitem__(self._parameters, "weight", empty)
+        self.progress.update(1)
+
+    def finish(self, name, missing):
+        """Becomes a Linear8bit."""
+        if self.error is not None and not missing:
+            raise ValueError(f"{name}: {self.error}") from self.error
+        if self.packed is None or missing:
+            raise ValueError(
+                f"{name} is to be int8 and the checkpoint has no weights for it; load another checkpoint, or name it in "
+                f"llm_int8_skip_modules to have it in floats"
+            )
+        layout = self._buffers.get("weight_format")
+        if layout is not None and not layout.is_meta and layout.item() != 0:
+            raise ValueError(
+                f"{name}.weight_format is {layout.item()}; expected 0: weights in rows, as bitsandbytes saves them"
+            )
+        bias, packed, training, options = self._parameters["bias"], self.packed, self.training, self.options
+        hooks = {key: value for key, value in self.__dict__.items() if key in ("_hf_hook", "_old_forward", "forward")}
+        made = Linear8bit(self.in_features, self.out_features, bias=False, device="meta", **options)
+        made.packed, made.bias = packed, bias
+        made.train(training)
+        self.__dict__.clear()
+        self.__dict__.update(made.__dict__, **hooks)
+        self.__class__ = Linear8bit
+
+
+class _Silent:
+    def update(self, count):
+        pass
+
+    def close(self):
+        pass
+
+
+def receive(model, skipped, pre_quantized, options, progress):
+    """Puts an Incoming in the place of each nn.Linear and Conv1D of a model on the meta device, but for skipped names.
+
+    options: of Linear8bit. progress: whether to show a bar, one step a layer.
+    """
+    wanted = [(name, module) for name, module in model.named_modules() if replaceable(module) and not skipped(name)]
+    bar = _Silent()
+    if progress:
+        from transformers.utils import logging
+
+        bar = logging.tqdm(total=len(wanted), desc="Quantizing to int8", unit="layer")
+    for name, module in wanted:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, Incoming(module, pre_quantized, options, bar))
+
+
+def finish(model, missing_keys=(), flagged=False):
+    """Makes Linear8bit layers of all that receive() put in; ValueError where weights have not come.
+
+    missing_keys: that the loader found no tensors for, and filled with uninitialized memory
+    flagged: whether it sets _is_hf_initialized on all others instead
+    """
+    missing = set(missing_keys)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Incoming):
+            module.progress.close()
+            module.finish(name, f"{name}.weight" in missing or (flagged and not module.from_checkpoint))

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""int8q.transformers: models of Hugging Face transformers, 4.27 to 5.x, with LLM.int8() weights.
+
+    model = load_in_8bit(AutoModelForSeq2SeqLM, path)                                   # in every version
+    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=Int8qConfig())    # from 4.50 on
+    quantize_(model)                                                                    # a model that is in memory
+
+Weights are quantized one by one as transformers reads them; see docs/transformers.md.
+"""
+
+import re
+import threading
+from contextlib import contextmanager
+
+import torch
+import transformers
+
+from ._incoming import finish, receive, replaceable
+from .nn import Linear8bit
+
+try:
+    from transformers.utils.quantization_config import QuantizationConfigMixin as _ConfigBase
+except ImportError:  # before 4.34
+    _ConfigBase = object
+
+try:  # from 4.50 on
+    from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+    from transformers.quantizers.auto import AutoHfQuantizer
+except ImportError:
+    HfQuantizer = None
+
+METHOD = "int8q"
+_OPTIONS = ("llm_int8_threshold", "llm_int8_skip_modules", "outliers")
+_V5 = int(transformers.__version__.split(".")[0]) >= 5
+
+
+class Int8qConfig(_ConfigBase):
+    """What to quantize and how, as transformers' BitsAndBytesConfig(load_in_8bit=True).
+
+    llm_int8_threshold: |x| from which an activation is an outlier; 0: none is
+    llm_int8_skip_modules: names of modules to leave in floats, each whole, or the end or a part of a dotted name between
+        dots. None: the output embeddings, what is tied, and the last module, as bitsandbytes
+    outliers: "column" (arXiv 2208.07339) or "element", as of int8q.Linear
+
+    A checkpoint's config.json gets to_dict(): bitsandbytes' entries, so that it loads with either.
+    Raises ValueError of another value.
+    """
+
+    def __init__(self, llm_int8_threshold=6.0, llm_int8_skip_modules=None, outliers="column"):
+        if outliers not in ("column", "element"):
+            raise ValueError(f'outliers is {outliers!r}; expected "column" or "element" (or llm_int8_threshold=0 for none)')
+        if not isinstance(llm_int8_threshold, (int, float)) or not llm_int8_threshold >= 0:
+            raise ValueError(f"llm_int8_threshold is {llm_int8_threshold!r}; expected a number from 0 on")
+        if isinstance(llm_int8_skip_modules, str) or not all(isinstance(n, str) for n in llm_int8_skip_modules or []):
+            raise ValueError(f"llm_int8_skip_modules is {llm_int8_skip_modules!r}; expected a list of names, or None")
+        self.quant_method = METHOD
+        self.llm_int8_threshold = float(llm_int8_threshold)
+        self.llm_int8_skip_modules = llm_int8_skip_modules
+        self.outliers = outliers
+
+    @property
+    def layer_options(self):
+        """The keyword arguments of Linear8bit."""
+        if self.llm_int8_threshold == 0:
+            return {"outliers": "off"}
+        return {"outliers": self.outliers, "threshold": self.llm_int8_threshold}
+
+    def to_dict(self):
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_8bit": True,
+            "load_in_4bit": False,
+            "llm_int8_threshold": self.llm_int8_threshold,
+            "llm_int8_skip_modules": self.llm_int8_skip_modules,
+            "llm_int8_enable_fp32_cpu_offload": False,
+            "llm_int8_has_fp16_weight": False,
+        }
+
+    to_diff_dict = to_dict
+
+    @classmethod
+    def from_dict(cls, config_dict, return_unused_kwargs=False, **kwargs):
+        """From a config.json's quantization_config; other methods' entries are ignored."""
+        names = [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "ignored")]
+        made = cls(**{name: value for name, value in {**config_dict, **kwargs}.items() if name in names})
+        return (
+            (made, {name: value for name, value in kwargs.items() if name not in names}) if return_unused_kwargs else made
+        )
+
+    def update(self, **kwargs):
+        """Sets the options among kwargs; returns the others."""
+        self.__init__(**{name: kwargs.pop(name, getattr(self, name)) for name in _OPTIONS})
+        return kwargs
+
+    def __repr__(self):
+        return f"Int8qConfig({', '.join(f'{name}={getattr(self, name)!r}' for name in _OPTIONS)})"
+
+
+# ---------------------------------------------------------------------------------------------------- What is quantized
+
+
+def _skipped(model, config, dtype):
+    """The predicate of module names that stay in floats."""
+    names = list(config.llm_int8_skip_modules or [])
+    if config.llm_int8_skip_modules is None:
+        names += default_skip_modules(model)
+    if dtype == torch.float16:  # T5's wo overflows there
+        names += list(getattr(model, "_keep_in_fp32_modules", None) or [])
+    patterns = [re.compile(rf"(^|\.){re.escape(name)}($|\.)") for name in names]
+    return lambda name: any(pattern.search(name) for pattern in patterns)
+
+
+def default_skip_modules(model):
+    """Names of modules that bitsandbytes, too, leaves in floats: output embeddings, what is tied, the last module.
+
+    Source: transformers' get_keys_to_not_convert.
+    """
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    names = {name for name, module in model.named_modules() if module is output and output is not None}
+    tied = getattr(model, "all_tied_weights_keys", None)  # from 5.0 on
+    if tied is not None:
+        names |= {key.rpartition(".")[0] for pair in tied.items() for key in pair}
+    elif getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        for pattern in getattr(model, "_tied_weights_keys", None) or []:
+            found = {name for name, _ in model.named_parameters(remove_duplicate=False) if re.search(pattern, name)}
+            names |= {name.rpartition(".")[0] for name in found}
+    parameters = [name for name, _ in model.named_parameters()]
+    if parameters:
+        last = parameters[-1].rpartition(".")[0]
+        # A base model ends in a layer like all others.
+        if "." not in last or output is None:
+            names.add(last)
+    return sorted(names - {""})
+
+
+def quantize_(model, *, llm_int8_threshold=6.0, llm_int8_skip_modules=None, outliers="column"):
+    """Replaces a model's nn.Linear and Conv1D layers in place by Linear8bit, one by one; returns the model.
+
+    model: any nn.Module in host memory; for a PreTrainedModel config.json is told, so that save_pretrained's result loads
+    with bitsandbytes, too. The rest as of Int8qConfig.
+
+    Raises ValueError of options, and of NaN or Inf in weights, by the layer's name; layers before it are replaced by then.
+    """
+    config = Int8qConfig(llm_int8_threshold, llm_int8_skip_modules, outliers)
+    skipped = _skipped(model, config, getattr(model, "dtype", None))
+    for name, module in list(model.named_modules()):
+        if not replaceable(module) or skipped(name):
+            continue
+        made = Linear8bit(*_features(module), bias=False, device="meta", **config.layer_options)
+        try:
+            (made._pack if isinstance(module, torch.nn.Linear) else made._pack_transposed)(module.weight.detach())
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        made.bias = module.bias
+        made.train(module.training)
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, made)
+        del module
+    _mark(model, config)
+    return model
+
+
+def _features(module):
+    """(in_features, out_features) of an nn.Linear or a Conv1D."""
+    shape = module.weight.shape
+    return (shape[1], shape[0]) if isinstance(module, torch.nn.Linear) else tuple(shape)
+
+
+def _mark(model, config):
+    """Says of a model what transformers, accelerate and peft ask for."""
+    model.is_loaded_in_8bit = True
+    if not isinstance(model, transformers.PreTrainedModel):
+        return
+    model.is_quantized = True
+    model.is_8bit_serializable = True  # 4.3x
+    model._is_int8_training_enabled = model._is_quantized_training_enabled = True  # 4.27; 4.3x
+    model.config.quantization_config = config if HfQuantizer is not None else config.to_dict()
+    if HfQuantizer is not None and getattr(model, "hf_quantizer", None) is None:
+        model.hf_quantizer = Int8qQuantizer(config, pre_quantized=False)
+        model.quantization_method = METHOD
+    # accelerate takes the string "cpu" for offloaded weights, and refuses to train them.
+    device_map = getattr(model, "hf_device_map", None)
+    if device_map:
+        model.hf_device_map = {name: torch.device("cpu") if where == "cpu" else where for name, where in device_map.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- Loading
+
+
+def load_in_8bit(model_class, path, *args, **kwargs):
+    """model_class.from_pretrained(path, ...) with int8 weights, in every version of transformers.
+
+    model_class: AutoModelFor..., or a model's class
+    path: a folder or a name on the hub; floats, sharded or not, or int8 as bitsandbytes or int8q saves it
+    kwargs: those of Int8qConfig, or quantization_config=Int8qConfig(...); all others go to from_pretrained
+
+    At most the int8 model and 1.5 of the largest tensor in anonymous memory while safetensors are read; .bin files, which
+    transformers itself reads, add the largest of them.
+
+    Raises what from_pretrained does; ValueError where a layer that is to be int8 has no weights in the checkpoint.
+    """
+    config = kwargs.pop("quantization_config", None)
+    options = {
+        name: kwargs.pop(name) for name in ("llm_int8_threshold", "llm_int8_skip_modules", "outliers") if name in kwargs
+    }
+    if config is None:
+        config = Int8qConfig(**options)
+    elif options:
+        raise ValueError(f"{sorted(options)[0]} beside quantization_config; expected one of both")
+    elif not isinstance(config, Int8qConfig):
+        raise ValueError(f"quantization_config is a {type(config).__name__}; expected an Int8qConfig")
+    if HfQuantizer is not None:
+        return model_class.from_pretrained(path, *args, quantization_config=config, **kwargs)
+    return _load_before_quantizers(model_class, path, args, kwargs, config)
+
+
+def _load_before_quantizers(model_class, path, args, kwargs, config):
+    """By transformers before 4.50: from_pretrained, told of our layers between making the model and reading its weights."""
+    model_config = kwargs.pop("config", None)
+    if not isinstance(model_config, transformers.PretrainedConfig):
+        named = {
+            name: kwargs[name]
+            for name in ("revision", "cache_dir", "token", "use_auth_token", "subfolder")
+            if name in kwargs
+        }
+        model_config = transformers.AutoConfig.from_pretrained(model_config or path, **named)
+    saved = getattr(model_config, "quantization_config", None)
+    saved = saved.to_dict() if hasattr(saved, "to_dict") else saved
+    if saved is not None:
+        if not saved.get("load_in_8bit"):
+            raise ValueError(f"{path} is quantized by {saved.get('quant_method')}; expected floats, or bitsandbytes' int8")
+        del model_config.quantization_config  # from_pretrained would take bitsandbytes for it
+    device_map = kwargs.pop("device_map", None)
+    if device_map == "auto" and not torch.cuda.is_available():
+        device_map = {"": "cpu"}
+    dtype = kwargs.pop("torch_dtype", None)
+    if dtype == "auto":
+        dtype = getattr(model_config, "torch_dtype", None)
+    dtype = dtype or torch.get_default_dtype()
+    # These versions cast all floats, and stats must stay fp32.
+    reading_dtype = torch.float32 if saved is not None else dtype
+    wants_info = kwargs.get("output_loading_info", False)
+    with _replacing_linears(config, pre_quantized=saved is not None, dtype=dtype):
+        loaded = model_class.from_pretrained(
+            path, *args, config=model_config, torch_dtype=reading_dtype, low_cpu_mem_usage=True, **kwargs
+        )
+    model = loaded[0] if wants_info else loaded
+    if dtype != reading_dtype:
+        torch.nn.Module.to(model, dtype)
+        model.config.torch_dtype = dtype
+    if device_map is not None:
+        device_map = {"": "cpu"} if isinstance(device_map, str) else device_map
+        model.hf_device_map = dict(device_map)
+    _mark(model, config)
+    return loaded
+
+
+@contextmanager
+def _replacing_linears(config, pre_quantized, dtype):
+    """While it lasts, models that from_pretrained makes in this thread get our layers before their weights are read."""
+    base, thread = transformers.PreTrainedModel, threading.get_ident()
+    original = base.__dict__["_load_pretrained_model"]
+
+    def _load_pretrained_model(cls, model, *args, **kwargs):
+        if threading.get_ident() != thread:
+            return original.__get__(None, cls)(model, *args, **kwargs)
+        receive(model, _skipped(model, config, dtype), pre_quantized, config.layer_options, progress=True)
+        result = original.__get__(None, cls)(model, *args, **kwargs)
+        finish(model, result[1])
+        return result
+
+    base._load_pretrained_model = classmethod(_load_pretrained_model)
+    try:
+        yield
+    finally:
+        base._load_pretrained_model = original
+
+
+if HfQuantizer is not None:
+
+    @register_quantizer(METHOD)
+    class Int8qQuantizer(HfQuantizer):
+        """What transformers asks while it loads a model with an Int8qConfig; both generations, 4.50 and 5.0."""
+
+        requires_calibration = False
+        requires_parameters_quantization = False  # our layers take float tensors
+        required_packages = ()
+        use_keep_in_fp32_modules = False
+
+        def validate_environment(self, *args, device_map=None, **kwargs):
+            if isinstance(device_map, dict) and "disk" in device_map.values():
+                raise ValueError('device_map sends modules to "disk"; int8 layers stay in memory: expected "cpu" or a GPU')
+
+        def _process_model_before_weight_loading(self, model, **kwargs):
+            config = self.quantization_config
+            dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+            dtype = dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+            receive(model, _skipped(model, config, dtype), self.pre_quantized, config.layer_options, progress=not _V5)
+            return model
+
+        def _process_model_after_weight_loading(self, model, **kwargs):
+            finish(model, self._missing_keys, flagged=_V5)
+            _mark(model, self.quantization_config)
+            return model
+
+        _missing_keys = ()
+
+        def update_missing_keys(self, model, missing_keys, prefix):
+            self._missing_keys = list(missing_keys)
+            return missing_keys
+
+        def check_quantized_param(self, *args, **kwargs):
+            return False
+
+        def create_quantized_param(self, *args, **kwargs):
+            raise NotImplementedError("int8q's layers take float tensors")
+
+        def adjust_target_dtype(self, torch_dtype=None, **kwargs):
+            return torch.int8
+
+        def param_element_size(self, model, param_name, param):
+            module = model.get_submodule(param_name.rpartition(".")[0])
+            return 1 if isinstance(module, Linear8bit) and param_name.endswith(".weight") else param.element_size()
+
+        def is_serializable(self, safe_serialization=None):
+            return True
+
+        @property
+        def is_trainable(self):
+            return True
+
+        def _dequantize(self, model, dtype=None):
+            for name, module in list(model.named_modules()):
+                if isinstance(module, Linear8bit):
+                    parent, _, leaf = name.rpartition(".")
+                    setattr(model.get_submodule(parent), leaf, module.to_linear(dtype or model.dtype))
+            model.is_loaded_in_8bit = False
+            return model
+
+    register_quantization_config(METHOD)(Int8qConfig)
+
+    _merge = AutoHfQuantizer.__dict__["merge_quantization_configs"].__get__(None, AutoHfQuantizer)
+
+    def _merge_quantization_configs(cls, quantization_config, quantization_config_from_args):
+        """An Int8qConfig that was passed takes the place of a checkpoint's bitsandbytes config of 8 bits."""
+        if isinstance(quantization_config_from_args, Int8qConfig):
+            saved = quantization_config
+            saved = saved if isinstance(saved, dict) else saved.to_dict()
+            if saved.get("load_in_8bit"):
+                return quantization_config_from_args
+        return _merge(quantization_config, quantization_config_from_args)
+
+    AutoHfQuantizer.merge_quantization_configs = classmethod(_merge_quantization_configs)

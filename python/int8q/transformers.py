@@ -81,11 +81,9 @@ class Int8qConfig(_ConfigBase):
     @classmethod
     def from_dict(cls, config_dict, return_unused_kwargs=False, **kwargs):
         """From a config.json's quantization_config; other methods' entries are ignored."""
-        names = [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "ignored")]
-        made = cls(**{name: value for name, value in {**config_dict, **kwargs}.items() if name in names})
-        return (
-            (made, {name: value for name, value in kwargs.items() if name not in names}) if return_unused_kwargs else made
-        )
+        made = cls(**{name: value for name, value in {**config_dict, **kwargs}.items() if name in _OPTIONS})
+        unused = {name: value for name, value in kwargs.items() if name not in _OPTIONS}
+        return (made, unused) if return_unused_kwargs else made
 
     def update(self, **kwargs):
         """Sets the options among kwargs; returns the others."""

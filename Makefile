@@ -2,7 +2,7 @@
 #
 # The front door; CMake does the work. Every target first installs what it needs (root) or says how (anybody else).
 .DEFAULT_GOAL := help
-.PHONY: build demo test test-full bench bench-python docs lint dist install clean help
+.PHONY: build demo test test-full test-matrix bench bench-python docs lint dist install clean help
 MAKEFLAGS += --no-print-directory
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,6 +14,8 @@ prefix ?= /usr/local
 configure = cmake --preset $(1) $$([ -f build/$(1)/CMakeCache.txt ] || ! command -v ninja >/dev/null || echo "-G Ninja")
 make_preset = cmake --build build/$(1) -j $(jobs)
 run_tests = ctest --preset $(1) -j $(jobs)
+
+environments = $(basename $(notdir $(wildcard python/environments/*.txt)))
 
 # g++ 12's ThreadSanitizer does not start where the kernel randomizes more than 28 bits of addresses.
 unrandomized = $(shell setarch -R true 2>/dev/null && echo setarch -R)
@@ -32,6 +34,7 @@ demo: ## build what it needs, then show int8 against fp32 on a real model
 test: ## build and run every test that is not slow, with the ABI and packaging checks (minutes)
 	@$(deps) build test python
 	tools/dev/venv.sh tests/python/requirements.txt
+	tools/dev/env.sh current
 	$(call configure,release)
 	$(call make_preset,release)
 	$(call run_tests,release)
@@ -49,13 +52,23 @@ test-full: ## the slow tests, then all under AddressSanitizer + UBSan, under Thr
 	  $$([ $$preset = tsan ] && echo "$(unrandomized)") ctest --preset $$preset -j $(jobs); \
 	done
 
+test-matrix: ## the wheel in each environment of python/environments: its Python tests, and the table in docs/compatibility.md (20 GB)
+	@$(deps) build python
+	tools/dev/env.sh $(environments)
+	tools/dev/venv.sh tools/dev/dist-requirements.txt
+	build/venv/bin/python tools/dev/test_matrix.py $(environments)
+
+env-%: ## .venvs/NAME with what python/environments/NAME.txt pins (up to 6 GB)
+	@$(deps) python
+	tools/dev/env.sh $*
+
 bench: ## measure against the machine's peaks, oneDNN, torch and bitsandbytes; table, pictures and raw results in build/release/bench
 	@$(deps) build test bench
 	$(call configure,release)
 	$(call make_preset,release)
 	tools/dev/bench.sh build/release
 	tools/dev/bench_python.sh build/release
-	build/venv-bench/bin/python bench/report.py build/release/bench
+	.venvs/current/bin/python bench/report.py build/release/bench
 
 bench-python: ## of that, only the comparison with torch and bitsandbytes (downloads 3 GB the first time)
 	@$(deps) build bench

@@ -51,15 +51,40 @@ set(
   CACHE FILEPATH
   "a Python 3 with tests/python/requirements.txt"
 )
-int8q_add_check(python ${INT8Q_TEST_PYTHON} -m pytest -q -p no:cacheprovider --ignore-glob=*/test_doctor.py
+set(
+  python_environment
+  "INT8Q_LIBRARY=$<TARGET_FILE:int8q>"
+  "INT8Q_CC=${CMAKE_C_COMPILER}"
+  "PYTHONPATH=${PROJECT_SOURCE_DIR}/python"
+  "PYTHONDONTWRITEBYTECODE=1"
+  "HF_HUB_OFFLINE=1"
+)
+# torch and what stands on it are in the one that `make test` makes of python/environments/current.txt.
+set(
+  INT8Q_TORCH_PYTHON
+  ${PROJECT_SOURCE_DIR}/.venvs/current/bin/python
+  CACHE FILEPATH
+  "a Python 3 with torch and transformers"
+)
+set(torch_tests torch transformers)
+list(TRANSFORM torch_tests REPLACE "(.+)" "--ignore-glob=*/test_\\1.py" OUTPUT_VARIABLE without_torch)
+set(
+  run_pytest
+  -m
+  pytest
+  -q
+  -rs
+  -p
+  no:cacheprovider
+)
+int8q_add_check(python ${INT8Q_TEST_PYTHON} ${run_pytest} --ignore-glob=*/test_doctor.py ${without_torch}
   ${PROJECT_SOURCE_DIR}/tests/python
 )
-set_tests_properties(
-  check_python
-  PROPERTIES
-    ENVIRONMENT
-      "INT8Q_LIBRARY=$<TARGET_FILE:int8q>;INT8Q_CC=${CMAKE_C_COMPILER};PYTHONPATH=${PROJECT_SOURCE_DIR}/python;PYTHONDONTWRITEBYTECODE=1"
-)
+set_tests_properties(check_python PROPERTIES ENVIRONMENT "${python_environment}")
+foreach(name IN LISTS torch_tests)
+  int8q_add_check(${name} ${INT8Q_TORCH_PYTHON} ${run_pytest} ${PROJECT_SOURCE_DIR}/tests/python/test_${name}.py)
+  set_tests_properties(check_${name} PROPERTIES ENVIRONMENT "${python_environment}")
+endforeach()
 
 add_executable(check_reload tests/checks/reload.c)
 target_include_directories(check_reload PRIVATE include)

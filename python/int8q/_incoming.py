@@ -36,22 +36,22 @@ class _Watched(dict):
 class Incoming(Linear8bit):
     """A Linear8bit to be; finish() makes it one.
 
-    Parameters: weight, on the meta device, in the checkpoint's shape and dtype; bias. Buffers, if the checkpoint is int8:
+    Parameters: weight, on the meta device, in the checkpoint's shape and dtype; bias. Buffers, if these are int8:
     SCB float32 [N], weight_format uint8.
     """
 
-    def __init__(self, module, pre_quantized, options, progress):
+    def __init__(self, module, floats, options, progress):
         torch.nn.Module.__init__(self)
-        self.transposed = isinstance(module, Conv1D) and not pre_quantized
+        self.transposed = isinstance(module, Conv1D) and floats
         rows, cols = module.weight.shape
         self.in_features, self.out_features = (rows, cols) if isinstance(module, Conv1D) else (cols, rows)
         self.options, self.progress, self.packed, self.error = options, progress, None, None
         self.from_checkpoint = False
         shape = (rows, cols) if self.transposed else (self.out_features, self.in_features)
-        dtype = torch.int8 if pre_quantized else module.weight.dtype
+        dtype = module.weight.dtype if floats else torch.int8
         weight = torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
         buffers = {}
-        if pre_quantized:
+        if not floats:
             buffers["SCB"] = torch.empty(self.out_features, dtype=torch.float32, device="meta")
             buffers["weight_format"] = torch.empty((), dtype=torch.uint8, device="meta")
         self.train(module.training)
@@ -126,10 +126,11 @@ class _Silent:
         pass
 
 
-def receive(model, skipped, pre_quantized, options, progress):
+def receive(model, skipped, floats, options, progress):
     """Puts an Incoming in the place of each nn.Linear and Conv1D of a model on the meta device, but for skipped names.
 
-    options: of Linear8bit. progress: whether to show a bar, one step a layer.
+    floats(name): whether the checkpoint has its weights as floats, else int8. options: of Linear8bit.
+    progress: whether to show a bar, one step a layer.
     """
     wanted = [(name, module) for name, module in model.named_modules() if replaceable(module) and not skipped(name)]
     bar = _Silent()
@@ -139,7 +140,7 @@ def receive(model, skipped, pre_quantized, options, progress):
         bar = logging.tqdm(total=len(wanted), desc="Quantizing to int8", unit="layer")
     for name, module in wanted:
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, Incoming(module, pre_quantized, options, bar))
+        setattr(model.get_submodule(parent), leaf, Incoming(module, floats(name), options, bar))
 
 
 def finish(model, missing_keys=(), flagged=False):

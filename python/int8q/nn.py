@@ -50,8 +50,12 @@ class Linear8bit(torch.nn.Linear):
     layout: weight, SCB, weight_format, bias; float weights are quantized as they are loaded. It is deep-copied, pickled
     and made on the meta device, too, where loading with assign=True gives it memory.
 
+    saves_floats: set it, and state_dict has the weights as floats, [N,K] float32, from which the same layer is quantized.
+
     Thread safety: any thread may run it; loading into it or moving it while another runs it is an error.
     """
+
+    saves_floats = False
 
     def __init__(self, in_features, out_features, bias=True, device=None, dtype=None, *, outliers="column", threshold=6.0):
         torch.nn.Module.__init__(self)
@@ -152,8 +156,9 @@ class Linear8bit(torch.nn.Linear):
         return stats
 
     def dequantize(self, dtype=torch.float32):
-        """weight * SCB / 127, [N,K] of dtype."""
-        return (self.weight.float() * (self.SCB / 127)[:, None]).to(dtype)
+        """weight * SCB / 127, [N,K] of dtype; SCB where a code is 127, so that quantizing it gives the same layer."""
+        codes, stats = self.weight.float(), self.SCB[:, None]
+        return torch.where(codes.abs() == 127, codes.sign() * stats, codes * (stats / 127)).to(dtype)
 
     def to_linear(self, dtype=torch.float32):
         """The nn.Linear with these weights in floats of dtype; the bias is the same Parameter."""
@@ -162,12 +167,25 @@ class Linear8bit(torch.nn.Linear):
         made.bias = self.bias
         return made.train(self.training)
 
+    def requantize(self, weight):
+        """Replaces the weights by floats [N,K], quantized row by row; all else stays. SCB is the new absmax of each row.
+
+        The packed weights get new memory: who holds the old `packed` has the old weights, and may set it again. Raises
+        ValueError of another shape and of NaN or Inf, TypeError of another dtype; the layer is unchanged then.
+        """
+        if weight.dtype not in _FLOATS:
+            raise TypeError(f"weight is {weight.dtype}; expected float32, float16 or bfloat16")
+        self._pack(weight.detach())
+
     # ------------------------------------------------------------------------------------------------ State
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
-        destination[prefix + "weight"] = self.weight
-        destination[prefix + "SCB"] = self.SCB
-        destination[prefix + "weight_format"] = torch.tensor(0, dtype=torch.uint8)
+        if self.saves_floats:
+            destination[prefix + "weight"] = self.dequantize()
+        else:
+            destination[prefix + "weight"] = self.weight
+            destination[prefix + "SCB"] = self.SCB
+            destination[prefix + "weight_format"] = torch.tensor(0, dtype=torch.uint8)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs):

@@ -8,6 +8,7 @@
 Weights are quantized one by one as transformers reads them; see docs/transformers.md.
 """
 
+import copy
 import re
 import threading
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ except ImportError:
     HfQuantizer = None
 
 METHOD = "int8q"
+_HUB_OPTIONS = (
+    "cache_dir force_download local_files_only proxies resume_download revision subfolder token use_auth_token".split()
+)
 _OPTIONS = ("llm_int8_threshold", "llm_int8_skip_modules", "outliers")
 _V5 = int(transformers.__version__.split(".")[0]) >= 5
 
@@ -42,7 +46,8 @@ class Int8qConfig(_ConfigBase):
         dots. None: the output embeddings, what is tied, and the last module, as bitsandbytes
     outliers: "column" (arXiv 2208.07339) or "element", as of int8q.Linear
 
-    A checkpoint's config.json gets to_dict(): bitsandbytes' entries, so that it loads with either.
+    A checkpoint's config.json gets to_dict(): bitsandbytes' entries, so that it loads with either. There
+    llm_int8_skip_modules are all layers that stayed in floats.
     Raises ValueError of another value.
     """
 
@@ -57,6 +62,7 @@ class Int8qConfig(_ConfigBase):
         self.llm_int8_threshold = float(llm_int8_threshold)
         self.llm_int8_skip_modules = llm_int8_skip_modules
         self.outliers = outliers
+        self.saved_skip_modules = None  # of the checkpoint that is read
 
     @property
     def layer_options(self):
@@ -97,15 +103,32 @@ class Int8qConfig(_ConfigBase):
 # ---------------------------------------------------------------------------------------------------- What is quantized
 
 
-def _skipped(model, config, dtype):
-    """The predicate of module names that stay in floats."""
-    names = list(config.llm_int8_skip_modules or [])
-    if config.llm_int8_skip_modules is None:
-        names += default_skip_modules(model)
-    if dtype == torch.float16:  # T5's wo overflows there
-        names += list(getattr(model, "_keep_in_fp32_modules", None) or [])
+def _matcher(names):
+    """The predicate of dotted module names that are, end in, or have between dots one of these."""
     patterns = [re.compile(rf"(^|\.){re.escape(name)}($|\.)") for name in names]
     return lambda name: any(pattern.search(name) for pattern in patterns)
+
+
+def _kept_in_fp32(model):
+    """Names of modules that bitsandbytes leaves in fp32 since fp16 overflows there: T5's wo."""
+    return sorted(getattr(model, "_keep_in_fp32_modules", None) or [])
+
+
+def _skipped(model, config, dtype):
+    """The predicate of module names that stay in floats."""
+    if config.llm_int8_skip_modules is None:
+        names = default_skip_modules(model) + list(config.saved_skip_modules or [])
+    else:
+        names = list(config.llm_int8_skip_modules)
+    return _matcher(names + (_kept_in_fp32(model) if dtype == torch.float16 else []))
+
+
+def _floats_in_file(model, config, pre_quantized):
+    """The predicate of module names that a checkpoint has as floats: all, or what bitsandbytes leaves so."""
+    if not pre_quantized:
+        return lambda name: True
+    saved = config.saved_skip_modules
+    return _matcher((default_skip_modules(model) if saved is None else saved) + _kept_in_fp32(model))
 
 
 def default_skip_modules(model):
@@ -169,12 +192,19 @@ def _mark(model, config):
     model.is_loaded_in_8bit = True
     if not isinstance(model, transformers.PreTrainedModel):
         return
+    config = copy.copy(config)
+    config.llm_int8_skip_modules = [name for name, module in model.named_modules() if replaceable(module)]
+    kept = _matcher(_kept_in_fp32(model))
+    for name, module in model.named_modules():
+        if isinstance(module, Linear8bit) and kept(name):
+            module.saves_floats = True  # as bitsandbytes reads it
     model.is_quantized = True
     model.is_8bit_serializable = True  # 4.3x
     model._is_int8_training_enabled = model._is_quantized_training_enabled = True  # 4.27; 4.3x
     model.config.quantization_config = config if HfQuantizer is not None else config.to_dict()
-    if HfQuantizer is not None and getattr(model, "hf_quantizer", None) is None:
-        model.hf_quantizer = Int8qQuantizer(config, pre_quantized=False)
+    if HfQuantizer is not None:
+        if getattr(model, "hf_quantizer", None) is None:
+            model.hf_quantizer = Int8qQuantizer(config, pre_quantized=False)
         model.quantization_method = METHOD
     # accelerate takes the string "cpu" for offloaded weights, and refuses to train them.
     device_map = getattr(model, "hf_device_map", None)
@@ -214,24 +244,21 @@ def load_in_8bit(model_class, path, *args, **kwargs):
 
 def _load_before_quantizers(model_class, path, args, kwargs, config):
     """By transformers before 4.50: from_pretrained, told of our layers between making the model and reading its weights."""
+    device_map, dtype = kwargs.pop("device_map", None), kwargs.pop("torch_dtype", None)
+    if device_map == "auto" and not torch.cuda.is_available():
+        device_map = {"": "cpu"}
     model_config = kwargs.pop("config", None)
     if not isinstance(model_config, transformers.PretrainedConfig):
-        named = {
-            name: kwargs[name]
-            for name in ("revision", "cache_dir", "token", "use_auth_token", "subfolder")
-            if name in kwargs
-        }
-        model_config = transformers.AutoConfig.from_pretrained(model_config or path, **named)
+        # As from_pretrained: what is no option of the configuration goes on to the model.
+        config_class = getattr(model_class, "config_class", None) or transformers.AutoConfig
+        for_files = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+        model_config, kwargs = config_class.from_pretrained(model_config or path, return_unused_kwargs=True, **kwargs)
+        kwargs.update(for_files)
     saved = getattr(model_config, "quantization_config", None)
     saved = saved.to_dict() if hasattr(saved, "to_dict") else saved
     if saved is not None:
-        if not saved.get("load_in_8bit"):
-            raise ValueError(f"{path} is quantized by {saved.get('quant_method')}; expected floats, or bitsandbytes' int8")
         del model_config.quantization_config  # from_pretrained would take bitsandbytes for it
-    device_map = kwargs.pop("device_map", None)
-    if device_map == "auto" and not torch.cuda.is_available():
-        device_map = {"": "cpu"}
-    dtype = kwargs.pop("torch_dtype", None)
+        config = _with_saved(config, saved)
     if dtype == "auto":
         dtype = getattr(model_config, "torch_dtype", None)
     dtype = dtype or torch.get_default_dtype()
@@ -253,6 +280,17 @@ def _load_before_quantizers(model_class, path, args, kwargs, config):
     return loaded
 
 
+def _with_saved(config, saved):
+    """The config, for a checkpoint with this quantization_config in its config.json. ValueError of other methods' than int8."""
+    if not saved.get("load_in_8bit"):
+        raise ValueError(
+            f"the checkpoint is quantized by {saved.get('quant_method')}; expected floats, or bitsandbytes' int8"
+        )
+    config = copy.copy(config)
+    config.saved_skip_modules = saved.get("llm_int8_skip_modules")
+    return config
+
+
 @contextmanager
 def _replacing_linears(config, pre_quantized, dtype):
     """While it lasts, models that from_pretrained makes in this thread get our layers before their weights are read."""
@@ -262,7 +300,8 @@ def _replacing_linears(config, pre_quantized, dtype):
     def _load_pretrained_model(cls, model, *args, **kwargs):
         if threading.get_ident() != thread:
             return original.__get__(None, cls)(model, *args, **kwargs)
-        receive(model, _skipped(model, config, dtype), pre_quantized, config.layer_options, progress=True)
+        floats = _floats_in_file(model, config, pre_quantized)
+        receive(model, _skipped(model, config, dtype), floats, config.layer_options, progress=True)
         result = original.__get__(None, cls)(model, *args, **kwargs)
         finish(model, result[1])
         return result
@@ -293,7 +332,8 @@ if HfQuantizer is not None:
             config = self.quantization_config
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
             dtype = dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-            receive(model, _skipped(model, config, dtype), self.pre_quantized, config.layer_options, progress=not _V5)
+            floats = _floats_in_file(model, config, self.pre_quantized)
+            receive(model, _skipped(model, config, dtype), floats, config.layer_options, progress=not _V5)
             return model
 
         def _process_model_after_weight_loading(self, model, **kwargs):
@@ -344,8 +384,7 @@ if HfQuantizer is not None:
         if isinstance(quantization_config_from_args, Int8qConfig):
             saved = quantization_config
             saved = saved if isinstance(saved, dict) else saved.to_dict()
-            if saved.get("load_in_8bit"):
-                return quantization_config_from_args
+            return _with_saved(quantization_config_from_args, saved)
         return _merge(quantization_config, quantization_config_from_args)
 
     AutoHfQuantizer.merge_quantization_configs = classmethod(_merge_quantization_configs)

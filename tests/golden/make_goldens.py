@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the golden files: small fp16 linears, and what bitsandbytes' own Linear8bitLt saves for them.
 
-    pip install -r requirements.txt
-    python make_goldens.py FOLDER
+    make env-current
+    INT8Q_BITSANDBYTES=0 .venvs/current/bin/python tests/golden/make_goldens.py FOLDER
 
 writes linears_f16.safetensors (input), linears_int8.safetensors (bitsandbytes' output), gpt2_f16.safetensors,
 gpt2_int8.safetensors (Conv1D, quantized as the transpose) and versions.json.

@@ -1,26 +1,20 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# bench_python.sh BUILD_FOLDER (from the root of the sources): bench/compare_python.py in an environment of its own (6 GB), with
+# bench_python.sh BUILD_FOLDER (from the root of the sources): bench/compare_python.py in .venvs/current (6 GB), with
 # everything that this machine runs and then with all contenders on AVX2, on two threads and on one; results are kept in
 # BUILD_FOLDER/bench. Some ten minutes.
 set -euo pipefail
 build=$1
 cd "$(dirname "$0")/../.."
 
-venv=build/venv-bench
-stamp=$venv/$(sha256sum <bench/requirements.txt | cut -c1-16).installed
-[ -x $venv/bin/python ] || /usr/bin/python3 -m venv $venv
-if [ ! -e "$stamp" ]; then
-  $venv/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: -r bench/requirements.txt
-  touch "$stamp"
-fi
+tools/dev/env.sh current
 
 mkdir -p "$build/bench"
 compare() { # NAME ARGUMENTS...
   local name=$1
   shift
-  "$venv/bin/python" bench/compare_python.py --library "$build/lib/libint8q.so.1" --json "$build/bench/compare_$name.json" "$@" \
+  .venvs/current/bin/python bench/compare_python.py --library "$build/lib/libint8q.so.1" --json "$build/bench/compare_$name.json" "$@" \
     2>"$build/bench/compare_$name.log" || { tail -n 20 "$build/bench/compare_$name.log" >&2 && exit 1; }
 }
 

@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""test_matrix.py ENVIRONMENT...: builds the wheel and runs tests/python with it in each of .venvs/ENVIRONMENT.
+
+Prints what passed, and each test that was skipped with its reason; docs/compatibility.md keeps the same. Exit status 1 if a
+test failed, or if an environment ran none.
+"""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "build/matrix"
+PAGE = ROOT / "docs/compatibility.md"
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy")
+HEAD = """# Compatibility
+
+One wheel, `{wheel}`, in environments from early 2023 to today, each frozen with every package in
+[python/environments](../python/environments). `make env-NAME` makes one in `.venvs/`; `make test-matrix` runs the Python
+tests in all of them and writes this page. The last run: {where}.
+"""
+
+
+def build_wheel():
+    """build/matrix/site, with the wheel installed; its name."""
+    for old in FOLDER.glob("*.whl"):
+        old.unlink()
+    tag = f"py3-none-manylinux_2_34_{platform.machine()}"
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", FOLDER, "-C", f"wheel.tags={tag}", ROOT]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    (wheel,) = FOLDER.glob("*.whl")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--upgrade",
+        "--target",
+        FOLDER / "site",
+        wheel,
+    ]
+    subprocess.run(command, check=True)
+    return wheel.name
+
+
+def run(name):
+    """The tests' results in an environment: name of the file -> Counter, and reason -> names of skipped tests."""
+    report = FOLDER / f"{name}.xml"
+    report.unlink(missing_ok=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("INT8Q_")}
+    environment.update(PYTHONPATH=str(FOLDER / "site"), PYTHONDONTWRITEBYTECODE="1", HF_HUB_OFFLINE="1")
+    command = [ROOT / f".venvs/{name}/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    command += ["--ignore-glob=*/test_doctor.py", f"--junitxml={report}", ROOT / "tests/python"]
+    subprocess.run(command, cwd=FOLDER, env=environment, check=False)
+    files, reasons = {}, {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        outcome = next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
+        file = case.get("classname").rpartition(".")[2] or case.get("name").rpartition(".")[2]
+        files.setdefault(file, Counter())[outcome] += 1
+        if outcome == "skipped":
+            reasons.setdefault(case.find("skipped").get("message"), Counter())[re.sub(r"\[.*", "", case.get("name"))] += 1
+    return files, reasons
+
+
+def versions(name):
+    pins = dict(
+        line.split(" ")[0].lower().split("==")
+        for line in (ROOT / f"python/environments/{name}.txt").read_text().splitlines()
+        if "==" in line
+    )
+    return [pins.get(package, "-") for package in PACKAGES]
+
+
+def page(wheel, results):
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    lines = [
+        HEAD.format(
+            wheel=wheel, where=f"{cpu[1] if cpu else platform.machine()}, Python {platform.python_version()}, no GPU"
+        )
+    ]
+    lines += [
+        "| environment | " + " | ".join(PACKAGES) + " | passed | failed | skipped |",
+        "|---" * (len(PACKAGES) + 4) + "|",
+    ]
+    for name, (files, _) in results.items():
+        total = sum(files.values(), Counter())
+        counts = [total["passed"], total["failure"] + total["error"], total["skipped"]]
+        lines.append(f"| {name} | " + " | ".join([*versions(name), *map(str, counts)]) + " |")
+    names = sorted({file for files, _ in results.values() for file in files})
+    lines += ["", "Passed, by file:", "", "| | " + " | ".join(results) + " |", "|---" * (len(results) + 1) + "|"]
+    for file in names:
+        lines.append(
+            f"| {file} | " + " | ".join(str(files.get(file, {}).get("passed", 0)) for files, _ in results.values()) + " |"
+        )
+    lines += ["", "## Exemptions", "", "What is skipped, and why:"]
+    for name, (_, reasons) in results.items():
+        lines += ["", f"**{name}**", ""]
+        for reason, tests in sorted(reasons.items()):
+            lines.append(f"- {reason}: " + ", ".join(f"{test} ({count})" for test, count in sorted(tests.items())))
+        if not reasons:
+            lines.append("- nothing")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    wheel = build_wheel()
+    results = {}
+    for name in sys.argv[1:]:
+        print(f"{name}:", flush=True)
+        results[name] = run(name)
+    PAGE.write_text(page(wheel, results))
+    print(PAGE.read_text())
+    failed = [name for name, (files, _) in results.items() if any(c["failure"] + c["error"] for c in files.values())]
+    empty = [name for name, (files, _) in results.items() if not sum(files.values(), Counter())["passed"]]
+    if failed or empty:
+        sys.exit(f"failed: {', '.join(failed) or 'none'}; without tests: {', '.join(empty) or 'none'}")

@@ -13,6 +13,7 @@ import weakref
 from math import prod
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _abi
 from ._abi import int8q_matrix, library
@@ -98,6 +99,50 @@ def _linear_cpu(x, packed, bias, out_features):
     return _run(library().int8q_forward, _abi.INT8Q_FORWARD, x, packed, y, flags)
 
 
+def _is_watched(x):
+    """Whether anything but the CPU kernel may have to see a call with x: what the dispatcher is asked for.
+
+    Subclasses and modes (FakeTensor, make_fx), functorch's transforms, torch.jit's tracing, lazy negation, the profiler.
+    """
+    return (
+        type(x) is not torch.Tensor
+        or not x.is_cpu
+        or _modes() > 0
+        or _function_modes() > 0
+        or _transform() is not None
+        or _tracing() is not None
+        or x.is_neg()
+        or _profiled()
+    )
+
+
+try:
+    _modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+    _transform, _tracing = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
+    _profiled = torch.autograd._profiler_enabled
+    _is_compiling = torch.compiler.is_compiling
+except AttributeError:  # not all of these are public; without them, as before 2.1, every call is the dispatcher's
+
+    def _is_watched(x):
+        return True
+
+    def _is_compiling():
+        return True
+
+
+def linear(x, packed, bias, out_features):
+    """torch.ops.int8q.linear; at once, without the dispatcher's 5 us, where no gradient is asked for and nobody watches.
+
+    Raises NotImplementedError for an x with a tangent (forward-mode gradients), which torch would drop in silence.
+    """
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError("x has a tangent; int8q's layers have reverse-mode gradients (backward) only")
+    wants_gradient = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    if _is_compiling() or wants_gradient or _is_watched(x):
+        return _operator(x, packed, bias, out_features)
+    return _linear_cpu(x, packed, bias, out_features)
+
+
 def _linear_backward_cpu(dy, packed, in_features):
     return _run(library().int8q_backward, _abi.INT8Q_BACKWARD, dy, packed, _empty(dy, in_features), 0)
 
@@ -144,3 +189,5 @@ else:
         backward = staticmethod(_gradients)
 
     _library.impl("linear", lambda *inputs: _Linear.apply(*inputs), "Autograd")
+
+_operator = torch.ops.int8q.linear.default

@@ -7,17 +7,16 @@ import torch
 
 from . import _abi
 from ._abi import library
-from ._torch import CODES, layer_of, matrix
+from ._torch import CODES, layer_of, linear, matrix
 from .context import check, default_context
 from .operations import outlier_mode
 
 _FLOATS = tuple(dtype for dtype in CODES if dtype.is_floating_point)
-_linear = torch.ops.int8q.linear.default
 
 if hasattr(torch, "get_autocast_dtype"):  # from torch 2.4 on
 
     def _is_autocast(x):
-        return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+        return torch.is_autocast_enabled("cpu" if x.is_cpu else x.device.type) if not x.is_meta else False
 
     def _autocast_dtype(x):
         return torch.get_autocast_dtype(x.device.type)
@@ -94,7 +93,7 @@ class Linear8bit(torch.nn.Linear):
             raise TypeError(f"x is {x.dtype}; expected float32, float16 or bfloat16")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., {self.in_features})")
-        return _linear(x, self.packed, self.bias, self.out_features)
+        return linear(x, self._buffers["packed"], self._parameters["bias"], self.out_features)
 
     # ------------------------------------------------------------------------------------------------ Contents
 

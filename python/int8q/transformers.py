@@ -281,7 +281,7 @@ def _load_before_quantizers(model_class, path, args, kwargs, config):
 
 
 def _with_saved(config, saved):
-    """The config, for a checkpoint with this quantization_config in its config.json. ValueError of other methods' than int8."""
+    """The config, for a checkpoint whose config.json has this quantization_config; ValueError if that is not int8."""
     if not saved.get("load_in_8bit"):
         raise ValueError(
             f"the checkpoint is quantized by {saved.get('quant_method')}; expected floats, or bitsandbytes' int8"

@@ -11,6 +11,7 @@ import int8q
 
 torch = pytest.importorskip("torch", reason="torch is not in this environment")
 nn = pytest.importorskip("int8q.nn")
+_torch = pytest.importorskip("int8q._torch")
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 K, N = 96, 40
@@ -231,3 +232,114 @@ def test_one_graph_for_any_batch(layer):
         x = activations(rows)
         assert torch.equal(compiled(x), layer(x))
     assert counter.frame_count == 1
+
+
+# ---------------------------------------------------------------------------------------------------- Past the dispatcher
+
+
+def operators_seen(run):
+    """Names of the operators that a TorchDispatchMode sees."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            names.append(str(function))
+            return function(*arguments, **(keywords or {}))
+
+    names = []
+    with Watch():
+        run()
+    return names
+
+
+@pytest.mark.skipif(_torch._is_compiling(), reason="this torch does not say who watches; every call is the dispatcher's")
+def test_inference_goes_past_the_dispatcher(layer, monkeypatch):
+    """Else the tests below watch nothing."""
+    calls = []
+    monkeypatch.setattr(_torch, "_operator", lambda *arguments: calls.append("operator"))
+    x = activations(2)
+    with torch.no_grad():
+        y = layer(x)
+    with torch.inference_mode():
+        layer(x)
+    assert y.shape == (2, N) and calls == []
+    layer(x)  # the bias may want a gradient
+    layer.bias.requires_grad_(False)
+    layer(x.requires_grad_())
+    assert calls == ["operator"] * 2
+    layer(x.detach())
+    assert calls == ["operator"] * 2
+
+
+def test_who_watches_sees_the_operator(layer):
+    x = activations(2)
+    with torch.no_grad():
+        want = layer(x)
+        assert "int8q.linear.default" in operators_seen(lambda: layer(x))
+        with torch.profiler.profile() as profile:
+            layer(x)
+        assert "int8q::linear" in {event.key for event in profile.key_averages()}
+        traced = torch.jit.trace(layer, (x,), check_trace=False)
+        assert "int8q::linear" in str(traced.graph)
+        assert torch.equal(traced(x), want)
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        graph = make_fx(layer)(x)
+        assert "int8q.linear" in graph.code
+        assert torch.equal(graph(x), want)
+
+
+def test_function_modes_see_the_operator(layer):
+    from torch.overrides import TorchFunctionMode
+
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), keywords=None):
+            seen.append(function)
+            return function(*arguments, **(keywords or {}))
+
+    with torch.no_grad(), Watch():
+        layer(activations(2))
+    assert torch.ops.int8q.linear.default in seen
+
+
+def test_transforms_do_not_get_numbers_of_one_slice(layer):
+    """vmap needs a batching rule, or the operator's fallback: one after another."""
+    if not hasattr(torch, "func"):
+        pytest.skip("torch before 2.0 has no torch.func")
+    x = activations(3, 2)
+    layer.bias.requires_grad_(False)
+    with torch.no_grad():
+        try:
+            y = torch.func.vmap(layer)(x)
+        except RuntimeError:
+            return  # refused
+        assert torch.equal(y, torch.stack([layer(row) for row in x]))
+
+
+def test_forward_gradients_are_refused(layer):
+    from torch.autograd import forward_ad
+
+    layer.bias.requires_grad_(False)
+    with forward_ad.dual_level():
+        assert layer(activations(2)).shape == (2, N)
+        with pytest.raises(NotImplementedError, match="x has a tangent"):
+            layer(forward_ad.make_dual(activations(2), torch.ones(2, K)))
+
+
+def test_a_lazily_negated_x(layer):
+    z = torch.complex(torch.randn(2, K), torch.randn(2, K))
+    x = z.conj().imag
+    assert x.is_neg()
+    layer.bias.requires_grad_(False)
+    assert torch.equal(layer(x), layer(x.resolve_neg()))
+
+
+def test_a_subclass_of_tensor(layer):
+    class Own(torch.Tensor):
+        pass
+
+    x = activations(2).as_subclass(Own)
+    with torch.no_grad():
+        assert type(layer(x)) is Own

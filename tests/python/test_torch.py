@@ -192,6 +192,8 @@ def test_state_that_does_not_fit(layer):
 def test_meta(layer):
     made = nn.Linear8bit(K, N, device="meta")
     assert made.weight.is_meta and made.SCB.is_meta and made(torch.empty(2, K, device="meta")).shape == (2, N)
+    with torch.no_grad():
+        assert made(torch.empty(2, K, device="meta")).is_meta
 
 
 @pytest.mark.skipif(torch.__version__ < "2.1", reason="load_state_dict has no assign before torch 2.1")
@@ -232,6 +234,11 @@ def test_one_graph_for_any_batch(layer):
         x = activations(rows)
         assert torch.equal(compiled(x), layer(x))
     assert counter.frame_count == 1
+    with torch.no_grad():
+        for rows in (2, 5, 9):
+            x = activations(rows)
+            assert torch.equal(compiled(x), layer(x))
+    assert counter.frame_count == 2
 
 
 # ---------------------------------------------------------------------------------------------------- Past the dispatcher
@@ -304,18 +311,12 @@ def test_function_modes_see_the_operator(layer):
     assert torch.ops.int8q.linear.default in seen
 
 
-def test_transforms_do_not_get_numbers_of_one_slice(layer):
-    """vmap needs a batching rule, or the operator's fallback: one after another."""
-    if not hasattr(torch, "func"):
-        pytest.skip("torch before 2.0 has no torch.func")
+def test_transforms_see_the_operator(layer):
+    """vmap runs it slice by slice."""
     x = activations(3, 2)
     layer.bias.requires_grad_(False)
     with torch.no_grad():
-        try:
-            y = torch.func.vmap(layer)(x)
-        except RuntimeError:
-            return  # refused
-        assert torch.equal(y, torch.stack([layer(row) for row in x]))
+        assert torch.equal(torch.func.vmap(layer)(x), torch.stack([layer(rows) for rows in x]))
 
 
 def test_forward_gradients_are_refused(layer):
@@ -329,17 +330,20 @@ def test_forward_gradients_are_refused(layer):
 
 
 def test_a_lazily_negated_x(layer):
-    z = torch.complex(torch.randn(2, K), torch.randn(2, K))
-    x = z.conj().imag
-    assert x.is_neg()
+    x = torch._neg_view(activations(2))
     layer.bias.requires_grad_(False)
-    assert torch.equal(layer(x), layer(x.resolve_neg()))
+    assert x.is_neg() and torch.equal(layer(x), layer(x.resolve_neg()))
 
 
-def test_a_subclass_of_tensor(layer):
+def test_a_subclass_of_tensor_sees_the_operator(layer):
     class Own(torch.Tensor):
-        pass
+        @classmethod
+        def __torch_function__(cls, function, types, arguments=(), keywords=None):
+            seen.append(function)
+            return super().__torch_function__(function, types, arguments, keywords or {})
 
+    seen = []
     x = activations(2).as_subclass(Own)
     with torch.no_grad():
         assert type(layer(x)) is Own
+    assert torch.ops.int8q.linear.default in seen

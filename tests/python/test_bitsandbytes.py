@@ -537,6 +537,8 @@ def test_two_installations(tmp_path):
     install(tmp_path, "one")
     install(tmp_path, "two")
     assert report(tmp_path, "train") == (True, True, [])
+    program = "warnings.simplefilter('always', RuntimeWarning)\n" + IMPORT
+    assert len(report(tmp_path, program=program, INT8Q_LIBRARY="/nonexistent")[2]) == 1
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ set(
   CACHE FILEPATH
   "a Python 3 with torch and transformers"
 )
-set(torch_tests torch transformers peft)
+set(torch_tests torch transformers peft bitsandbytes)
 list(TRANSFORM torch_tests REPLACE "(.+)" "--ignore-glob=*/test_\\1.py" OUTPUT_VARIABLE without_torch)
 set(
   run_pytest

@@ -297,6 +297,19 @@ INT8Q_API int32_t int8q_prepare_context(int8q_context* context);
  * length as in int8q_diagnose_json. Returns INVALID_ARGUMENT, INVALID_HANDLE, OUT_OF_MEMORY, BUFFER_TOO_SMALL. */
 INT8Q_API int32_t int8q_describe_context(int8q_context* context, char* buffer, uint64_t capacity, uint64_t* length);
 
+/* Fills a runner that runs tasks on the OpenMP threads of a runtime that the process has loaded already, torch's libgomp say.
+ * Between a program's own parallel regions such threads spin for a while, and a second pool would have to wait for CPUs.
+ *
+ * library  name or path, as dlopen takes it, of GNU's libgomp or LLVM's libomp (GOMP_parallel, omp_get_thread_num,
+ *          omp_get_max_threads); it is not loaded, and stays loaded
+ * threads  most threads of a call, 1 to 1024; what omp_get_max_threads gives at each call limits them, too
+ * runner   receives what options->runner of a context takes, valid for ever; a few bytes are kept for each call of this
+ *          function. In a forked child, where OpenMP's threads are gone, it runs tasks one after another.
+ *
+ * Returns INVALID_ARGUMENT, ABI_MISMATCH, OUT_OF_MEMORY; NOT_FOUND for a library that is not loaded or no such runtime.
+ * Thread safety: any thread. Since level 1.0. */
+INT8Q_API int32_t int8q_find_openmp_runner(const char* library, int32_t threads, int8q_parallel_runner* runner);
+
 /* ---------------------------------------------------------------------------------------------------- Stateless operations
  * bitsandbytes' shape: nothing is kept from call to call but the context's scratch memory, which grows on need through
  * the context's allocator. All of them succeed on empty matrices; K = 0 gives accumulators of 0.

@@ -136,7 +136,7 @@ LEVEL = (1, 0)  # the newest ABI level that this binding knows
 
 # SHA-256 over the declarations of each level.
 HASHES = {
-    (1, 0): "a7fd01976336ec95142802aabe33587696eb7ba8e3b52929878d6aaa7d3f8395",
+    (1, 0): "8f328a916396a4038ccaedb5bdcc874133525360dbb9b5e42ebad555329f0b76",
 }
 
 INT8Q_OK = 0
@@ -385,6 +385,11 @@ PROTOTYPES = {
         (1, 0),
         c_int32,
         [ctypes.POINTER(int8q_context), ctypes.POINTER(c_char), c_uint64, ctypes.POINTER(c_uint64)],  # noqa: E501
+    ),
+    "int8q_find_openmp_runner": (
+        (1, 0),
+        c_int32,
+        [c_char_p, c_int32, ctypes.POINTER(int8q_parallel_runner)],  # noqa: E501
     ),
     "int8q_quantize_rows": (
         (1, 0),

@@ -23,7 +23,7 @@ from ._abi import int8q_matrix, library
 
 try:
     from ._torch import CODES
-    from .context import StatusValueError, default_context
+    from .context import StatusValueError, torch_context
     from .nn import _autocast_dtype, _is_autocast
 
     _broken = None
@@ -115,7 +115,7 @@ def _quantize_rows(A, threshold=0.0):
         mode, rounded = _abi.INT8Q_OUTLIERS_COLUMN, _threshold(threshold, A.dtype)
     cols, count = A.new_empty(x.cols, dtype=torch.int64), ctypes.c_int64()
     outputs = _output(codes), _stats(stats, x.rows), None, _NO_COLS.from_address(cols.data_ptr()), count
-    default_context().call(library().int8q_quantize_rows, x, mode, rounded, *outputs)
+    torch_context().call(library().int8q_quantize_rows, x, mode, rounded, *outputs)
     return codes, stats, cols[: count.value].clone() if threshold > 0 else None
 
 
@@ -123,7 +123,7 @@ def _dequantize_rows(A, stats):
     """int8 [..., K], float32 [rows] -> float32 [..., K]"""
     q = _matrix(A, torch.int8)
     y = torch.empty_like(A, dtype=torch.float32)
-    default_context().call(library().int8q_dequantize_rows, q, _stats(stats, q.rows), _output(y))
+    torch_context().call(library().int8q_dequantize_rows, q, _stats(stats, q.rows), _output(y))
     return y
 
 
@@ -131,7 +131,7 @@ def _linear_matmul(A, B):
     """int8 [..., K], int8 [N,K] -> int32 [..., N], exact"""
     a, b = _matrix(A, torch.int8), _weight(B)
     c = A.new_empty((*A.shape[:-1], b.rows), dtype=torch.int32)
-    default_context().call(library().int8q_multiply, a, b, _output(c))
+    torch_context().call(library().int8q_multiply, a, b, _output(c))
     return c
 
 
@@ -140,7 +140,7 @@ def _linear_matmul_out(A, B, out):
     a, b = _matrix(A, torch.int8), _weight(B)
     if out.dtype != torch.int32 or out.shape != (*A.shape[:-1], b.rows):
         raise _Declined
-    default_context().call(library().int8q_multiply, a, b, _output(out))
+    torch_context().call(library().int8q_multiply, a, b, _output(out))
 
 
 def _mm_dequant(A, row_stats, col_stats, dtype=None, bias=None):
@@ -148,7 +148,7 @@ def _mm_dequant(A, row_stats, col_stats, dtype=None, bias=None):
     acc = _matrix(A, torch.int32)
     y = torch.empty_like(A, dtype=dtype or torch.float16)
     stats = _stats(row_stats, acc.rows), _stats(col_stats, acc.cols)
-    default_context().call(library().int8q_dequantize_accumulators, acc, *stats, _bias(bias), _output(y))
+    torch_context().call(library().int8q_dequantize_accumulators, acc, *stats, _bias(bias), _output(y))
     return y
 
 
@@ -157,7 +157,7 @@ def _scaled_mm(A, B, row_stats, col_stats, bias=None, dtype=None):
     a, b = _matrix(A, torch.int8), _weight(B)
     y = A.new_empty((*A.shape[:-1], b.rows), dtype=dtype or torch.float16)
     stats = _stats(row_stats, a.rows), _stats(col_stats, b.rows)
-    default_context().call(library().int8q_scaled_multiply, a, stats[0], b, stats[1], _bias(bias), _output(y))
+    torch_context().call(library().int8q_scaled_multiply, a, stats[0], b, stats[1], _bias(bias), _output(y))
     return y
 
 
@@ -171,7 +171,7 @@ def _mixed_scaled_mm(A, CA, CB, SCA, SCB, outlier_cols=None, bias=None):
     y = A.new_empty((*CA.shape[:-1], b.rows))
     stats = _stats(SCA, a.rows), _stats(SCB, b.rows)
     outliers = _abi.INT8Q_OUTLIERS_COLUMN, 0.0, _NO_COLS.from_address(cols.data_ptr()), cols.numel()
-    default_context().call(
+    torch_context().call(
         library().int8q_mixed_scaled_multiply, x, a, stats[0], b, stats[1], *outliers, _bias(bias), _output(y)
     )
     return y, A.index_select(-1, cols)
@@ -212,7 +212,7 @@ def _backward(dy, codes, stats):
     dx = _gradient(dy, codes)
     try:
         x, y, weight = _output(dx), _matrix(dy, *_FLOATS), _weight(codes)
-        context, layer = default_context(), ctypes.POINTER(_abi.int8q_linear)()
+        context, layer = torch_context(), ctypes.POINTER(_abi.int8q_linear)()
         context.call(library().int8q_create_linear, weight, _stats(stats, weight.rows), None, None, layer)
         try:
             sizes = {_abi.INT8Q_BACKWARD: (-1, 0)}
@@ -288,7 +288,7 @@ def _install(training):
         raise _broken
     for name in _FUNCTIONS.split():
         getattr(library(), name)  # binds it now, or raises
-    default_context()
+    torch_context()
     kernels = {}
     for name, run in _KERNELS.items():
         packet, _, overload = name.partition(".")

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 from . import _abi
 from ._abi import int8q_matrix, library
-from .context import default_context
+from .context import torch_context
 
 CODES = {
     torch.float32: _abi.INT8Q_F32,
@@ -48,7 +48,7 @@ class _Layer:
         self.version, self.address = packed._version, packed.data_ptr()
         self.handle = ctypes.POINTER(_abi.int8q_linear)()
         arguments = self.address, packed.numel(), _abi.INT8Q_TRUST_CHECKSUM, self.handle
-        default_context().call(library().int8q_open_linear, *arguments)
+        torch_context().call(library().int8q_open_linear, *arguments)
         weakref.finalize(self, library().int8q_destroy_linear, self.handle).atexit = False
         self.workspaces = {_abi.INT8Q_FORWARD: (-1, 0), _abi.INT8Q_BACKWARD: (-1, 0)}
 
@@ -83,7 +83,7 @@ def _run(function, operation, x, packed, y, flags):
     layer = layer_of(packed)
     x_matrix = int8q_matrix(_MATRIX_BYTES, code, count, cols, stride if count > 1 else cols, x.data_ptr())
     y_matrix = int8q_matrix(_MATRIX_BYTES, code, count, y_cols, y_cols, y.data_ptr())
-    default_context().run(function, operation, layer.handle, layer.workspaces, x_matrix, flags, y_matrix)
+    torch_context().run(function, operation, layer.handle, layer.workspaces, x_matrix, flags, y_matrix)
     return y
 
 

@@ -3,6 +3,8 @@
 
 import ctypes
 import json
+import os
+import re
 import weakref
 
 import numpy as np
@@ -86,8 +88,10 @@ def text_of(write):
 class _Worker:
     """One native context with its workspace: what one call at a time uses."""
 
-    def __init__(self, threads, isa):
+    def __init__(self, threads, isa, runner=None):
         options = _abi.int8q_context_options(ctypes.sizeof(_abi.int8q_context_options), threads=threads, isa=isa)
+        if runner is not None:
+            options.runner = ctypes.pointer(runner)
         self.handle = ctypes.POINTER(_abi.int8q_context)()
         check(library().int8q_create_context(options, self.handle))
         self.workspace, self.workspace_bytes = None, 0  # its 64-byte aligned address, its size
@@ -133,7 +137,25 @@ class Context:
     def __init__(self, threads=None, isa=None):
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}; expected 1 to 1024, or None")
-        worker = _Worker(threads or 0, isa and isa.encode())
+        self._start(threads or 0, isa and isa.encode())
+
+    @classmethod
+    def on_openmp(cls, path, threads=None, isa=None):
+        """A Context on the OpenMP threads that the process has (int8q_find_openmp_runner), instead of native ones.
+
+        path: of a loaded libgomp or libomp, torch's say, whose threads spin for a while after each of its operations
+        and would take the CPUs from a second pool. omp_get_max_threads (torch.set_num_threads) limits each call's threads.
+        The rest as for Context(); in a forked child calls run on one thread. StatusFileNotFoundError if it is not loaded.
+        """
+        context = cls.__new__(cls)
+        runner = _abi.int8q_parallel_runner(ctypes.sizeof(_abi.int8q_parallel_runner))
+        check(library().int8q_find_openmp_runner(path.encode(), threads or Context(isa=isa).threads, runner))
+        context._start(0, isa and isa.encode(), runner)
+        return context
+
+    def _start(self, threads, isa, runner=None):
+        worker = _Worker(threads, isa, runner)
+        self._runner = runner
         self._free = [worker]  # append and pop are atomic
         description = self.describe()
         self.threads, self.isa = description["threads"], description["isa"]
@@ -146,7 +168,7 @@ class Context:
         try:
             return self._free.pop()
         except IndexError:
-            return _Worker(self.threads, self.isa.encode())
+            return _Worker(0 if self._runner else self.threads, self.isa.encode(), self._runner)
 
     def call(self, function, *arguments):
         """Calls a function of the ABI that takes a context first; raises its StatusError."""
@@ -196,6 +218,32 @@ def default_context():
     if _default is None:
         _default = Context()
     return _default
+
+
+_of_torch = None
+
+
+def torch_context():
+    """The Context of calls with tensors: on torch's OpenMP threads, unless INT8Q_OPENMP=0 or torch has none; made once.
+
+    torch's threads poll for work for some milliseconds after each of its operations: a pool beside them waits for CPUs.
+    """
+    global _of_torch
+    if _of_torch is None:
+        path = None if os.environ.get("INT8Q_OPENMP") == "0" else _openmp_of_torch()
+        _of_torch = default_context() if path is None else Context.on_openmp(path)
+    return _of_torch
+
+
+def _openmp_of_torch():
+    """The path of the OpenMP runtime that torch loaded from its own folders, or None."""
+    try:
+        with open("/proc/self/maps") as maps:
+            paths = {line.split(maxsplit=5)[5].rstrip() for line in maps if "/lib" in line}
+    except OSError:
+        return None
+    found = [path for path in sorted(paths) if re.search(r"/torch(\.libs|/lib)/lib(gomp|omp|iomp5)\b[^/]*\.so", path)]
+    return found[0] if found else None
 
 
 def diagnose():

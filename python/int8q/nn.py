@@ -4,11 +4,12 @@
 import ctypes
 
 import torch
+from torch.utils._pytree import tree_map
 
 from . import _abi
 from ._abi import library
 from ._torch import CODES, layer_of, linear, matrix
-from .context import check, default_context
+from .context import check, torch_context
 from .operations import outlier_mode
 
 _FLOATS = tuple(dtype for dtype in CODES if dtype.is_floating_point)
@@ -28,6 +29,40 @@ else:
 
     def _autocast_dtype(x):
         return torch.get_autocast_gpu_dtype() if x.is_cuda else torch.get_autocast_cpu_dtype()
+
+
+class _Codes(torch.Tensor):
+    """A Linear8bit's int8 codes; memory is taken, for the moment, when somebody asks for more than dtype and shape."""
+
+    @classmethod
+    def of(cls, layer):
+        codes = torch.empty(layer.out_features, layer.in_features, dtype=torch.int8, device="meta").as_subclass(cls)
+        codes._layer = layer
+        return codes
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        if function in _CHEAP:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*arguments, **(keywords or {}))
+        arguments, keywords = tree_map(_unpacked, (arguments, keywords or {}))
+        return function(*arguments, **keywords)
+
+
+def _unpacked(value):
+    return value._layer.unpack() if isinstance(value, _Codes) else value
+
+
+_CHEAP = {
+    torch.Tensor.dtype.__get__,
+    torch.Tensor.shape.__get__,
+    torch.Tensor.ndim.__get__,
+    torch.Tensor.requires_grad.__get__,
+    torch.Tensor.size,
+    torch.Tensor.dim,
+    torch.Tensor.numel,
+    torch.Tensor.is_floating_point,
+}
 
 
 def _floats(tensor):
@@ -115,7 +150,7 @@ class Linear8bit(torch.nn.Linear):
         packed = torch.empty(self.packed.numel(), dtype=torch.uint8)
         options = _abi.int8q_linear_options(ctypes.sizeof(_abi.int8q_linear_options), self._mode, self.threshold)
         pointer = stats if stats is None else _floats(stats)
-        default_context().call(
+        torch_context().call(
             library().int8q_pack_linear, matrix(weight), pointer, None, options, packed.data_ptr(), packed.numel()
         )
         self.packed = packed
@@ -127,20 +162,27 @@ class Linear8bit(torch.nn.Linear):
         for begin in range(0, self.out_features, 256):
             rows = weight[:, begin : begin + 256].t().contiguous()
             part = slice(begin, begin + len(rows))
-            default_context().call(
+            torch_context().call(
                 library().int8q_quantize_rows, matrix(rows), _abi.INT8Q_OUTLIERS_OFF, 0.0, matrix(codes[part]),
                 _floats(stats[part]), None, None, None,
             )  # fmt: skip
         self._pack(codes, stats)
 
     def _export(self, codes=None, col_stats=None):
-        default_context().call(
+        torch_context().call(
             library().int8q_export_linear, layer_of(self.packed).handle, codes, col_stats, None, None, None
         )
 
     @property
     def weight(self):
-        """The codes, int8 [N,K], unpacked into a new tensor at each access; on the meta device while the layer is."""
+        """The codes, int8 [N,K]: a tensor that is unpacked anew by each use but for its dtype and shape (T5 asks at each
+        call), so keep layer.weight.clone() for several; on the meta device while the layer is."""
+        if self.packed.is_meta:
+            return torch.empty(self.out_features, self.in_features, dtype=torch.int8, device="meta")
+        return _Codes.of(self)
+
+    def unpack(self):
+        """The codes, int8 [N,K], in a new tensor."""
         codes = torch.empty(self.out_features, self.in_features, dtype=torch.int8, device=self.packed.device)
         if not codes.is_meta:
             self._export(codes=matrix(codes))
@@ -156,7 +198,7 @@ class Linear8bit(torch.nn.Linear):
 
     def dequantize(self, dtype=torch.float32):
         """weight * SCB / 127, [N,K] of dtype; SCB where a code is 127, so that quantizing it gives the same layer."""
-        codes, stats = self.weight.float(), self.SCB[:, None]
+        codes, stats = self.unpack().float(), self.SCB[:, None]
         return torch.where(codes.abs() == 127, codes.sign() * stats, codes * (stats / 127)).to(dtype)
 
     def to_linear(self, dtype=torch.float32):
@@ -182,7 +224,7 @@ class Linear8bit(torch.nn.Linear):
         if self.saves_floats:
             destination[prefix + "weight"] = self.dequantize()
         else:
-            destination[prefix + "weight"] = self.weight
+            destination[prefix + "weight"] = self.unpack()
             destination[prefix + "SCB"] = self.SCB
             destination[prefix + "weight_format"] = torch.tensor(0, dtype=torch.uint8)
         super()._save_to_state_dict(destination, prefix, keep_vars)

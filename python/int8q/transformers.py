@@ -9,8 +9,10 @@ Weights are quantized one by one as transformers reads them; see docs/transforme
 """
 
 import copy
+import importlib.util
 import re
 import threading
+import warnings
 from contextlib import contextmanager
 
 import torch
@@ -123,6 +125,14 @@ def _skipped(model, config, dtype):
     return _matcher(names + (_kept_in_fp32(model) if dtype == torch.float16 else []))
 
 
+def _skipped_while_loading(model, config, dtype):
+    """The same, and tied output embeddings, which transformers before 5.0 ties when all is loaded."""
+    skipped, head = _skipped(model, config, dtype), None
+    if not _V5 and getattr(model.config, "tie_word_embeddings", False):
+        head = model.get_output_embeddings()
+    return lambda name: skipped(name) or (head is not None and model.get_submodule(name) is head)
+
+
 def _floats_in_file(model, config, pre_quantized):
     """The predicate of module names that a checkpoint has as floats: all, or what bitsandbytes leaves so."""
     if not pre_quantized:
@@ -187,9 +197,26 @@ def _features(module):
     return (shape[1], shape[0]) if isinstance(module, torch.nn.Linear) else tuple(shape)
 
 
+class _Saved(dict):
+    """A quantization_config for versions that write it to JSON as it is, and for peft, which calls to_dict."""
+
+    to_dict = dict.copy
+
+
+def _let_peft_in():
+    """LoRA over our layers, by user code that does not name int8q."""
+    if importlib.util.find_spec("peft") is None:
+        return
+    try:
+        from . import peft  # noqa: F401
+    except Exception as error:  # peft that does not fit this transformers: no reason not to load a model
+        warnings.warn(f"peft does not import, so int8q's layers take no adapters: {error}", stacklevel=4)
+
+
 def _mark(model, config):
     """Says of a model what transformers, accelerate and peft ask for."""
     model.is_loaded_in_8bit = True
+    _let_peft_in()
     if not isinstance(model, transformers.PreTrainedModel):
         return
     config = copy.copy(config)
@@ -201,15 +228,14 @@ def _mark(model, config):
     model.is_quantized = True
     model.is_8bit_serializable = True  # 4.3x
     model._is_int8_training_enabled = model._is_quantized_training_enabled = True  # 4.27; 4.3x
-    model.config.quantization_config = config if HfQuantizer is not None else config.to_dict()
+    model.config.quantization_config = config if HfQuantizer is not None else _Saved(config.to_dict())
     if HfQuantizer is not None:
         if getattr(model, "hf_quantizer", None) is None:
             model.hf_quantizer = Int8qQuantizer(config, pre_quantized=False)
         model.quantization_method = METHOD
-    # accelerate takes the string "cpu" for offloaded weights, and refuses to train them.
-    device_map = getattr(model, "hf_device_map", None)
-    if device_map:
-        model.hf_device_map = {name: torch.device("cpu") if where == "cpu" else where for name, where in device_map.items()}
+    # One device needs no map, and by one that names the CPU accelerate refuses to train.
+    if {str(where) for where in (getattr(model, "hf_device_map", None) or {}).values()} == {"cpu"}:
+        del model.hf_device_map
 
 
 # ---------------------------------------------------------------------------------------------------- Loading
@@ -301,7 +327,7 @@ def _replacing_linears(config, pre_quantized, dtype):
         if threading.get_ident() != thread:
             return original.__get__(None, cls)(model, *args, **kwargs)
         floats = _floats_in_file(model, config, pre_quantized)
-        receive(model, _skipped(model, config, dtype), floats, config.layer_options, progress=True)
+        receive(model, _skipped_while_loading(model, config, dtype), floats, config.layer_options, progress=True)
         result = original.__get__(None, cls)(model, *args, **kwargs)
         finish(model, result[1])
         return result
@@ -333,7 +359,7 @@ if HfQuantizer is not None:
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
             dtype = dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
             floats = _floats_in_file(model, config, self.pre_quantized)
-            receive(model, _skipped(model, config, dtype), floats, config.layer_options, progress=not _V5)
+            receive(model, _skipped_while_loading(model, config, dtype), floats, config.layer_options, progress=not _V5)
             return model
 
         def _process_model_after_weight_loading(self, model, **kwargs):

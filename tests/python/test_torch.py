@@ -2,7 +2,10 @@
 """int8q.nn.Linear8bit and the operators under it, beside float64 and int8q.Linear."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -347,3 +350,50 @@ def test_a_subclass_of_tensor_sees_the_operator(layer):
     with torch.no_grad():
         assert type(layer(x)) is Own
     assert torch.ops.int8q.linear.default in seen
+
+
+# ---------------------------------------------------------------------------------------------------- Threads, weights
+
+
+def test_calls_run_on_torchs_threads(layer):
+    from int8q.context import _openmp_of_torch, torch_context
+
+    layer(activations(2))
+    path = _openmp_of_torch()
+    assert torch_context().describe()["runner"] == (path is not None)
+    if "OpenMP" in torch.__config__.parallel_info().split("ATen parallel backend:")[1].splitlines()[0]:
+        assert path is not None, "torch's threads are OpenMP's, and were not found"
+
+
+def test_openmp_can_be_turned_off(layer):
+    program = (
+        "import sys, torch, int8q.nn, int8q.context as context\n"
+        "torch.manual_seed(3); layer = int8q.nn.Linear8bit.from_linear(torch.nn.Linear(4096, 512))\n"
+        "y = layer(torch.randn(64, 4096)); print(context.torch_context().describe()['runner'], y.double().sum().item())"
+    )
+    outputs = []
+    for value in ("0", "1"):
+        environment = {**os.environ, "INT8Q_OPENMP": value}
+        ran = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        outputs.append(ran.stdout.split()[-2:])
+    assert outputs[0][0] == "False" and outputs[0][1] == outputs[1][1]
+
+
+def test_asking_for_the_weights_dtype_unpacks_nothing(layer, monkeypatch):
+    monkeypatch.setattr(nn.Linear8bit, "_export", None)
+    weight = layer.weight
+    assert weight.dtype == torch.int8 and weight.shape == (N, K) and weight.numel() == N * K and not weight.requires_grad
+    assert isinstance(weight, torch.Tensor) and not weight.is_floating_point()
+
+
+def test_weights_are_used_like_a_tensor(layer):
+    codes = layer.unpack()
+    weight = layer.weight
+    assert type(codes) is torch.Tensor and torch.equal(weight, codes) and torch.equal(codes, weight)
+    assert (weight.numpy() == codes.numpy()).all() and weight.device == codes.device and weight.tolist() == codes.tolist()
+    assert torch.equal(weight[3:5, 1], codes[3:5, 1]) and torch.equal(torch.stack([weight, weight])[1], codes)
+    for copied in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight)), weight.clone(), weight.data):
+        assert torch.equal(copied, codes)
+    assert weight.data_ptr() and repr(weight) == repr(codes)

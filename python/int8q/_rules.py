@@ -66,8 +66,11 @@ class Rule:
     mend: Callable
 
 
-# On a CPU: bitsandbytes has an own CPU backend since 0.46; transformers lets it through, and still has the keyword.
-ON_CPU = ("-U", "transformers>=4.57,<5", "accelerate>=1.1", "bitsandbytes>=0.46.1")
+def on_int8q(environment):
+    """The command that runs a script which asks for 8 bits, unchanged, in these versions."""
+    return f"{shlex.quote(sys.executable)} -m int8q run YOUR_SCRIPT.py"
+
+
 # The original message, and those of 4.38 and of 5.
 REQUIRES = (
     r"Using `(load_in_8bit=True`|bitsandbytes` [48]-bit quantization) requires "
@@ -124,7 +127,7 @@ RULES = (
         lambda e: (4, 32) <= e.transformers < (4, 45) and e.loads_8bit and e.cuda is False,
         lambda e: f"accelerate and bitsandbytes are installed; transformers {e.text('transformers')} calls bitsandbytes "
         "missing wherever torch.cuda.is_available() is False, as it is here",
-        lambda e: pip(*ON_CPU),
+        on_int8q,
     ),
     # transformers quantizer_bnb_8bit.py and integrations/bitsandbytes.py of 4.45.2 to 4.57.6
     Rule(
@@ -134,7 +137,7 @@ RULES = (
         lambda e: (4, 45) <= e.transformers < (5,) and () < e.bitsandbytes < (0, 46) and e.cuda is False,
         lambda e: f"bitsandbytes {e.text('bitsandbytes')} has no CPU backend, and there is no CUDA here; "
         "transformers calls it missing or refuses it",
-        lambda e: pip("-U", "bitsandbytes>=0.46.1"),
+        on_int8q,
     ),
     # transformers 5.23.0 import_utils.py: BITSANDBYTES_MIN_VERSION, ACCELERATE_MIN_VERSION
     Rule(
@@ -154,8 +157,8 @@ RULES = (
         r"unexpected keyword argument '?load_in_8bit",
         lambda e: e.transformers >= (5,) and "load_in_8bit" in e.traceback,
         lambda e: f"transformers {e.text('transformers')} has no keyword load_in_8bit but "
-        "quantization_config=BitsAndBytesConfig(load_in_8bit=True); a program that keeps the keyword needs transformers 4",
-        lambda e: pip("transformers<5"),
+        "quantization_config=BitsAndBytesConfig(load_in_8bit=True); int8q translates it for scripts that keep it",
+        on_int8q,
     ),
     # Tried with transformers 4.27.2, accelerate 0.17.1, bitsandbytes 0.41.2.post2 and torch 2.0.1, without a GPU
     Rule(
@@ -165,7 +168,7 @@ RULES = (
         lambda e: (4, 22) <= e.transformers < (4, 32) and e.loads_8bit and e.cuda is False,
         lambda e: f"transformers {e.text('transformers')} loads in 8 bit on a GPU only; without one, load_in_8bit=True "
         "ends in 'Some modules are dispatched on the CPU or the disk', or 'No GPU found'",
-        lambda e: pip(*ON_CPU),
+        on_int8q,
     ),
     # bitsandbytes#156, #399, #459: the CPU library of the releases before 0.43 has neither
     Rule(
@@ -175,7 +178,7 @@ RULES = (
         lambda e: () < e.bitsandbytes < (0, 43) and e.cuda is False,
         lambda e: f"bitsandbytes {e.text('bitsandbytes')} took its CPU library, which lacks cget_col_row_stats and "
         "cadam32bit_grad_fp32: nothing of it runs in 8 bit here",
-        lambda e: pip("-U", "bitsandbytes>=0.46.1"),
+        on_int8q,
     ),
     # bitsandbytes#1905: CUDA 13's packages moved their libraries to nvidia/cu13/lib; #232, #1452
     Rule(

@@ -130,6 +130,18 @@ class Rules(unittest.TestCase):
             "keyword-gone", {**told, "transformers": "5.0.0rc1"}, {**told, "transformers": "4.57.6"}, "BitsAndBytes"
         )
 
+    def test_scripts_that_ask_for_8_bits_run_on_int8q(self):
+        told = "TypeError: T5.__init__() got an unexpected keyword argument 'load_in_8bit'"
+        for name, made in (
+            ("cpu-dispatch", {"versions": PINNED}),
+            ("bitsandbytes-cpu-library", {"versions": PINNED}),
+            ("cuda-condition", {"versions": {**PINNED, "transformers": "4.40.0"}}),
+            ("cuda-required", {"transformers": "4.57.6", "bitsandbytes": "0.45.5"}),
+            ("keyword-gone", {"traceback": told}),
+        ):
+            mend = next(finding["do"] for finding in findings(**made) if finding["name"] == name)
+            self.assertEqual(mend, f"{sys.executable} -m int8q run YOUR_SCRIPT.py")
+
     def test_cpu_dispatch(self):
         self.expect("cpu-dispatch", {"versions": PINNED}, {"versions": PINNED, "cuda": True}, "Some modules are dispatched")
         self.assertNotIn("cpu-dispatch", fired(PINNED, transformers="4.32.0"))

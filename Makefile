@@ -2,7 +2,7 @@
 #
 # The front door; CMake does the work. Every target first installs what it needs (root) or says how (anybody else).
 .DEFAULT_GOAL := help
-.PHONY: build demo test test-full test-matrix bench bench-python docs lint dist install clean help
+.PHONY: build demo demo-lm demo-lora test test-full test-matrix bench bench-python docs lint dist install clean help
 MAKEFLAGS += --no-print-directory
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -30,6 +30,18 @@ demo: ## build what it needs, then show int8 against fp32 on a real model
 	$(call configure,release)
 	$(call make_preset,release) --target int8q_cli minilm
 	tools/dev/demo.sh build/release
+
+demo-lm: ## SmolLM2-135M: text, KL, perplexity, tokens/s and memory beside fp32, bf16 and bitsandbytes (downloads 3 GB the first time)
+	@$(deps) build demo
+	$(call configure,release)
+	$(call make_preset,release) --target int8q
+	tools/dev/demo_lm.sh build/release
+
+demo-lora: ## LoRA in 8 bits: a T5 in the versions of 2023, SmolLM2 in today's (downloads 6 GB the first time)
+	@$(deps) build demo
+	$(call configure,release)
+	$(call make_preset,release) --target int8q
+	tools/dev/demo_lora.sh build/release
 
 test: ## build and run every test that is not slow, with the ABI and packaging checks (minutes)
 	@$(deps) build test python

@@ -20,6 +20,7 @@ struct OpenMp {
   int (*thread_num)();
   int (*max_threads)();
   int32_t threads;
+  OpenMp* next;   // of all that were made: runners are valid for ever
   pid_t process;  // its threads do not live on in a forked child
 
   static int32_t run(void* self, int64_t count, int8q_task task, void* arg) {
@@ -48,6 +49,8 @@ struct OpenMp {
     return 0;
   }
 };
+
+std::atomic<OpenMp*> made{nullptr};
 
 template <class Function>
 void find(void* library, const char* path, const char* name, Function*& function) {
@@ -82,6 +85,9 @@ extern "C" int32_t int8q_find_openmp_runner(const char* library, int32_t threads
     mine.opaque = openmp.get();
     mine.run = OpenMp::run;
     write_struct(mine, runner, "runner");
-    openmp.release();  // the runner is valid for ever, and so the library stays loaded
+    openmp->next = made.load(std::memory_order_relaxed);
+    while (!made.compare_exchange_weak(openmp->next, openmp.get(), std::memory_order_release)) {
+    }
+    openmp.release();
   });
 }

@@ -350,7 +350,8 @@ def run(code, *arguments, state="installed", tmp_path=None, expect=0):
     if state == "broken":
         package = tmp_path / "broken/bitsandbytes"
         package.mkdir(parents=True, exist_ok=True)
-        (package / "__init__.py").write_text("from . import nn\nraise RuntimeError('CUDA Setup failed')\n")
+        (package / "__init__.py").write_text("from . import nn\nmatmul = print\nraise RuntimeError('CUDA Setup failed')\n")
+        (package / "cuda_setup.py").write_text("")
         (package / "nn.py").write_text("class Linear8bitLt: pass\n")
         paths.insert(0, str(package.parent))
     if state.startswith("absent"):

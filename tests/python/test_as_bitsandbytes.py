@@ -344,9 +344,7 @@ def environment(**more):
 
 def run(code, *arguments, state="installed", tmp_path=None, expect=0):
     """The output of Python running code, where bitsandbytes is in this state: installed, broken, absent."""
-    flags, paths = [], [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    if not any(paths[1:]):
-        paths[1] = str(Path(int8q.__file__).parents[1])
+    flags, paths = [], [str(Path(int8q.__file__).resolve().parents[1])]
     if state == "broken":
         package = tmp_path / "broken/bitsandbytes"
         package.mkdir(parents=True, exist_ok=True)
@@ -356,7 +354,8 @@ def run(code, *arguments, state="installed", tmp_path=None, expect=0):
         paths.insert(0, str(package.parent))
     if state.startswith("absent"):
         absent = ("bitsandbytes", "peft") if "peft" in state else ("bitsandbytes",)
-        paths.append(str(without(absent, tmp_path / "site")))
+        packages = str(Path(transformers.__file__).parents[1])
+        paths = [path for path in paths if path != packages] + [str(without(absent, tmp_path / "site"))]
         flags = ["-S"]  # no site-packages but that
     command = [sys.executable, *flags, "-c", code, *map(str, arguments)]
     made = subprocess.run(

@@ -67,7 +67,7 @@ test-full: ## the slow tests, then all under AddressSanitizer + UBSan, under Thr
 test-matrix: ## the wheel in each environment of python/environments: its Python tests, and the table in docs/compatibility.md (20 GB)
 	@$(deps) build python
 	tools/dev/env.sh $(environments)
-	tools/dev/venv.sh tools/dev/dist-requirements.txt
+	tools/dev/dist.sh
 	build/venv/bin/python tools/dev/test_matrix.py $(environments)
 
 env-%: ## .venvs/NAME with what python/environments/NAME.txt pins (up to 6 GB)

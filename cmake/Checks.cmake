@@ -73,6 +73,7 @@ set(
   transformers
   peft
   as_bitsandbytes
+  as_bitsandbytes_scripts
   bitsandbytes
 )
 list(

@@ -2,15 +2,9 @@
 //
 // The caller's threads and the caller's memory: a runner of any order gives the pool's bits, its failures are statuses;
 // every byte of an allocator comes back, each allocation may fail, and the hot calls allocate nothing at all.
-#include <dlfcn.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdio>
-#include <filesystem>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -18,7 +12,7 @@
 #include <stdexcept>
 #include <thread>
 
-#include "support/call.h"
+#include "support/every_operation.h"
 
 // Every way to the heap in this executable, counted on all threads while `counting`. Sanitizers bring their own malloc:
 // under them only operator new is seen, which is what the library's C++ would use.
@@ -68,44 +62,7 @@ void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 namespace int8q::test {
 namespace {
 
-using Bytes = std::vector<uint8_t>;
 using RunFunction = int32_t (*)(void*, int64_t, int8q_task, void*);
-
-constexpr int64_t kM = 37, kN = 130, kK = 1000;  // large enough that forward is parallel in both of its phases
-
-struct Layer {
-  Mat w = random_mat(INT8Q_F32, kN, kK, 1), w2 = random_mat(INT8Q_F32, 50, kK, 2), bias = random_mat(INT8Q_F32, 1, kN, 3);
-  Mat x = random_input(INT8Q_F32, kM, kK, 4), dy = random_mat(INT8Q_F32, kM, kN, 5);
-  Mat a = random_mat(INT8Q_S8, kM, 300, 6), b = random_mat(INT8Q_S8, kN, 300, 7);
-};
-const Layer& layer() {
-  static const Layer all;
-  return all;
-}
-
-// Every operation that uses threads, one after another; the first failure's status.
-int32_t run_everything(int8q_context* c, Bytes* bytes) {
-  const Layer& o = layer();
-  const auto append = [&](const Mat& m) { bytes->insert(bytes->end(), m.bytes().begin(), m.bytes().end()); };
-  const Mat q(INT8Q_S8, kM, kK), acc(INT8Q_S32, kM, kN), yk(INT8Q_F32, kM, kK), y(INT8Q_F32, kM, kN), dx(INT8Q_F32, kM, kK),
-      codes(INT8Q_S8, kN, kK);
-  std::vector<float> stats(kM);
-  std::vector<int64_t> counts(kK);
-  int32_t s;
-  if ((s = int8q_quantize_rows(c, o.x.get(), 0, 0, q.get(), stats.data(), nullptr, nullptr, nullptr)) != 0) return s;
-  if ((s = int8q_multiply(c, o.a.get(), o.b.get(), acc.get())) != 0) return s;
-  if ((s = int8q_dequantize_rows(c, q.get(), stats.data(), yk.get())) != 0) return s;
-  if ((s = int8q_count_outliers(c, o.x.get(), 2.5f, counts.data())) != 0) return s;
-  int8q_linear* handle = nullptr;
-  if ((s = int8q_create_linear(c, o.w.get(), nullptr, o.bias.get(), nullptr, &handle)) != 0) return s;
-  const LinearPtr linear(handle);
-  if ((s = forward(c, handle, o.x, y)) != 0) return s;
-  if ((s = backward(c, handle, o.dy, dx)) != 0) return s;
-  if ((s = int8q_export_linear(c, handle, codes.get(), nullptr, nullptr, nullptr, nullptr)) != 0) return s;
-  for (const Mat* m : {&q, &acc, &yk, &y, &dx, &codes}) append(*m);
-  for (const int64_t n : counts) bytes->push_back(static_cast<uint8_t>(n));
-  return INT8Q_OK;
-}
 
 struct Observed {
   std::atomic<int64_t> calls{0}, wrong{0};
@@ -169,102 +126,6 @@ TEST(Runner, AnyOrderAndAnyThreadsGiveTheBitsOfThePool) {
       }
     }
   }
-}
-
-// ---------------------------------------------------------------------------------------------------- OpenMP's threads
-
-size_t threads_of_process() {
-  const std::filesystem::directory_iterator tasks("/proc/self/task");
-  return static_cast<size_t>(std::distance(begin(tasks), end(tasks)));
-}
-
-#if defined(__SANITIZE_THREAD__)
-#define INT8Q_LOAD_LIBGOMP() GTEST_SKIP() << "ThreadSanitizer does not see libgomp's synchronization"
-#else
-#define INT8Q_LOAD_LIBGOMP() \
-  if (dlopen("libgomp.so.1", RTLD_NOW) == nullptr) GTEST_SKIP() << "no libgomp on this machine: " << dlerror()
-#endif
-
-TEST(OpenMp, ThreadsOfALoadedRuntimeGiveTheBitsOfThePool) {
-  INT8Q_LOAD_LIBGOMP();
-  Bytes right;
-  ASSERT_CALL(run_everything(make_context(1).get(), &right));
-  const auto set_num_threads =
-      reinterpret_cast<void (*)(int)>(dlsym(dlopen("libgomp.so.1", RTLD_NOW), "omp_set_num_threads"));
-  ASSERT_NE(nullptr, set_num_threads);
-  int8q_parallel_runner runner{};
-  runner.size = sizeof runner;
-  ASSERT_CALL(int8q_find_openmp_runner("libgomp.so.1", 5, &runner));
-  EXPECT_EQ(5, runner.max_threads);
-  const ContextPtr context = make_context(0, nullptr, &runner);
-  const size_t before = threads_of_process();
-  for (const int threads : {1, 5, 2, 1}) {
-    set_num_threads(threads);
-    Bytes bytes;
-    ASSERT_CALL(run_everything(context.get(), &bytes));
-    EXPECT_TRUE(right == bytes) << threads << " threads";
-    if (threads == 1) continue;
-    EXPECT_GT(threads_of_process(), before) << "OpenMP was not asked";
-  }
-}
-
-TEST(OpenMp, OneThreadIsNeverMore) {
-  INT8Q_LOAD_LIBGOMP();
-  int8q_parallel_runner runner{};
-  runner.size = sizeof runner;
-  ASSERT_CALL(int8q_find_openmp_runner("libgomp.so.1", 4, &runner));
-  const auto set_num_threads =
-      reinterpret_cast<void (*)(int)>(dlsym(dlopen("libgomp.so.1", RTLD_NOW), "omp_set_num_threads"));
-  const auto threads_of = [&](int limit) {
-    set_num_threads(limit);
-    std::atomic<int32_t> most{0};
-    EXPECT_EQ(0, runner.run(
-                     runner.opaque, 64,
-                     [](void* arg, int64_t, int32_t thread) {
-                       std::this_thread::sleep_for(std::chrono::milliseconds(1));
-                       auto& seen = *static_cast<std::atomic<int32_t>*>(arg);
-                       for (int32_t m = seen; m < thread && !seen.compare_exchange_weak(m, thread);) {
-                       }
-                     },
-                     &most));
-    return most + 1;
-  };
-  EXPECT_EQ(1, threads_of(1));
-  EXPECT_EQ(2, threads_of(2));
-  EXPECT_EQ(4, threads_of(64)) << "threads of the runner";
-}
-
-TEST(OpenMp, AForkedChildRunsOnOneThread) {
-  INT8Q_SKIP_FORK();
-  INT8Q_LOAD_LIBGOMP();
-  Bytes right, bytes;
-  ASSERT_CALL(run_everything(make_context(1).get(), &right));
-  int8q_parallel_runner runner{};
-  runner.size = sizeof runner;
-  ASSERT_CALL(int8q_find_openmp_runner("libgomp.so.1", 3, &runner));
-  const ContextPtr context = make_context(0, nullptr, &runner);
-  ASSERT_CALL(run_everything(context.get(), &bytes));
-  const pid_t child = fork();
-  if (child == 0) {
-    alarm(60);  // libgomp itself would wait for ever
-    bytes.clear();
-    const int32_t status = run_everything(context.get(), &bytes);
-    _exit(status == INT8Q_OK && bytes == right && threads_of_process() == 1 ? 0 : 1);
-  }
-  int status = -1;
-  ASSERT_EQ(child, waitpid(child, &status, 0));
-  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-}
-
-TEST(OpenMp, WhatIsNoLoadedRuntimeIsRefused) {
-  int8q_parallel_runner runner{};
-  runner.size = sizeof runner;
-  EXPECT_STATUS(INT8Q_NOT_FOUND, int8q_find_openmp_runner("libthere-is-none.so", 2, &runner));
-  EXPECT_STATUS(INT8Q_NOT_FOUND, int8q_find_openmp_runner("libc.so.6", 2, &runner));  // has no GOMP_parallel
-  EXPECT_STATUS(INT8Q_INVALID_ARGUMENT, int8q_find_openmp_runner(nullptr, 2, &runner));
-  EXPECT_STATUS(INT8Q_INVALID_ARGUMENT, int8q_find_openmp_runner("libc.so.6", 0, &runner));
-  EXPECT_STATUS(INT8Q_INVALID_ARGUMENT, int8q_find_openmp_runner("libc.so.6", 1025, &runner));
-  EXPECT_EQ(nullptr, runner.run);
 }
 
 // No phase has more tasks than max_threads, so that a runner may give each task a thread of its own.

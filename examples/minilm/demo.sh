@@ -21,17 +21,8 @@ if [ ! -f "$models/$sha256" ]; then
   touch "$models/$sha256"
 fi
 
-text=$models/debian-faq.txt
-if [ ! -f "$text" ]; then
-  archive=/usr/share/doc/debian/FAQ/debian-faq.en.txt.gz
-  if [ ! -f "$archive" ]; then  # installed without documentation: take it out of the package
-    (cd "$models" && apt-get download -q debian-faq && dpkg-deb -x debian-faq_*.deb debian-faq)
-    archive=$models/debian-faq$archive
-  fi
-  gunzip -c "$archive" >"$text.tmp"
-  mv "$text.tmp" "$text"
-fi
+tools/dev/debian_faq.sh "$models"
 
 "$build/bin/int8q" quantize --overwrite "$fp32" "$models/int8"
 echo
-"$build/bin/minilm" --model-fp32 "$fp32" --model-int8 "$models/int8" --text "$text" --threads "$(nproc)"
+"$build/bin/minilm" --model-fp32 "$fp32" --model-int8 "$models/int8" --text "$models/debian-faq.txt" --threads "$(nproc)"

@@ -7,8 +7,9 @@ as a module's parameter. An Incoming layer has a `weight` on the meta device for
 
 import torch
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
-from .nn import Linear8bit
+from .nn import Linear8bit, set_submodule
 
 
 def replaceable(module):
@@ -108,22 +109,11 @@ class Incoming(Linear8bit):
             raise ValueError(
                 f"{name}.weight_format is {layout.item()}; expected 0: weights in rows, as bitsandbytes saves them"
             )
-        bias, packed, training, options = self._parameters["bias"], self.packed, self.training, self.options
         hooks = {key: value for key, value in self.__dict__.items() if key in ("_hf_hook", "_old_forward", "forward")}
-        made = Linear8bit(self.in_features, self.out_features, bias=False, device="meta", **options)
-        made.packed, made.bias = packed, bias
-        made.train(training)
+        made = Linear8bit._over(self.packed, self, self.in_features, self.out_features, **self.options)
         self.__dict__.clear()
         self.__dict__.update(made.__dict__, **hooks)
         self.__class__ = Linear8bit
-
-
-class _Silent:
-    def update(self, count):
-        pass
-
-    def close(self):
-        pass
 
 
 def receive(model, skipped, floats, options, progress):
@@ -133,14 +123,9 @@ def receive(model, skipped, floats, options, progress):
     progress: whether to show a bar, one step a layer.
     """
     wanted = [(name, module) for name, module in model.named_modules() if replaceable(module) and not skipped(name)]
-    bar = _Silent()
-    if progress:
-        from transformers.utils import logging
-
-        bar = logging.tqdm(total=len(wanted), desc="Quantizing to int8", unit="layer")
+    bar = logging.tqdm(total=len(wanted), desc="Quantizing to int8", unit="layer", disable=not progress)
     for name, module in wanted:
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, Incoming(module, floats(name), options, bar))
+        set_submodule(model, name, Incoming(module, floats(name), options, bar))
 
 
 def finish(model, missing_keys=(), flagged=False):

@@ -34,9 +34,7 @@ class LoraLinear8bit(Linear8bit, lora.LoraLayer):
     def without_adapters(self):
         """The Linear8bit alone, over the same weights and bias."""
         options = {"outliers": self.outliers, "threshold": self.threshold}
-        layer = Linear8bit(self.in_features, self.out_features, bias=False, device="meta", **options)
-        layer.packed, layer.bias = self.packed, self.bias
-        return layer.train(self.training)
+        return Linear8bit._over(self.packed, self, self.in_features, self.out_features, **options)
 
     @property
     def merged(self):

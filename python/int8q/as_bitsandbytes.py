@@ -31,7 +31,7 @@ stand_in.install()  # before peft and transformers ask
 import transformers  # noqa: E402
 
 from .nn import Linear8bit  # noqa: E402
-from .transformers import HfQuantizer, Int8qConfig, load_in_8bit  # noqa: E402
+from .transformers import HUB_OPTIONS, HfQuantizer, Int8qConfig, load_in_8bit  # noqa: E402
 
 try:
     import peft
@@ -51,7 +51,6 @@ _LLM_INT8 = {  # option -> its default
 }
 _BITSANDBYTES_OPTIMIZER = re.compile("paged_|lion|ademamix|.*bnb|(galore_)?adamw_8bit")
 _STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
-_HUB_OPTIONS = "cache_dir force_download local_files_only proxies revision subfolder token use_auth_token".split()
 
 
 def _say_once(text):
@@ -133,7 +132,7 @@ def _checkpoint(cls, path, kwargs):
 
 def _config_json(cls, path, kwargs):
     """A checkpoint's config.json; {} where there is none, and from_pretrained will say so."""
-    hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+    hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
     try:
         return cls.config_class.get_config_dict(path, **hub)[0]
     except (AttributeError, OSError, ValueError, TypeError):

@@ -65,6 +65,12 @@ _CHEAP = {
 }
 
 
+def set_submodule(model, name, module):
+    """Puts module in the place of model's submodule of a dotted name; torch's own from 2.5 on."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
 def _floats(tensor):
     return ctypes.cast(tensor.data_ptr(), ctypes.POINTER(ctypes.c_float))
 
@@ -107,14 +113,25 @@ class Linear8bit(torch.nn.Linear):
 
     @classmethod
     def from_linear(cls, linear, *, outliers="column", threshold=6.0):
-        """The layer of an nn.Linear's weights, quantized here row by row; the bias is the same Parameter."""
-        made = cls(
-            linear.in_features, linear.out_features, bias=False, device="meta", outliers=outliers, threshold=threshold
-        )
-        made._pack(linear.weight.detach())
-        made.bias = linear.bias
-        made.train(linear.training)
+        """The layer of an nn.Linear's or Conv1D's weights, quantized here row by row; the bias is the same Parameter.
+
+        Conv1D is transformers' own layer, of GPT-2 for one, whose weight is [K,N].
+        """
+        weight = linear.weight.detach()
+        transposed = not isinstance(linear, torch.nn.Linear)
+        in_features, out_features = weight.shape if transposed else weight.shape[::-1]
+        made = cls._over(None, linear, in_features, out_features, outliers=outliers, threshold=threshold)
+        (made._pack_transposed if transposed else made._pack)(weight)
         return made
+
+    @classmethod
+    def _over(cls, packed, like, in_features, out_features, **options):
+        """A layer over packed weights (None: on the meta device, to be packed), with the bias and mode of `like`."""
+        made = cls(in_features, out_features, bias=False, device="meta", **options)
+        if packed is not None:
+            made.packed = packed
+        made.bias = like.bias
+        return made.train(like.training)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, outliers={self.outliers!r}, threshold={self.threshold:g}"

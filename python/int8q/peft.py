@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:
     raise ImportError("int8q.peft is for peft, which is not installed in this Python; pip install peft") from error
 from peft.tuners import lora
 
-from .nn import Linear8bit
+from .nn import Linear8bit, set_submodule
 
 __all__ = ["LoraLinear8bit", "install", "merge", "merge_and_unload", "unmerge", "uninstall"]
 
@@ -154,8 +154,7 @@ def merge_and_unload(model):
             plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
             plain.weight = torch.nn.Parameter(layer.weight.data.t() if layer.fan_in_fan_out else layer.weight.data)
             plain.bias = layer.bias
-        parent, _, child = name.rpartition(".")
-        setattr(tuner.model.get_submodule(parent), child, plain)
+        set_submodule(tuner.model, name, plain)
     return tuner.model
 
 

@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from ._incoming import finish, receive, replaceable
-from .nn import Linear8bit
+from .nn import Linear8bit, set_submodule
 
 try:
     from transformers.utils.quantization_config import QuantizationConfigMixin as _ConfigBase
@@ -33,7 +33,7 @@ except ImportError:
     HfQuantizer = None
 
 METHOD = "int8q"
-_HUB_OPTIONS = (
+HUB_OPTIONS = (
     "cache_dir force_download local_files_only proxies resume_download revision subfolder token use_auth_token".split()
 )
 _OPTIONS = ("llm_int8_threshold", "llm_int8_skip_modules", "outliers")
@@ -174,27 +174,14 @@ def quantize_(model, *, llm_int8_threshold=6.0, llm_int8_skip_modules=None, outl
     """
     config = Int8qConfig(llm_int8_threshold, llm_int8_skip_modules, outliers)
     skipped = _skipped(model, config, getattr(model, "dtype", None))
-    for name, module in list(model.named_modules()):
-        if not replaceable(module) or skipped(name):
-            continue
-        made = Linear8bit(*_features(module), bias=False, device="meta", **config.layer_options)
+    # Names, as a list of the modules would keep all of their floats.
+    for name in [name for name, module in model.named_modules() if replaceable(module) and not skipped(name)]:
         try:
-            (made._pack if isinstance(module, torch.nn.Linear) else made._pack_transposed)(module.weight.detach())
+            set_submodule(model, name, Linear8bit.from_linear(model.get_submodule(name), **config.layer_options))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        made.bias = module.bias
-        made.train(module.training)
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, made)
-        del module
     _mark(model, config)
     return model
-
-
-def _features(module):
-    """(in_features, out_features) of an nn.Linear or a Conv1D."""
-    shape = module.weight.shape
-    return (shape[1], shape[0]) if isinstance(module, torch.nn.Linear) else tuple(shape)
 
 
 class _Saved(dict):
@@ -254,9 +241,7 @@ def load_in_8bit(model_class, path, *args, **kwargs):
     Raises what from_pretrained does; ValueError where a layer that is to be int8 has no weights in the checkpoint.
     """
     config = kwargs.pop("quantization_config", None)
-    options = {
-        name: kwargs.pop(name) for name in ("llm_int8_threshold", "llm_int8_skip_modules", "outliers") if name in kwargs
-    }
+    options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
     if config is None:
         config = Int8qConfig(**options)
     elif options:
@@ -277,7 +262,7 @@ def _load_before_quantizers(model_class, path, args, kwargs, config):
     if not isinstance(model_config, transformers.PretrainedConfig):
         # As from_pretrained: what is no option of the configuration goes on to the model.
         config_class = getattr(model_class, "config_class", None) or transformers.AutoConfig
-        for_files = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+        for_files = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         model_config, kwargs = config_class.from_pretrained(model_config or path, return_unused_kwargs=True, **kwargs)
         kwargs.update(for_files)
     saved = getattr(model_config, "quantization_config", None)
@@ -396,8 +381,7 @@ if HfQuantizer is not None:
         def _dequantize(self, model, dtype=None):
             for name, module in list(model.named_modules()):
                 if isinstance(module, Linear8bit):
-                    parent, _, leaf = name.rpartition(".")
-                    setattr(model.get_submodule(parent), leaf, module.to_linear(dtype or model.dtype))
+                    set_submodule(model, name, module.to_linear(dtype or model.dtype))
             model.is_loaded_in_8bit = False
             return model
 
@@ -408,8 +392,7 @@ if HfQuantizer is not None:
     def _merge_quantization_configs(cls, quantization_config, quantization_config_from_args):
         """An Int8qConfig that was passed takes the place of a checkpoint's bitsandbytes config of 8 bits."""
         if isinstance(quantization_config_from_args, Int8qConfig):
-            saved = quantization_config
-            saved = saved if isinstance(saved, dict) else saved.to_dict()
+            saved = quantization_config if isinstance(quantization_config, dict) else quantization_config.to_dict()
             return _with_saved(quantization_config_from_args, saved)
         return _merge(quantization_config, quantization_config_from_args)
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bitsandbytes plug-in beside bitsandbytes itself. Each program runs in a process of its own, whose only trace of an
 installed int8q is a folder with the entry point; INT8Q_BITSANDBYTES=0 gives bitsandbytes' own results. INT8Q_CC is a C
-compiler."""
+compiler.
+
+One file, since all parts run programs that begin with the same PRELUDE."""
 
 import os
 import re

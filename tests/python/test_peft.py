@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""int8q.peft: LoRA over Linear8bit as users write it, beside twins whose layers hold the same weights as floats."""
+"""int8q.peft: LoRA over Linear8bit as users write it, beside twins whose layers hold the same weights as floats.
+
+One file, since all parts use the same models, twins and bounds."""
 
 import contextlib
 import copy
@@ -16,12 +18,14 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 peft = pytest.importorskip("peft", reason="peft is not in this environment")
 
 import models  # noqa: E402
+from models import logits  # noqa: E402
 
 import int8q.peft  # noqa: E402
-from int8q.nn import Linear8bit  # noqa: E402
+from int8q.nn import Linear8bit, set_submodule  # noqa: E402
 from int8q.peft import LoraLinear8bit, merge, merge_and_unload, unmerge  # noqa: E402
 from int8q.transformers import quantize_  # noqa: E402
 
+pytest_plugins = ("models",)
 VERSION = tuple(int(part) for part in peft.__version__.split(".")[:2])
 TARGETS = {"t5": ["q", "v"], "gpt2": ["c_attn", "c_proj"], "llama": ["q_proj", "v_proj"]}
 TASKS = {"t5": "SEQ_2_SEQ_LM", "gpt2": "CAUSAL_LM", "llama": "CAUSAL_LM"}
@@ -35,11 +39,6 @@ def since(*version):
 
 def has(option):
     return pytest.mark.skipif(option not in OPTIONS, reason=f"this peft's LoraConfig has no {option}")
-
-
-@pytest.fixture(params=list(models.FAMILIES))
-def family(request):
-    return request.param
 
 
 def config_of(family, **options):
@@ -62,17 +61,9 @@ def float_twin(model):
     twin = copy.deepcopy(model)
     for name, layer in list(twin.named_modules()):
         if isinstance(layer, Linear8bit):
-            parent, _, child = name.rpartition(".")
-            setattr(twin.get_submodule(parent), child, as_float(layer))
+            set_submodule(twin, name, layer.to_linear())
     twin.is_loaded_in_8bit = twin.is_quantized = False
     return twin
-
-
-def as_float(layer, delta=0):
-    linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
-    linear.weight = torch.nn.Parameter(layer.dequantize() + delta)
-    linear.bias = layer.bias
-    return linear
 
 
 def adapted(model):
@@ -114,11 +105,6 @@ def delta_of(layer, name="default"):
 def half_steps(layer):
     """[N,1]: how far a merged weight may be from the sum: SCB/254, and fp32's rounding of B A (r + 1 terms) and of W."""
     return base_of(layer).SCB[:, None] * (1 / 254 + 8 * torch.finfo(torch.float32).eps)
-
-
-def logits(model, family, **options):
-    with torch.no_grad():
-        return model(**models.inputs(family), **options).logits.float()
 
 
 def difference(a, b):
@@ -244,7 +230,7 @@ def test_dropout_is_the_twins():
     x = torch.randint(-127, 128, (5, 32)).float() / 127
     x[:, 0] = 1
     results = []
-    for inner in (layer, as_float(layer)):
+    for inner in (layer, layer.to_linear()):
         holder = torch.nn.Module()
         holder.inner, holder.config, holder.forward = inner, transformers.PretrainedConfig(), lambda x: None
         torch.manual_seed(4)

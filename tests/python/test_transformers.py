@@ -16,81 +16,16 @@ torch = pytest.importorskip("torch", reason="torch is not in this environment")
 transformers = pytest.importorskip("transformers", reason="transformers is not in this environment")
 
 import models  # noqa: E402
-from models import FAMILIES, VERSION, inputs, logits, make  # noqa: E402
+from models import FAMILIES, FORMATS, VERSION, inputs, layers, logits, make, reference, save  # noqa: E402
 from transformers.pytorch_utils import Conv1D  # noqa: E402
 
 from int8q.nn import Linear8bit  # noqa: E402
 from int8q.transformers import Int8qConfig, default_skip_modules, load_in_8bit, quantize_  # noqa: E402
 
+pytest_plugins = ("models",)
 transformers.logging.set_verbosity_error()
 
 QUANTIZERS = pytest.mark.skipif(VERSION < (4, 50), reason="transformers before 4.50 has no quantizers to register")
-# save_pretrained of 4.27 cannot write shared tensors as safetensors; int8 models have them, too.
-BIN = {"safe_serialization": False} if VERSION < (5, 0) else {}
-FORMATS = [".bin"] if VERSION < (4, 35) else [".safetensors"] if VERSION >= (5, 0) else [".bin", ".safetensors"]
-
-
-def save(model, folder, suffix=FORMATS[-1], **kwargs):
-    if VERSION < (5, 0):
-        kwargs["safe_serialization"] = suffix == ".safetensors"
-    model.save_pretrained(str(folder), **kwargs)
-    return str(folder)
-
-
-def layers(model, of=Linear8bit):
-    return {name: module for name, module in model.named_modules() if isinstance(module, of)}
-
-
-@pytest.fixture(params=list(FAMILIES))
-def family(request):
-    return request.param
-
-
-@pytest.fixture
-def auto(family):
-    return FAMILIES[family][1]
-
-
-@pytest.fixture
-def folder(family, tmp_path):
-    return save(make(family), tmp_path / "floats")
-
-
-class ReferenceLinear(torch.nn.Module):
-    """LLM.int8() of an nn.Linear or Conv1D, evaluated in float64."""
-
-    def __init__(self, module, threshold=6.0):
-        super().__init__()
-        weight = module.weight.detach().double()
-        weight = weight.t() if isinstance(module, Conv1D) else weight
-        self.stats = weight.abs().amax(1)
-        self.codes = (weight * (127 / self.stats)[:, None]).round()
-        self.bias, self.threshold = module.bias, threshold
-        # T5 looks at the dtype of this.
-        self.weight = torch.empty(0, dtype=torch.int8)
-
-    def forward(self, x):
-        rows = x.double().flatten(0, -2)
-        outlier_cols = (rows.abs() >= self.threshold).any(0)
-        absmax = rows.masked_fill(rows.abs() >= self.threshold, 0).abs().amax(1)
-        codes = torch.where(absmax[:, None] > 0, rows * (127 / absmax)[:, None], torch.zeros(())).round()
-        codes[:, outlier_cols] = 0
-        y = (codes @ self.codes.t()) * absmax[:, None] * self.stats / 127**2
-        y += rows[:, outlier_cols] @ (self.codes * self.stats[:, None] / 127)[:, outlier_cols].t()
-        if self.bias is not None:
-            y += self.bias.double()
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
-
-
-def reference(family):
-    """The model with all that int8q quantizes replaced by ReferenceLinear."""
-    model, names = make(family), layers(quantize_(make(family)))
-    for name in names:
-        parent, _, leaf = name.rpartition(".")
-        module = model.get_submodule(name)
-        setattr(model.get_submodule(parent), leaf, ReferenceLinear(module))
-    return model
-
 
 # ---------------------------------------------------------------------------------------------------- What is quantized
 

@@ -9,19 +9,7 @@ from pathlib import Path
 
 for name in sys.argv[1:]:
     path = Path(name)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--dry-run",
-        "--ignore-installed",
-        "--report",
-        "-",
-        "-r",
-        name,
-    ]
+    command = [sys.executable, *"-m pip install --quiet --dry-run --ignore-installed --report - -r".split(), name]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     lines = ["# SPDX-License-Identifier: Apache-2.0", f"# Written by tools/dev/freeze.py from {path.name}."]
     for package in sorted(report["install"], key=lambda package: package["metadata"]["name"].lower()):

@@ -20,13 +20,4 @@ if [ ! -f "$folder/model/origin.json" ]; then
   HF_HUB_OFFLINE=1 $python tools/dev/gguf_to_safetensors.py "$gguf" "$folder/model"
 fi
 
-text=$folder/debian-faq.txt
-if [ ! -f "$text" ]; then
-  archive=/usr/share/doc/debian/FAQ/debian-faq.en.txt.gz
-  if [ ! -f "$archive" ]; then  # installed without documentation: take it out of the package
-    (cd "$folder" && apt-get download -q debian-faq && dpkg-deb -x debian-faq_*.deb debian-faq)
-    archive=$folder/debian-faq$archive
-  fi
-  gunzip -c "$archive" >"$text.tmp"
-  mv "$text.tmp" "$text"
-fi
+tools/dev/debian_faq.sh "$folder"

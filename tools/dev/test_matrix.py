@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""test_matrix.py ENVIRONMENT...: builds the wheel and runs tests/python with it in each of .venvs/ENVIRONMENT.
+"""test_matrix.py ENVIRONMENT...: runs tests/python with the wheel that lies in dist/ in each of .venvs/ENVIRONMENT.
 
 Prints what passed, and each test that was skipped with its reason; docs/compatibility.md keeps the same. Exit status 1 if a
 test failed, or if an environment ran none.
@@ -28,27 +28,11 @@ tests in all of them and writes this page. The last run: {where}.
 """
 
 
-def build_wheel():
-    """build/matrix/site, with the wheel installed; its name."""
-    for old in FOLDER.glob("*.whl"):
-        old.unlink()
-    tag = f"py3-none-manylinux_2_34_{platform.machine()}"
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", FOLDER, "-C", f"wheel.tags={tag}", ROOT]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    (wheel,) = FOLDER.glob("*.whl")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--upgrade",
-        "--target",
-        FOLDER / "site",
-        wheel,
-    ]
-    subprocess.run(command, check=True)
+def install():
+    """build/matrix/site, with the wheel of dist/ installed; the wheel's name."""
+    (wheel,) = (ROOT / "dist").glob("*.whl")
+    options = "-m pip install --quiet --no-deps --upgrade --target".split()
+    subprocess.run([sys.executable, *options, FOLDER / "site", wheel], check=True)
     return wheel.name
 
 
@@ -116,7 +100,7 @@ def page(wheel, results):
 
 if __name__ == "__main__":
     FOLDER.mkdir(parents=True, exist_ok=True)
-    wheel = build_wheel()
+    wheel = install()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = dict(zip(sys.argv[1:], pool.map(run, sys.argv[1:])))
     PAGE.write_text(page(wheel, results))

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,15 @@ pytest_plugins = ("models",)
 transformers.logging.set_verbosity_error()
 
 QUANTIZERS = pytest.mark.skipif(VERSION < (4, 50), reason="transformers before 4.50 has no quantizers to register")
+
+
+def test_the_python_of_the_readme(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "load_in_8bit" in b]
+    names = {"AutoModelForSeq2SeqLM": transformers.AutoModelForSeq2SeqLM}
+    exec(block.replace("google/flan-t5-base", save(make("t5"), tmp_path / "floats")), names)
+    assert len(layers(names["model"])) == FAMILIES["t5"][2]
+
 
 # ---------------------------------------------------------------------------------------------------- What is quantized
 

@@ -6,6 +6,7 @@ Prints what passed, and each test that was skipped with its reason; docs/compati
 test failed, or if an environment ran none.
 """
 
+import ast
 import os
 import platform
 import re
@@ -24,7 +25,7 @@ HEAD = """# Compatibility
 
 One wheel, `{wheel}`, in environments from early 2023 to today, each frozen with every package in
 [python/environments](../python/environments). `make env-NAME` makes one in `.venvs/`; `make test-matrix` runs the Python
-tests in all of them and writes this page. The last run: {where}.
+tests in all of them and writes this page. The last run: {where}, no GPU.
 """
 
 
@@ -54,29 +55,30 @@ def run(name):
         file = case.get("classname").rpartition(".")[2] or case.get("name").rpartition(".")[2]
         files.setdefault(file, Counter())[outcome] += 1
         if outcome == "skipped":
-            reasons.setdefault(case.find("skipped").get("message"), Counter())[re.sub(r"\[.*", "", case.get("name"))] += 1
+            reason = case.find("skipped").get("message")
+            if reason == "collection skipped":  # of a whole file; the reason ends a tuple
+                reason = ast.literal_eval(case.find("skipped").text)[-1].removeprefix("Skipped: ")
+            reasons.setdefault(reason, Counter())[re.sub(r"\[.*", "", case.get("name").rpartition(".")[2])] += 1
     return files, reasons
 
 
 def versions(name):
+    """Of Python and PACKAGES."""
+    python = subprocess.run([ROOT / f".venvs/{name}/bin/python", "-V"], check=True, capture_output=True, text=True).stdout
     pins = dict(
         line.split(" ")[0].lower().split("==")
         for line in (ROOT / f"python/environments/{name}.txt").read_text().splitlines()
         if "==" in line
     )
-    return [pins.get(package, "-") for package in PACKAGES]
+    return [python.split()[1], *(pins.get(package, "-") for package in PACKAGES)]
 
 
 def page(wheel, results):
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    lines = [
-        HEAD.format(
-            wheel=wheel, where=f"{cpu[1] if cpu else platform.machine()}, Python {platform.python_version()}, no GPU"
-        )
-    ]
+    lines = [HEAD.format(wheel=wheel, where=cpu[1] if cpu else platform.machine())]
     lines += [
-        "| environment | " + " | ".join(PACKAGES) + " | passed | failed | skipped |",
-        "|---" * (len(PACKAGES) + 4) + "|",
+        "| environment | python | " + " | ".join(PACKAGES) + " | passed | failed | skipped |",
+        "|---" * (len(PACKAGES) + 5) + "|",
     ]
     for name, (files, _) in results.items():
         total = sum(files.values(), Counter())

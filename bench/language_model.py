@@ -4,8 +4,8 @@
 
     bench/language_model.py --model build/demo-lm/model --text build/demo-lm/debian-faq.txt --json language_model.json
 
-accuracy   perplexity, and the mean KL divergence in nats of each position's distribution from fp32's, 8 x 512 tokens of
-           the text; also of LLM.int8() in float64 (lm_contenders.ReferenceLinear)
+accuracy   perplexity, and the mean KL divergence in nats of each position's distribution from fp32's, 32 x 512 tokens of
+           the text; also of LLM.int8() in float64 (lm_contenders.ReferenceLinear) in a model that is fp32 else, or bf16
 prefill    1 x 512 tokens without a cache, logits of every position
 decode     32 tokens one by one behind a prompt of 64, with the cache
 lora       forward, backward and AdamW's step on 4 x 256 tokens; adapters of rank 8 on q, k, v and o, in peft
@@ -37,16 +37,15 @@ LORA_BATCH, LORA_LENGTH = 4, 256
 PAUSE_S = 0.05
 # A call during which other processes took more than this share of one CPU is measured again.
 MOST_OF_OTHERS, MAX_REPEATS = 0.1, 20
-REFERENCE = "float64 reference"
 QUESTION = "What is the capital of France, and what is it known for?"
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder of float safetensors with a tokenizer")
-    parser.add_argument("--text", required=True, help="file of plain text, 4096 tokens or more")
+    parser.add_argument("--text", required=True, help="file of plain text, 16384 tokens or more")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), help="default: all")
-    parser.add_argument("--chunks", type=int, default=8, help="of 512 tokens, for accuracy (default 8)")
+    parser.add_argument("--chunks", type=int, default=32, help="of 512 tokens, for accuracy (default 32)")
     parser.add_argument("--contenders", nargs="+", help="default: all")
     parser.add_argument("--rounds", type=int, default=7, help="of prefill and decode (default 7)")
     parser.add_argument("--lora-rounds", type=int, default=3, help="default 3")
@@ -63,16 +62,15 @@ def show(text):
 # ---------------------------------------------------------------------------------------------------- Accuracy
 
 
-def measure_accuracy(models, reference, ids, chunks):
+def measure_accuracy(models, ids, chunks):
     """name -> {"perplexity", "kl", "kl_error"}; models holds fp32 first, whose distributions the others' are compared with.
 
-    kl_error: standard error, over positions, of the difference of kl from the reference's. What rounds otherwise ends in
+    kl_error: standard error, over positions, of the difference of kl from the last model's. What rounds otherwise ends in
     other codes some layers later, so that two evaluations of the same definition differ by about as much.
     """
     import torch
     from tqdm import tqdm
 
-    models = {**models, REFERENCE: reference}
     kl, nll = ({name: [] for name in models} for _ in range(2))
     for chunk in tqdm(ids[: chunks * CHUNK].view(chunks, 1, CHUNK), "accuracy"):
         for name, model in models.items():
@@ -84,7 +82,7 @@ def measure_accuracy(models, reference, ids, chunks):
     kl = {name: torch.cat(values) for name, values in kl.items()}
     results = {}
     for name, values in kl.items():
-        difference = values - kl[REFERENCE]
+        difference = values - kl[list(models)[-1]]
         results[name] = {
             "perplexity": torch.cat(nll[name]).mean().exp().item(),
             "kl": values.mean().item(),
@@ -269,13 +267,11 @@ def table(results):
 
     names = list(results["footprint_bytes"])
     rows = []
-    for name in [*names, *([REFERENCE] if "accuracy" in results else [])]:
+    for name in list(results.get("accuracy", names)):
         row = {"": name}
         if "accuracy" in results:
             error = results["accuracy"][name]["kl_error"]
-            row["KL"] = f"{results['accuracy'][name]['kl']:.4f}" + (
-                "" if name in ("fp32", REFERENCE) else f" ± {error:.4f}"
-            )
+            row["KL"] = f"{results['accuracy'][name]['kl']:.4f}" + (f" ± {error:.4f}" if error and name != "fp32" else "")
             row["perplexity"] = f"{results['accuracy'][name]['perplexity']:.3f}"
         if name in names:
             for phase in ("prefill", "decode", "lora"):
@@ -310,7 +306,7 @@ def generate(model, tokenizer):
 
 def measure(args):
     import torch
-    from lm_contenders import CONTENDERS, load_reference
+    from lm_contenders import CONTENDERS, FOR_ACCURACY
     from transformers import AutoTokenizer
 
     warnings.simplefilter("ignore", FutureWarning)  # transformers renames arguments
@@ -329,8 +325,9 @@ def measure(args):
             results["generated"] = generate(models["int8q"], tokenizer)
         print(f"int8q, asked: {QUESTION}\n{results['generated']}\n", flush=True)
     if "accuracy" in args.phases:
+        others = {name: load(args.model) for name, load in FOR_ACCURACY.items()}
         with torch.no_grad():
-            results["accuracy"] = measure_accuracy(models, load_reference(args.model), ids, args.chunks)
+            results["accuracy"] = measure_accuracy({**models, **others}, ids, args.chunks)
     results |= measure_speed(models, ids, args)
     return results
 

@@ -36,15 +36,15 @@ def load_bitsandbytes(folder):
     )
 
 
-def load_int8q(folder):
+def load_int8q(folder, dtype=torch.bfloat16):
     from int8q.transformers import load_in_8bit
 
-    return load_in_8bit(AutoModelForCausalLM, folder, llm_int8_threshold=THRESHOLD, dtype=torch.bfloat16)
+    return load_in_8bit(AutoModelForCausalLM, folder, llm_int8_threshold=THRESHOLD, dtype=dtype)
 
 
-def load_reference(folder):
-    """Of the linears that the others have in int8; everything else is fp32."""
-    model = load_fp32(folder)
+def load_reference(folder, load=load_fp32):
+    """Of the linears that the others have in int8; everything else is as load has it, between linears too."""
+    model = load(folder)
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings():
             parent, _, leaf = name.rpartition(".")
@@ -52,6 +52,12 @@ def load_reference(folder):
     return model
 
 
+# Whose accuracy alone is measured; the last is what all are compared with.
+FOR_ACCURACY = {
+    "int8q, fp32 model": lambda folder: load_int8q(folder, torch.float32),
+    "LLM.int8() in float64, bf16 model": lambda folder: load_reference(folder, load_bf16),
+    "LLM.int8() in float64, fp32 model": load_reference,
+}
 CONTENDERS = {"fp32": load_fp32, "bf16": load_bf16, "bitsandbytes": load_bitsandbytes, "int8q": load_int8q}
 
 

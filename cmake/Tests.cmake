@@ -58,6 +58,22 @@ foreach(source IN LISTS test_sources)
   )
 endforeach()
 
+# Device code on the emulator. Fibers are beyond TSan, and what runs does not depend on the host.
+if(NOT CMAKE_CROSSCOMPILING AND NOT INT8Q_SANITIZE MATCHES thread)
+  find_package(Boost REQUIRED COMPONENTS context)
+  add_library(int8q_cuda_emulation STATIC tests/cuda_emulation/emulator.cpp)
+  target_link_libraries(int8q_cuda_emulation PUBLIC int8q_test_support Boost::context)
+  target_compile_options(int8q_cuda_emulation PUBLIC -Wno-unknown-pragmas) # unroll
+  file(GLOB emulation_sources CONFIGURE_DEPENDS tests/cuda_emulation/test_*.cpp)
+  foreach(source IN LISTS emulation_sources)
+    cmake_path(GET source STEM name)
+    set(name cuda_${name})
+    add_executable(${name} ${source})
+    target_link_libraries(${name} PRIVATE int8q_cuda_emulation)
+    gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "unit;cuda" TIMEOUT 300)
+  endforeach()
+endif()
+
 file(GLOB c_test_sources CONFIGURE_DEPENDS tests/test_*.c)
 foreach(source IN LISTS c_test_sources)
   cmake_path(GET source STEM name)

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What kernels may use of a GPU: coordinates, memory, barriers, warp operations, conversions. Kernels touch memory by
+// nothing else, so that the same sources run in tests/cuda_emulation, which checks each access.
+//
+// Shared memory is one dynamic array a block; a place in it is a byte offset. Accesses are aligned to their size. Blocks and
+// grids have one dimension. Compiled with -fmad=false: an fma is written where one is meant, as on the CPU.
+#pragma once
+
+#if !defined(__CUDACC__)
+#include "cuda_emulation/device.h"
+#else
+
+#include "cuda/kernels/portable.h"
+
+#define INT8Q_DEVICE __device__ __forceinline__
+
+namespace int8q::gpu {
+
+struct alignas(8) U32x2 {
+  uint32_t x, y;
+};
+struct alignas(16) U32x4 {
+  uint32_t x, y, z, w;
+};
+
+INT8Q_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+INT8Q_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
+INT8Q_DEVICE int block_count() { return static_cast<int>(gridDim.x); }
+INT8Q_DEVICE int lane_index() { return thread_index() % kWarp; }
+INT8Q_DEVICE int warp_index() { return thread_index() / kWarp; }
+
+// ---------------------------------------------------------------------------------------------------- Memory
+
+extern __shared__ __align__(128) uint8_t shared_bytes[];
+
+template <class T>
+INT8Q_DEVICE T load(const T* p) {
+  return *p;
+}
+template <class T>
+INT8Q_DEVICE void store(T* p, T value) {
+  *p = value;
+}
+template <class T>
+INT8Q_DEVICE T load_shared(uint32_t at) {
+  return *reinterpret_cast<const T*>(shared_bytes + at);
+}
+template <class T>
+INT8Q_DEVICE void store_shared(uint32_t at, T value) {
+  *reinterpret_cast<T*>(shared_bytes + at) = value;
+}
+INT8Q_DEVICE void atomic_or_shared(uint32_t at, uint32_t bits) {
+  atomicOr(reinterpret_cast<uint32_t*>(shared_bytes + at), bits);
+}
+
+// ---------------------------------------------------------------------------------------------------- Threads together
+
+INT8Q_DEVICE void block_barrier() { __syncthreads(); }
+INT8Q_DEVICE void warp_barrier() { __syncwarp(); }
+INT8Q_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+// From the lane `by` below, or the own value where there is none.
+INT8Q_DEVICE uint32_t shuffle_up(uint32_t value, int by) { return __shfl_up_sync(0xffffffffu, value, by); }
+INT8Q_DEVICE uint32_t shuffle(uint32_t value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+
+// ---------------------------------------------------------------------------------------------------- Numbers
+
+INT8Q_DEVICE uint32_t bits_of(float f) { return __float_as_uint(f); }
+INT8Q_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+INT8Q_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+INT8Q_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
+INT8Q_DEVICE int32_t round_to_int(float f) { return __float2int_rn(f); }  // half to even
+INT8Q_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
+INT8Q_DEVICE int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
+INT8Q_DEVICE float half_to_float(uint16_t h) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+  return f;
+}
+INT8Q_DEVICE uint16_t float_to_half(float f) {  // half to even
+  uint16_t h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+  return h;
+}
+
+}  // namespace int8q::gpu
+
+#endif

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Eight neighbouring elements of a row as fp32, whatever the row's dtype and alignment.
+#pragma once
+
+#include "cuda/kernels/arguments.h"
+#include "cuda/kernels/device.h"
+
+namespace int8q::gpu {
+
+inline constexpr int kChunk = 8;  // 16 bytes of 16-bit elements, 8 bytes of codes
+
+template <Dtype D>
+inline constexpr int kElementBytes = D == Dtype::kF32 ? 4 : 2;
+
+template <Dtype D>
+INT8Q_DEVICE float float_of_16_bits(uint32_t h) {
+  return D == Dtype::kF16 ? half_to_float(static_cast<uint16_t>(h)) : float_of(h << 16);
+}
+
+template <Dtype D>
+INT8Q_DEVICE float load_element(const uint8_t* row, int64_t i) {
+  if constexpr (D == Dtype::kF32) {
+    return float_of(load(reinterpret_cast<const uint32_t*>(row + i * 4)));
+  } else {
+    return float_of_16_bits<D>(load(reinterpret_cast<const uint16_t*>(row + i * 2)));
+  }
+}
+
+INT8Q_DEVICE uint32_t magnitude(float x) { return bits_of(x) & 0x7fffffffu; }
+INT8Q_DEVICE bool is_outlier(uint32_t bits, uint32_t limit) { return bits >= limit && bits <= kInfBits; }
+
+// Where the dtype is known when the kernel runs, and the same for all threads.
+INT8Q_DEVICE float load_element(Dtype dtype, const uint8_t* row, int64_t i) {
+  return dtype == Dtype::kF32   ? load_element<Dtype::kF32>(row, i)
+         : dtype == Dtype::kF16 ? load_element<Dtype::kF16>(row, i)
+                                : load_element<Dtype::kBf16>(row, i);
+}
+
+// Rounds half to even.
+INT8Q_DEVICE uint16_t to_bf16(float f) {
+  const uint32_t bits = bits_of(f);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
+INT8Q_DEVICE void store_element(Dtype dtype, uint8_t* row, int64_t i, float value) {
+  if (dtype == Dtype::kF32) return store(reinterpret_cast<float*>(row + i * 4), value);
+  store(reinterpret_cast<uint16_t*>(row + i * 2), dtype == Dtype::kF16 ? float_to_half(value) : to_bf16(value));
+}
+
+// Elements [i, i + 8) of a row of k, i a multiple of 8; those from k on are 0. kAligned: rows begin at multiples of 16 bytes.
+template <Dtype D, bool kAligned>
+INT8Q_DEVICE void load_chunk(const uint8_t* row, int64_t i, int64_t k, float (&v)[kChunk]) {
+  if (!kAligned || i + kChunk > k) {
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) v[e] = i + e < k ? load_element<D>(row, i + e) : 0.0f;
+    return;
+  }
+  const auto* from = reinterpret_cast<const U32x4*>(row + i * kElementBytes<D>);
+  const U32x4 a = load(from);
+  if constexpr (D == Dtype::kF32) {
+    const U32x4 b = load(from + 1);
+    const uint32_t words[kChunk] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) v[e] = float_of(words[e]);
+  } else {
+    const uint32_t words[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) v[e] = float_of_16_bits<D>(words[e / 2] >> e % 2 * 16 & 0xffffu);
+  }
+}
+
+// Stores elements [i, i + 8) of a row of k, i a multiple of 8, at once where their place is a multiple of 16 bytes.
+INT8Q_DEVICE void store_chunk(Dtype dtype, uint8_t* row, int64_t i, int64_t k, const float (&v)[kChunk]) {
+  uint8_t* to = row + i * (dtype == Dtype::kF32 ? 4 : 2);
+  if (i + kChunk > k || reinterpret_cast<uint64_t>(to) % 16 != 0) {
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) {
+      if (i + e < k) store_element(dtype, row, i + e, v[e]);
+    }
+    return;
+  }
+  if (dtype == Dtype::kF32) {
+    store(reinterpret_cast<U32x4*>(to), U32x4{bits_of(v[0]), bits_of(v[1]), bits_of(v[2]), bits_of(v[3])});
+    store(reinterpret_cast<U32x4*>(to) + 1, U32x4{bits_of(v[4]), bits_of(v[5]), bits_of(v[6]), bits_of(v[7])});
+    return;
+  }
+  uint32_t words[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int e = 0; e < kChunk; ++e) {
+    const uint32_t h = dtype == Dtype::kF16 ? float_to_half(v[e]) : to_bf16(v[e]);
+    words[e / 2] |= h << e % 2 * 16;
+  }
+  store(reinterpret_cast<U32x4*>(to), U32x4{words[0], words[1], words[2], words[3]});
+}
+
+}  // namespace int8q::gpu

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which columns hold an outlier, from the blocks that quantize to the blocks that multiply, without atomics on global memory
+// and without a pass between:
+//
+//   quantize   each block marks columns in a bitmap in shared memory, and stores its count, the first kListed of them and, where
+//              there are more, the bitmap
+//   multiply   each block marks what all of those found in a bitmap of its own, and reads it in ascending order
+//
+// A bitmap has a bit a column, column c in bit c % 32 of word c / 32.
+#pragma once
+
+#include "cuda/kernels/arguments.h"
+#include "cuda/kernels/device.h"
+
+namespace int8q::gpu {
+
+// The bitmap at `bitmap`, zeroed by the whole block. No barrier.
+INT8Q_DEVICE void clear_bitmap(uint32_t bitmap, int words, int threads) {
+  for (int w = thread_index(); w < words; w += threads) store_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4, 0);
+}
+
+// Sum of `value` over the lanes up to this one.
+INT8Q_DEVICE uint32_t inclusive_sum(uint32_t value) {
+#pragma unroll
+  for (int by = 1; by < kWarp; by *= 2) {
+    const uint32_t below = shuffle_up(value, by);
+    if (lane_index() >= by) value += below;
+  }
+  return value;
+}
+
+// Stores what the block marked: by the first warp, behind a barrier. whole: [words] of global memory for the bitmap.
+INT8Q_DEVICE void store_found(uint32_t bitmap, int words, FoundColumns* found, uint32_t* whole) {
+  if (warp_index() != 0) return;
+  uint32_t count = 0;
+  for (int first = 0; first < words; first += kWarp) {
+    const int w = first + lane_index();
+    uint32_t bits = w < words ? load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4) : 0;
+    const uint32_t sum = inclusive_sum(static_cast<uint32_t>(count_bits(bits)));
+    uint32_t rank = count + sum - static_cast<uint32_t>(count_bits(bits));
+    for (; bits != 0 && rank < kListed; bits &= bits - 1) {
+      store(&found->first[rank++], static_cast<uint32_t>(w * 32 + lowest_bit(bits)));
+    }
+    count += shuffle(sum, kWarp - 1);
+  }
+  if (lane_index() == 0) store(&found->count, count);
+  if (count <= kListed) return;
+  for (int w = lane_index(); w < words; w += kWarp)
+    store(&whole[w], load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4));
+}
+
+// All columns that any block found, in ascending order. Shared memory: bitmap and rank, [words] each.
+struct ColumnList {
+  uint32_t bitmap, rank;  // rank: columns before each word
+  int words;
+  uint32_t count;
+
+  // By the whole block; ends in a barrier.
+  INT8Q_DEVICE ColumnList(uint32_t at, int64_t k, const FoundColumns* found, const uint32_t* bitmaps, int blocks,
+                          int threads)
+      : bitmap(at), rank(at + static_cast<uint32_t>(bitmap_words(k)) * 4), words(bitmap_words(k)) {
+    const uint32_t total = rank + static_cast<uint32_t>(words) * 4, any_whole = total + 4;
+    clear_bitmap(bitmap, words, threads);
+    if (thread_index() == 0) store_shared<uint32_t>(any_whole, 0);
+    block_barrier();
+    for (int b = thread_index(); b < blocks; b += threads) {
+      const uint32_t listed = load(&found[b].count);
+      if (listed > kListed) {
+        atomic_or_shared(any_whole, 1);
+        continue;
+      }
+      for (uint32_t t = 0; t < listed; ++t) {
+        const uint32_t column = load(&found[b].first[t]);
+        atomic_or_shared(bitmap + column / 32 * 4, 1u << column % 32);
+      }
+    }
+    block_barrier();
+    if (load_shared<uint32_t>(any_whole) != 0) merge_bitmaps(found, bitmaps, blocks, threads);
+    if (warp_index() == 0) find_ranks(total);
+    block_barrier();
+    count = load_shared<uint32_t>(total);
+  }
+
+  // Where this list ends in shared memory.
+  INT8Q_DEVICE uint32_t end() const { return rank + static_cast<uint32_t>(words) * 4 + 8; }
+
+  // The column of rank r < count: the r-th set bit.
+  INT8Q_DEVICE int column(uint32_t r) const {
+    int low = 0;
+    for (int high = words; high - low > 1;) {
+      const int middle = (low + high) / 2;
+      (load_shared<uint32_t>(rank + static_cast<uint32_t>(middle) * 4) <= r ? low : high) = middle;
+    }
+    uint32_t bits = load_shared<uint32_t>(bitmap + static_cast<uint32_t>(low) * 4);
+    for (uint32_t skip = r - load_shared<uint32_t>(rank + static_cast<uint32_t>(low) * 4); skip > 0; --skip)
+      bits &= bits - 1;
+    return low * 32 + lowest_bit(bits);
+  }
+
+ private:
+  INT8Q_DEVICE void merge_bitmaps(const FoundColumns* found, const uint32_t* bitmaps, int blocks, int threads) const {
+    for (int w = thread_index(); w < words; w += threads) {
+      uint32_t bits = load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4);
+      for (int b = 0; b < blocks; ++b) {
+        if (load(&found[b].count) > kListed) bits |= load(&bitmaps[static_cast<int64_t>(b) * words + w]);
+      }
+      store_shared(bitmap + static_cast<uint32_t>(w) * 4, bits);
+    }
+    block_barrier();
+  }
+
+  INT8Q_DEVICE void find_ranks(uint32_t total) const {
+    uint32_t before = 0;
+    for (int first = 0; first < words; first += kWarp) {
+      const int w = first + lane_index();
+      const uint32_t place = static_cast<uint32_t>(w) * 4;
+      const auto mine = static_cast<uint32_t>(w < words ? count_bits(load_shared<uint32_t>(bitmap + place)) : 0);
+      const uint32_t sum = inclusive_sum(mine);
+      if (w < words) store_shared(rank + place, before + sum - mine);
+      before += shuffle(sum, kWarp - 1);
+    }
+    if (lane_index() == 0) store_shared(total, before);
+  }
+};
+
+}  // namespace int8q::gpu

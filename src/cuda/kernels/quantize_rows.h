@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Vector-wise quantization of rows of activations (arXiv 2208.07339, section 3.1), as quantize_rows on the CPU, bit for bit:
+//
+//   row_stats[i] = max |x[i][k]| over the row's inliers; NaN where one is NaN or Inf
+//   codes[i][k]  = rint(x[i][k] * (127 * (1 / stat))), for stat < 2^-120 rint((x[i][k] / stat) * 127)
+//                  0 for outliers, in a row whose stat is 0 or NaN, and for k from K on
+//   outlier      limit <= bits(|x|) <= bits(Inf)
+//
+// Codes of inliers in outlier columns are there; the product takes them out again.
+//
+// A block of kThreads takes every block_count()-th row and reads it twice, the second time from L1: a row of K=14336 is 28 KiB.
+// absmax is the unsigned maximum of the bits of |x|, whose order is the floats' with NaN on top; fmax would drop NaN.
+//
+// Shared memory: the bitmap of columns, then a word a warp for maxima.
+#pragma once
+
+#include "cuda/kernels/elements.h"
+#include "cuda/kernels/outlier_columns.h"
+
+namespace int8q::gpu {
+
+struct RowScale {
+  float stat, factor;
+  bool tiny;
+
+  INT8Q_DEVICE explicit RowScale(uint32_t absmax)
+      : stat(absmax < kInfBits ? float_of(absmax) : float_of(0x7fc00000u)),
+        factor(stat > 0.0f ? 127.0f * divide(1.0f, stat) : 0.0f),
+        tiny(stat < 0x1p-120f) {}
+  INT8Q_DEVICE int32_t code(float x) const {
+    if (!(stat > 0.0f)) return 0;
+    return round_to_int(tiny ? divide(x, stat) * 127.0f : x * factor);
+  }
+};
+
+// The largest `value` of the block, for all of its threads; `at` has a word a warp. Two barriers.
+template <int kThreads>
+INT8Q_DEVICE uint32_t block_maximum(uint32_t value, uint32_t at) {
+#pragma unroll
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+    const uint32_t other = shuffle_xor(value, mask);
+    value = other > value ? other : value;
+  }
+  if (lane_index() == 0) store_shared(at + static_cast<uint32_t>(warp_index()) * 4, value);
+  block_barrier();
+#pragma unroll
+  for (uint32_t w = 0; w < kThreads / kWarp; ++w) {
+    const uint32_t other = load_shared<uint32_t>(at + w * 4);
+    value = other > value ? other : value;
+  }
+  block_barrier();
+  return value;
+}
+
+template <Dtype D, bool kAligned>
+INT8Q_DEVICE void quantize_rows(const QuantizeRows& p) {
+  constexpr int kThreads = QuantizeRows::kThreads;
+  const int words = bitmap_words(p.k);
+  const uint32_t bitmap = 0, maxima = static_cast<uint32_t>(words) * 4;
+  const int64_t first = thread_index() * kChunk, step = kThreads * kChunk;
+  clear_bitmap(bitmap, words, kThreads);
+  block_barrier();
+
+  for (int64_t row = block_index(); row < p.rows; row += block_count()) {
+    const uint8_t* x = p.x + row * p.x_stride;
+    float v[kChunk];
+    uint32_t absmax = 0;
+    for (int64_t k = first; k < p.k; k += step) {
+      load_chunk<D, kAligned>(x, k, p.k, v);
+      uint32_t outliers = 0;
+#pragma unroll
+      for (int e = 0; e < kChunk; ++e) {
+        const uint32_t bits = magnitude(v[e]);
+        const bool outlier = is_outlier(bits, p.limit);
+        outliers |= static_cast<uint32_t>(outlier) << e;
+        absmax = !outlier && bits > absmax ? bits : absmax;
+      }
+      if (outliers != 0) atomic_or_shared(bitmap + static_cast<uint32_t>(k / 32) * 4, outliers << k % 32);
+    }
+    const RowScale scale(block_maximum<kThreads>(absmax, maxima));
+    if (thread_index() == 0) store(&p.row_stats[row], scale.stat);
+
+    int8_t* codes = p.codes + row * p.codes_stride;
+    for (int64_t k = first; k < p.codes_stride; k += step) {
+      load_chunk<D, kAligned>(x, k, p.k, v);
+      uint32_t words_of_codes[2] = {0, 0};
+#pragma unroll
+      for (int e = 0; e < kChunk; ++e) {
+        const int32_t code = is_outlier(magnitude(v[e]), p.limit) ? 0 : scale.code(v[e]);
+        words_of_codes[e / 4] |= (static_cast<uint32_t>(code) & 0xffu) << e % 4 * 8;
+      }
+      store(reinterpret_cast<U32x2*>(codes + k), U32x2{words_of_codes[0], words_of_codes[1]});
+    }
+  }
+
+  if (p.found == nullptr) return;
+  block_barrier();
+  store_found(bitmap, words, p.found + block_index(), p.bitmaps + static_cast<int64_t>(block_index()) * words);
+}
+
+}  // namespace int8q::gpu

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// cuda/kernels/device.h on the emulator.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "cuda/kernels/portable.h"
+#include "cuda_emulation/emulator.h"
+
+#define INT8Q_DEVICE inline
+
+namespace int8q::gpu {
+
+using emulation::block_count;
+using emulation::block_index;
+using emulation::Site;
+using emulation::thread_index;
+
+struct alignas(8) U32x2 {
+  uint32_t x, y;
+};
+struct alignas(16) U32x4 {
+  uint32_t x, y, z, w;
+};
+
+inline int lane_index() { return thread_index() % kWarp; }
+inline int warp_index() { return thread_index() / kWarp; }
+
+// ---------------------------------------------------------------------------------------------------- Memory
+
+template <class T>
+T load(const T* p, const Site& site = Site::current()) {
+  const auto [memory, at] = emulation::global_place(p, sizeof(T), site);
+  T value;
+  memory.read(at, &value, sizeof(T), site);
+  return value;
+}
+template <class T>
+void store(T* p, T value, const Site& site = Site::current()) {
+  const auto [memory, at] = emulation::global_place(p, sizeof(T), site);
+  memory.write(at, &value, sizeof(T), site);
+}
+template <class T>
+T load_shared(uint32_t at, const Site& site = Site::current()) {
+  emulation::check_shared_alignment(at, sizeof(T), site);
+  T value;
+  emulation::shared_memory().read(at, &value, sizeof(T), site);
+  return value;
+}
+template <class T>
+void store_shared(uint32_t at, T value, const Site& site = Site::current()) {
+  emulation::check_shared_alignment(at, sizeof(T), site);
+  emulation::shared_memory().write(at, &value, sizeof(T), site);
+}
+inline void atomic_or_shared(uint32_t at, uint32_t bits, const Site& site = Site::current()) {
+  emulation::check_shared_alignment(at, 4, site);
+  emulation::shared_memory().atomic(
+      at, [bits](uint32_t word) { return word | bits; }, site);
+}
+
+// ---------------------------------------------------------------------------------------------------- Threads together
+
+inline void block_barrier(const Site& site = Site::current()) { emulation::block_barrier(site); }
+inline void warp_barrier(const Site& site = Site::current()) { emulation::warp_barrier(site); }
+
+// Each lane gets the value of lane source(lane, by).
+template <int (*source)(int lane, int by)>
+uint32_t shuffled(const char* name, uint32_t value, int by, const Site& site) {
+  struct Input {
+    uint32_t value;
+    int by;
+  };
+  const Input input{value, by};
+  uint32_t output;
+  const auto compute = [](const void* const* inputs, void* const* outputs) {
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const int from = source(lane, static_cast<const Input*>(inputs[lane])->by);
+      *static_cast<uint32_t*>(outputs[lane]) = static_cast<const Input*>(inputs[from])->value;
+    }
+  };
+  emulation::warp_operation(name, &input, &output, compute, site);
+  return output;
+}
+inline int lane_xor(int lane, int mask) { return lane ^ mask; }
+inline int lane_below(int lane, int by) { return lane >= by ? lane - by : lane; }
+inline int lane_itself(int, int from) { return from % kWarp; }
+
+inline uint32_t shuffle_xor(uint32_t value, int mask, const Site& site = Site::current()) {
+  return shuffled<lane_xor>("shuffle_xor", value, mask, site);
+}
+inline uint32_t shuffle_up(uint32_t value, int by, const Site& site = Site::current()) {
+  return shuffled<lane_below>("shuffle_up", value, by, site);
+}
+inline uint32_t shuffle(uint32_t value, int lane, const Site& site = Site::current()) {
+  return shuffled<lane_itself>("shuffle", value, lane, site);
+}
+
+// ---------------------------------------------------------------------------------------------------- Numbers
+
+inline uint32_t bits_of(float f) { return std::bit_cast<uint32_t>(f); }
+inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline float fma(float a, float b, float c) { return std::fmaf(a, b, c); }
+inline float divide(float a, float b) { return a / b; }
+inline int32_t round_to_int(float f) { return static_cast<int32_t>(std::nearbyintf(f)); }
+inline int count_bits(uint32_t bits) { return std::popcount(bits); }
+inline int lowest_bit(uint32_t bits) { return std::countr_zero(bits); }
+inline float half_to_float(uint16_t h) { return f16_to_f32(h); }
+inline uint16_t float_to_half(float f) { return f32_to_f16(f); }
+
+}  // namespace int8q::gpu

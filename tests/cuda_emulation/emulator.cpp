@@ -1,0 +1,566 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda_emulation/emulator.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <boost/context/detail/fcontext.hpp>
+#include <cstdlib>
+#include <deque>
+#include <exception>
+#include <map>
+#include <numeric>
+#include <random>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace int8q::emulation {
+namespace {
+
+namespace context = boost::context::detail;
+
+constexpr int kResident = 3;  // blocks at a time
+constexpr size_t kStackBytes = size_t{256} << 10;
+constexpr uint8_t kPoison = 0xa5;
+constexpr size_t kSharedAlignment = 128;
+
+struct AsyncCopy {
+  int64_t to;
+  const void* from;
+  int count, valid;
+  Site site;
+};
+
+enum class Waiting { kNothing, kBlockBarrier, kWarpOperation, kDone };
+
+struct Block;
+
+struct Thread {
+  Block* block;
+  int index;
+  Waiting waiting = Waiting::kNothing;
+  Site site;
+  std::deque<std::vector<AsyncCopy>> groups;  // committed, oldest first
+  std::vector<AsyncCopy> open;
+  context::fcontext_t fiber = nullptr;
+  void* stack = nullptr;
+  std::exception_ptr error;
+
+  int warp() const { return index / kWarp; }
+};
+
+struct Warp {
+  uint32_t epoch = 0;
+  int arrived = 0;
+  const char* name = nullptr;
+  Site site;
+  const void* inputs[kWarp];
+  void* outputs[kWarp];
+};
+
+struct Block {
+  int64_t index;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  AlignedBytes storage{0, 1};
+  std::unique_ptr<Memory> shared;
+  uint32_t epoch = 0;
+  int at_barrier = 0, done = 0;
+  uint64_t acquired = 0;  // releases up to here are visible
+  bool fenced = false;
+};
+
+struct Engine {
+  const std::function<void()>* kernel = nullptr;
+  int64_t blocks = 0;
+  uint32_t launch = 0;
+  Thread* running = nullptr;
+  context::fcontext_t scheduler = nullptr;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_bytes = 0;
+  std::map<const uint8_t*, Memory*> global;  // by end address
+  std::vector<void*> free_stacks;
+  // Per block of this launch: the clock at its last release. Per word: the clock of what was released by an atomic on it.
+  std::map<uint32_t, std::pair<uint64_t, uint32_t>> released;  // block -> (clock, block epoch)
+  std::map<const Memory*, std::map<int64_t, uint64_t>> words;
+  uint64_t clock = 0;
+  Counters counters;
+};
+
+Engine engine;
+
+Thread& self() {
+  if (engine.running == nullptr) throw std::logic_error("device code outside of a launch");
+  return *engine.running;
+}
+
+std::string describe(const Site& site) {
+  const std::string file = site.file_name();
+  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(site.line());
+}
+
+std::string who(const Thread& t) {
+  return "thread " + std::to_string(t.index) + " of block " + std::to_string(t.block->index);
+}
+
+[[noreturn]] void fault(FaultKind kind, const std::string& what, const Site& site) {
+  throw Fault(kind, describe(site) + ": " + who(self()) + " " + what);
+}
+
+Moment now() {
+  const Thread& t = self();
+  return {engine.launch, static_cast<uint32_t>(t.block->index), static_cast<uint32_t>(t.index), t.block->epoch,
+          t.block->warps[static_cast<size_t>(t.warp())].epoch};
+}
+
+bool same_warp(const Moment& a, const Moment& b) { return a.block == b.block && a.thread / kWarp == b.thread / kWarp; }
+
+// Whether what was done at `then` is over for who is at `at`.
+bool ordered(const Moment& then, const Moment& at) {
+  if (then.launch != at.launch) return true;
+  if (then.block != at.block) {
+    const auto found = engine.released.find(then.block);
+    return found != engine.released.end() && found->second.second > then.block_epoch &&
+           found->second.first <= self().block->acquired;
+  }
+  if (then.thread == at.thread || then.block_epoch < at.block_epoch) return true;
+  return same_warp(then, at) && then.warp_epoch < at.warp_epoch;
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------- Memory
+
+void Memory::mark_written(int64_t at, int64_t count) {
+  for (int64_t i = at; i < at + count; ++i) {
+    shadow_[static_cast<size_t>(i)] = Byte{};
+    shadow_[static_cast<size_t>(i)].state = Byte::kWritten;
+  }
+}
+
+void Memory::check(int64_t at, int64_t count, const Site& site) const {
+  ++engine.counters.accesses;
+  if (at < 0 || at + count > size()) {
+    fault(FaultKind::kBounds,
+          "touches " + std::to_string(count) + " bytes at " + std::to_string(at) + " of " + std::to_string(size()) +
+              " of " + name_,
+          site);
+  }
+}
+
+void Memory::race(const char* what, const Moment& other, int64_t at, const Site& site) const {
+  fault(FaultKind::kRace,
+        std::string(what) + " thread " + std::to_string(other.thread) + " of block " + std::to_string(other.block) +
+            ", byte " + std::to_string(at) + " of " + name_,
+        site);
+}
+
+void Memory::read(int64_t at, void* to, int64_t count, const Site& site) {
+  check(at, count, site);
+  const Moment moment = now();
+  for (int64_t i = at; i < at + count; ++i) {
+    Byte& byte = shadow_[static_cast<size_t>(i)];
+    if (byte.state == Byte::kOnItsWay) {
+      fault(FaultKind::kMissingWait, "reads byte " + std::to_string(i) + " of " + name_ + " before its copy is waited for",
+            site);
+    }
+    if (byte.state == Byte::kUnwritten) {
+      fault(FaultKind::kUninitialized, "reads byte " + std::to_string(i) + " of " + name_ + ", which nobody wrote", site);
+    }
+    if (!ordered(byte.write, moment)) race("reads what is being written by", byte.write, i, site);
+    note_read(byte);
+  }
+  std::memcpy(to, bytes_ + at, static_cast<size_t>(count));
+}
+
+void Memory::note_read(Byte& byte) {
+  const Moment moment = now();
+  const bool old = byte.readers == Byte::kNone || ordered(byte.read, moment);
+  if (old && (byte.read.launch != moment.launch || byte.read.block != moment.block ||
+              byte.read.block_epoch < moment.block_epoch || byte.readers == Byte::kNone)) {
+    byte.readers = Byte::kThread;
+  } else if (byte.read.block != moment.block) {
+    byte.readers = Byte::kBlocks;
+  } else if (!same_warp(byte.read, moment)) {
+    byte.readers = std::max(byte.readers, Byte::kBlock);
+  } else if (byte.read.thread != moment.thread && byte.read.warp_epoch == moment.warp_epoch) {
+    byte.readers = std::max(byte.readers, Byte::kWarp);
+  }
+  byte.read = moment;
+}
+
+void Memory::check_write(Byte& byte, int64_t at, bool atomic, const Site& site) {
+  const Moment moment = now();
+  if (byte.state == Byte::kOnItsWay) {
+    fault(FaultKind::kMissingWait, "writes byte " + std::to_string(at) + " of " + name_ + ", which a copy is to fill",
+          site);
+  }
+  if (byte.state == Byte::kWritten && !(atomic && byte.atomic) && !ordered(byte.write, moment)) {
+    race("writes what is being written by", byte.write, at, site);
+  }
+  const Moment& read = byte.read;
+  bool over = byte.readers == Byte::kNone || read.launch != moment.launch;
+  if (!over && byte.readers != Byte::kBlocks) {
+    over = ordered(read, moment);
+    if (read.block == moment.block && read.block_epoch == moment.block_epoch) {
+      if (byte.readers == Byte::kBlock) over = false;
+      if (byte.readers == Byte::kWarp) over = same_warp(read, moment) && read.warp_epoch < moment.warp_epoch;
+    }
+  }
+  if (!over) race("writes what is being read by", read, at, site);
+  byte.write = moment;
+  byte.readers = Byte::kNone;
+  byte.atomic = atomic;
+}
+
+void Memory::write(int64_t at, const void* from, int64_t count, const Site& site) {
+  check(at, count, site);
+  for (int64_t i = at; i < at + count; ++i) {
+    Byte& byte = shadow_[static_cast<size_t>(i)];
+    check_write(byte, i, false, site);
+    byte.state = Byte::kWritten;
+  }
+  std::memcpy(bytes_ + at, from, static_cast<size_t>(count));
+}
+
+uint32_t Memory::atomic(int64_t at, const std::function<uint32_t(uint32_t)>& change, const Site& site) {
+  check(at, 4, site);
+  for (int64_t i = at; i < at + 4; ++i) {
+    Byte& byte = shadow_[static_cast<size_t>(i)];
+    if (byte.state == Byte::kUnwritten) {
+      fault(FaultKind::kUninitialized, "changes byte " + std::to_string(i) + " of " + name_ + ", which nobody wrote", site);
+    }
+    check_write(byte, i, true, site);
+  }
+  Block& block = *self().block;
+  uint64_t& word = engine.words[this][at];
+  if (block.fenced) {
+    ++engine.clock;
+    engine.released[static_cast<uint32_t>(block.index)] = {engine.clock, block.epoch + 1};
+    word = engine.clock;
+  }
+  block.acquired = std::max(block.acquired, word);
+  uint32_t before;
+  std::memcpy(&before, bytes_ + at, 4);
+  const uint32_t after = change(before);
+  std::memcpy(bytes_ + at, &after, 4);
+  return before;
+}
+
+void Memory::begin_copy(int64_t at, int64_t count, const Site& site) {
+  check(at, count, site);
+  for (int64_t i = at; i < at + count; ++i) {
+    Byte& byte = shadow_[static_cast<size_t>(i)];
+    check_write(byte, i, false, site);
+    byte.state = Byte::kOnItsWay;
+  }
+  std::memset(bytes_ + at, kPoison, static_cast<size_t>(count));
+}
+
+void Memory::end_copy(int64_t at, const void* from, int64_t count, const Site& site) {
+  check(at, count, site);
+  for (int64_t i = at; i < at + count; ++i) {
+    Byte& byte = shadow_[static_cast<size_t>(i)];
+    byte.state = Byte::kWritten;
+    byte.write = now();
+  }
+  std::memcpy(bytes_ + at, from, static_cast<size_t>(count));
+}
+
+Registered::Registered(void* bytes, int64_t size, const char* name)
+    : memory_(std::make_unique<Memory>(static_cast<uint8_t*>(bytes), size, name)) {
+  engine.global[memory_->bytes() + std::max<int64_t>(size, 1)] = memory_.get();
+}
+
+Registered::~Registered() {
+  engine.global.erase(memory_->bytes() + std::max<int64_t>(memory_->size(), 1));
+  engine.words.erase(memory_.get());
+}
+
+void check_shared_alignment(int64_t at, int64_t count, const Site& site) {
+  if (at % count == 0) return;
+  fault(FaultKind::kAlignment,
+        "touches " + std::to_string(count) + " bytes at " + std::to_string(at) + " of shared memory, no multiple of that",
+        site);
+}
+
+Place global_place(const void* p, int64_t count, const Site& site) {
+  const auto* bytes = static_cast<const uint8_t*>(p);
+  const auto found = engine.global.upper_bound(bytes);
+  if (found == engine.global.end() || bytes < found->second->bytes()) {
+    fault(FaultKind::kBounds, "touches " + std::to_string(count) + " bytes of memory that is no buffer", site);
+  }
+  if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(count) != 0) {
+    fault(FaultKind::kAlignment, "touches " + std::to_string(count) + " bytes at an address that is no multiple of that",
+          site);
+  }
+  return {*found->second, bytes - found->second->bytes()};
+}
+
+// ---------------------------------------------------------------------------------------------------- Fibers
+
+namespace {
+
+void* take_stack() {
+  if (!engine.free_stacks.empty()) {
+    void* stack = engine.free_stacks.back();
+    engine.free_stacks.pop_back();
+    return stack;
+  }
+  void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (stack == MAP_FAILED) throw std::bad_alloc();
+  return stack;
+}
+
+// ASan must know which stack is in use.
+void leave_for([[maybe_unused]] void** fake, [[maybe_unused]] const void* bottom, [[maybe_unused]] size_t bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(fake, bottom, bytes);
+#endif
+}
+void arrive([[maybe_unused]] void* fake, [[maybe_unused]] const void** bottom, [[maybe_unused]] size_t* bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake, bottom, bytes);
+#endif
+}
+
+// Back to the scheduler until it resumes this thread.
+void yield() {
+  Thread& t = self();
+  void* fake = nullptr;
+  leave_for(t.waiting == Waiting::kDone ? nullptr : &fake, engine.scheduler_stack, engine.scheduler_bytes);
+  ++engine.counters.switches;
+  const context::transfer_t back = context::jump_fcontext(engine.scheduler, nullptr);
+  arrive(fake, &engine.scheduler_stack, &engine.scheduler_bytes);
+  engine.scheduler = back.fctx;
+}
+
+void fiber_main(context::transfer_t from) {
+  arrive(nullptr, &engine.scheduler_stack, &engine.scheduler_bytes);
+  engine.scheduler = from.fctx;
+  Thread& t = self();
+  try {
+    (*engine.kernel)();
+    if (!t.open.empty() || !t.groups.empty()) {
+      fault(FaultKind::kUnfinished, "leaves with copies on their way", Site::current());
+    }
+  } catch (...) {
+    t.error = std::current_exception();
+  }
+  t.waiting = Waiting::kDone;
+  ++t.block->done;
+  yield();
+}
+
+void resume(Thread& t) {
+  engine.running = &t;
+  if (t.fiber == nullptr) {
+    t.stack = take_stack();
+    t.fiber = context::make_fcontext(static_cast<uint8_t*>(t.stack) + kStackBytes, kStackBytes, fiber_main);
+  }
+  void* fake = nullptr;
+  leave_for(&fake, t.stack, kStackBytes);
+  const context::transfer_t back = context::jump_fcontext(t.fiber, nullptr);
+  arrive(fake, nullptr, nullptr);
+  t.fiber = back.fctx;
+  engine.running = nullptr;
+  if (t.error) std::rethrow_exception(t.error);
+}
+
+void release_stacks(Block& block) {
+  for (Thread& t : block.threads) {
+    if (t.stack != nullptr) engine.free_stacks.push_back(t.stack);
+    t.stack = nullptr;
+  }
+}
+
+std::unique_ptr<Block> make_block(int64_t index, const LaunchShape& shape) {
+  auto block = std::make_unique<Block>();
+  block->index = index;
+  block->threads.resize(static_cast<size_t>(shape.threads));
+  for (int t = 0; t < shape.threads; ++t) {
+    block->threads[static_cast<size_t>(t)].block = block.get();
+    block->threads[static_cast<size_t>(t)].index = t;
+  }
+  block->warps.resize(static_cast<size_t>(shape.threads / kWarp));
+  block->storage = AlignedBytes(shape.shared_bytes, kSharedAlignment);
+  block->shared = std::make_unique<Memory>(block->storage.get(), shape.shared_bytes, "shared memory");
+  return block;
+}
+
+// Nobody in the block can go on.
+void explain_deadlock(const Block& block) {
+  for (const Thread& t : block.threads) {
+    if (t.waiting == Waiting::kDone) continue;
+    const bool barrier = t.waiting == Waiting::kBlockBarrier;
+    const Warp& warp = block.warps[static_cast<size_t>(t.warp())];
+    throw Fault(FaultKind::kDivergence,
+                describe(t.site) + ": " + who(t) + " waits at " + (barrier ? "a barrier" : warp.name) + ", which " +
+                    (barrier ? std::to_string(block.at_barrier) + " of " + std::to_string(block.threads.size()) + " threads"
+                             : std::to_string(warp.arrived) + " of 32 lanes") +
+                    " have reached; others wait elsewhere or have left");
+  }
+}
+
+// One turn of all threads that can run; whether there was one.
+bool run_turn(Block& block, const std::vector<int>& order) {
+  bool ran = false;
+  for (const int index : order) {
+    Thread& t = block.threads[static_cast<size_t>(index)];
+    if (t.waiting != Waiting::kNothing) continue;
+    resume(t);
+    ran = true;
+  }
+  return ran;
+}
+
+}  // namespace
+
+void launch(const LaunchShape& shape, const std::function<void()>& kernel) {
+  const auto refuse = [](const std::string& what) { throw Fault(FaultKind::kLimit, what); };
+  if (shape.blocks < 1 || shape.blocks > 0x7fffffff)
+    refuse(std::to_string(shape.blocks) + " blocks; expected 1 to 2^31 - 1");
+  if (shape.threads < kWarp || shape.threads > 1024 || shape.threads % kWarp != 0) {
+    refuse(std::to_string(shape.threads) + " threads a block; expected whole warps, at most 1024");
+  }
+  if (shape.shared_bytes < 0 || shape.shared_bytes > shape.most_shared_bytes) {
+    refuse(std::to_string(shape.shared_bytes) + " bytes of shared memory; expected at most " +
+           std::to_string(shape.most_shared_bytes));
+  }
+  engine.kernel = &kernel;
+  engine.blocks = shape.blocks;
+  ++engine.launch;
+  ++engine.counters.launches;
+  engine.released.clear();
+  engine.words.clear();
+
+  std::vector<int64_t> blocks(static_cast<size_t>(shape.blocks));
+  std::iota(blocks.begin(), blocks.end(), int64_t{0});
+  std::vector<int> order(static_cast<size_t>(shape.threads));
+  std::iota(order.begin(), order.end(), 0);
+  std::mt19937_64 random(shape.seed);
+  if (shape.seed != 0) {
+    std::shuffle(blocks.begin(), blocks.end(), random);
+    std::shuffle(order.begin(), order.end(), random);
+  }
+  std::vector<std::unique_ptr<Block>> resident;
+  size_t next = 0;
+  try {
+    while (next < blocks.size() || !resident.empty()) {
+      while (resident.size() < kResident && next < blocks.size()) resident.push_back(make_block(blocks[next++], shape));
+      for (auto& block : resident) {
+        if (!run_turn(*block, order)) explain_deadlock(*block);
+        if (block->done == shape.threads) {
+          release_stacks(*block);
+          block.reset();
+        }
+      }
+      std::erase(resident, nullptr);
+    }
+  } catch (...) {
+    engine.running = nullptr;
+    for (auto& block : resident) {
+      if (block) release_stacks(*block);
+    }
+    throw;
+  }
+}
+
+const Counters& counters() { return engine.counters; }
+
+// ---------------------------------------------------------------------------------------------------- What device.h calls
+
+int thread_index() { return self().index; }
+int block_index() { return static_cast<int>(self().block->index); }
+int block_count() { return static_cast<int>(engine.blocks); }
+Memory& shared_memory() { return *self().block->shared; }
+void fence() { self().block->fenced = true; }
+
+void block_barrier(const Site& site) {
+  Thread& t = self();
+  Block& block = *t.block;
+  t.site = site;
+  if (block.at_barrier > 0) {
+    for (const Thread& other : block.threads) {
+      if (other.waiting == Waiting::kBlockBarrier && other.site.line() != site.line()) {
+        fault(FaultKind::kDivergence,
+              "waits at a barrier while thread " + std::to_string(other.index) + " waits at " + describe(other.site), site);
+      }
+      if (other.waiting == Waiting::kBlockBarrier) break;
+    }
+  }
+  if (++block.at_barrier < static_cast<int>(block.threads.size())) {
+    t.waiting = Waiting::kBlockBarrier;
+    return yield();
+  }
+  block.at_barrier = 0;
+  ++block.epoch;
+  for (Thread& other : block.threads) other.waiting = Waiting::kNothing;
+}
+
+void warp_operation(const char* name, const void* input, void* output, WarpCompute compute, const Site& site) {
+  Thread& t = self();
+  Warp& warp = t.block->warps[static_cast<size_t>(t.warp())];
+  t.site = site;
+  if (warp.arrived == 0) {
+    warp.name = name;
+    warp.site = site;
+  } else if (std::strcmp(warp.name, name) != 0 || warp.site.line() != site.line()) {
+    fault(FaultKind::kDivergence,
+          std::string("is at ") + name + " while other lanes are at " + warp.name + ", " + describe(warp.site), site);
+  }
+  warp.inputs[t.index % kWarp] = input;
+  warp.outputs[t.index % kWarp] = output;
+  if (++warp.arrived < kWarp) {
+    t.waiting = Waiting::kWarpOperation;
+    return yield();
+  }
+  ++engine.counters.warp_operations;
+  warp.arrived = 0;
+  if (compute != nullptr) {
+    compute(warp.inputs, warp.outputs);
+  } else {
+    ++warp.epoch;
+  }
+  for (int lane = 0; lane < kWarp; ++lane) {
+    t.block->threads[static_cast<size_t>(t.warp() * kWarp + lane)].waiting = Waiting::kNothing;
+  }
+}
+
+void warp_barrier(const Site& site) { warp_operation("a warp's barrier", nullptr, nullptr, nullptr, site); }
+
+void copy_async(int64_t shared_at, const void* global, int count, int valid, const Site& site) {
+  if (shared_at % count != 0 || reinterpret_cast<uintptr_t>(global) % static_cast<uintptr_t>(count) != 0) {
+    fault(FaultKind::kAlignment,
+          "copies " + std::to_string(count) + " bytes from or to an address that is no multiple of that", site);
+  }
+  if (valid < 0 || valid > count) fault(FaultKind::kBounds, "copies " + std::to_string(valid) + " bytes", site);
+  shared_memory().begin_copy(shared_at, count, site);
+  self().open.push_back({shared_at, global, count, valid, site});
+}
+
+void commit_copies() {
+  Thread& t = self();
+  t.groups.push_back(std::move(t.open));
+  t.open.clear();
+}
+
+void wait_copies(int groups_left, const Site& site) {
+  Thread& t = self();
+  while (static_cast<int>(t.groups.size()) > groups_left) {
+    for (const AsyncCopy& copy : t.groups.front()) {
+      uint8_t bytes[16] = {};
+      if (copy.valid > 0) {
+        const auto* from = static_cast<const uint8_t*>(copy.from);
+        const auto [memory, at] = global_place(from, copy.valid == copy.count ? copy.count : 1, copy.site);
+        memory.read(at, bytes, copy.valid, copy.site);
+      }
+      shared_memory().end_copy(copy.to, bytes, copy.count, site);
+    }
+    t.groups.pop_front();
+  }
+}
+
+}  // namespace int8q::emulation

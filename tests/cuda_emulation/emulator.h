@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Runs device code on the host, a fiber a thread, to find what a GPU would do wrong in silence.
+//
+//   emulation::Buffer<float> x(1000), y(1000);                          global memory that kernels may touch
+//   emulation::launch({.blocks = 4, .threads = 128, .shared_bytes = 1024}, [&] { kernel(x.device(), y.device()); });
+//
+// A fault throws Fault, which names its kind, thread and place in the source:
+//
+//   kBounds, kAlignment  an access outside of registered or shared memory, or not at a multiple of its size
+//   kUninitialized       a byte is read that nobody wrote
+//   kRace                two threads touch a byte, one of them writes, and no barrier lies between
+//   kMissingWait         a byte is touched that cp.async still has to bring
+//   kDivergence          threads of a block or a warp wait at different barriers or warp operations, or have left
+//   kLimit               a launch that the architecture would refuse
+//   kUnfinished          a thread leaves with copies on their way
+//
+// Order: blocks run kResident at a time, their threads by turns, each until it has to wait; `seed` permutes both. What a
+// barrier orders: __syncthreads the whole block, __syncwarp the warp; shuffles and votes order nothing. What a block wrote
+// before a fence and an atomic is there for who does an atomic on the same word and a fence after it.
+// Copies by cp.async move nothing until that thread waits for them, and fill their destination with a pattern until then.
+//
+// It knows nothing of registers, bank conflicts, caches or weak ordering inside a warp.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <new>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace int8q::emulation {
+
+using Site = std::source_location;
+
+enum class FaultKind { kBounds, kAlignment, kUninitialized, kRace, kMissingWait, kDivergence, kLimit, kUnfinished };
+
+struct Fault : std::runtime_error {
+  Fault(FaultKind which, const std::string& what) : std::runtime_error(what), kind(which) {}
+  FaultKind kind;
+};
+
+// ---------------------------------------------------------------------------------------------------- Memory
+
+// Who touched a byte last, and when: of the launch, the block, its barriers and its warp's barriers.
+struct Moment {
+  uint32_t launch = 0, block = 0, thread = 0, block_epoch = 0, warp_epoch = 0;
+};
+
+struct Byte {
+  enum State : uint8_t { kUnwritten, kWritten, kOnItsWay };
+  enum Readers : uint8_t { kNone, kThread, kWarp, kBlock, kBlocks };
+  Moment write, read;
+  State state = kUnwritten;
+  Readers readers = kNone;
+  bool atomic = false;  // the last write was one
+};
+
+// Bytes of one address space, and what is known of each.
+class Memory {
+ public:
+  Memory(uint8_t* bytes, int64_t size, const char* name) : bytes_(bytes), name_(name), shadow_(static_cast<size_t>(size)) {}
+
+  int64_t size() const { return static_cast<int64_t>(shadow_.size()); }
+  uint8_t* bytes() const { return bytes_; }
+  void mark_written(int64_t at, int64_t count);
+  bool written(int64_t at) const { return shadow_[static_cast<size_t>(at)].state == Byte::kWritten; }
+
+  void read(int64_t at, void* to, int64_t count, const Site& site);
+  void write(int64_t at, const void* from, int64_t count, const Site& site);
+  uint32_t atomic(int64_t at, const std::function<uint32_t(uint32_t)>& change, const Site& site);
+  void begin_copy(int64_t at, int64_t count, const Site& site);
+  void end_copy(int64_t at, const void* from, int64_t count, const Site& site);
+
+ private:
+  void check(int64_t at, int64_t count, const Site& site) const;
+  void check_write(Byte& byte, int64_t at, bool atomic, const Site& site);
+  void note_read(Byte& byte);
+  [[noreturn]] void race(const char* what, const Moment& other, int64_t at, const Site& site) const;
+
+  uint8_t* bytes_;
+  const char* name_;
+  std::vector<Byte> shadow_;
+};
+
+// Exactly as many bytes as asked for, so that ASan sees what goes around the checks.
+class AlignedBytes {
+ public:
+  AlignedBytes(int64_t size, size_t alignment)
+      : bytes_(static_cast<uint8_t*>(operator new[](static_cast<size_t>(size), std::align_val_t{alignment})), {alignment}) {
+  }
+  uint8_t* get() const { return bytes_.get(); }
+
+ private:
+  struct Free {
+    size_t alignment;
+    void operator()(uint8_t* p) const { operator delete[](p, std::align_val_t{alignment}); }
+  };
+  std::unique_ptr<uint8_t[], Free> bytes_;
+};
+
+// Registers [bytes, bytes + size) as global memory until it is destroyed.
+class Registered {
+ public:
+  Registered(void* bytes, int64_t size, const char* name);
+  ~Registered();
+  Registered(const Registered&) = delete;
+  Registered& operator=(const Registered&) = delete;
+  Memory& memory() const { return *memory_; }
+
+ private:
+  std::unique_ptr<Memory> memory_;
+};
+
+// Global memory of `count` T, `offset` bytes behind an address that is aligned to 256 as cudaMalloc's are. What is put in
+// by `set` or the constructor counts as written.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count, const char* name = "a buffer", int64_t offset = 0)
+      : storage_(count * static_cast<int64_t>(sizeof(T)) + offset, 256),
+        count_(count),
+        offset_(offset),
+        registered_(storage_.get() + offset, count * static_cast<int64_t>(sizeof(T)), name) {}
+  Buffer(const std::vector<T>& values, const char* name, int64_t offset = 0)
+      : Buffer(static_cast<int64_t>(values.size()), name, offset) {
+    for (size_t i = 0; i < values.size(); ++i) set(static_cast<int64_t>(i), values[i]);
+  }
+
+  T* device() const { return reinterpret_cast<T*>(storage_.get() + offset_); }
+  int64_t count() const { return count_; }
+  void set(int64_t i, T value) {
+    std::memcpy(bytes(i), &value, sizeof(T));
+    registered_.memory().mark_written(i * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  }
+  // Fault of kUninitialized if no kernel wrote it.
+  T operator[](int64_t i) const {
+    for (size_t b = 0; b < sizeof(T); ++b) {
+      if (!written(i * static_cast<int64_t>(sizeof(T)) + static_cast<int64_t>(b))) {
+        throw Fault(FaultKind::kUninitialized, "element " + std::to_string(i) + " was not written");
+      }
+    }
+    T value;
+    std::memcpy(&value, bytes(i), sizeof(T));
+    return value;
+  }
+  bool written(int64_t byte) const { return registered_.memory().written(byte); }
+
+ private:
+  uint8_t* bytes(int64_t i) const { return storage_.get() + offset_ + i * static_cast<int64_t>(sizeof(T)); }
+
+  AlignedBytes storage_;
+  int64_t count_, offset_;
+  Registered registered_;
+};
+
+// ---------------------------------------------------------------------------------------------------- Launch
+
+struct LaunchShape {
+  int64_t blocks = 1;
+  int threads = 32;
+  int shared_bytes = 0;
+  uint64_t seed = 0;
+  int most_shared_bytes = 227 * 1024;  // that the architecture gives a block
+};
+
+inline constexpr int kWarp = 32;
+
+void launch(const LaunchShape& shape, const std::function<void()>& kernel);
+
+// Counted since the process began: switches between fibers, warp operations, checked accesses.
+struct Counters {
+  int64_t launches = 0, switches = 0, warp_operations = 0, accesses = 0;
+};
+const Counters& counters();
+
+// ---------------------------------------------------------------------------------------------------- For device.h
+
+int thread_index();
+int block_index();
+int block_count();
+
+Memory& shared_memory();
+void check_shared_alignment(int64_t at, int64_t count, const Site& site);
+// The registered memory that holds [p, p + count), and p's place there.
+struct Place {
+  Memory& memory;
+  int64_t at;
+};
+Place global_place(const void* p, int64_t count, const Site& site);
+
+void block_barrier(const Site& site);
+void warp_barrier(const Site& site);
+void fence();
+
+// All 32 lanes meet at `name`; the last one calls compute(inputs, outputs), arrays of 32 pointers to what each lane passed.
+using WarpCompute = void (*)(const void* const* inputs, void* const* outputs);
+void warp_operation(const char* name, const void* input, void* output, WarpCompute compute, const Site& site);
+
+// cp.async: 16 or fewer bytes from global to shared memory, of which `valid` are read and the others zero.
+void copy_async(int64_t shared_at, const void* global, int count, int valid, const Site& site);
+void commit_copies();
+void wait_copies(int groups_left, const Site& site);
+
+}  // namespace int8q::emulation

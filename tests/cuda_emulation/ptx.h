@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// cuda/kernels/ptx.h on the emulator.
+#pragma once
+
+#include "cuda/kernels/arch.h"
+#include "cuda_emulation/device.h"
+
+namespace int8q::gpu::ptx {
+
+using emulation::Site;
+
+inline void ldmatrix(uint32_t at, uint32_t (&r)[4], const Site& site = Site::current()) {
+  emulation::check_shared_alignment(at, 16, site);
+  struct Row {
+    uint8_t bytes[16];
+  } row;
+  emulation::shared_memory().read(at, row.bytes, 16, site);  // each lane reads the row that it addresses
+  const auto compute = [](const void* const* rows, void* const* outputs) {
+    for (int lane = 0; lane < kWarp; ++lane) {
+      auto& out = *static_cast<uint32_t(*)[4]>(outputs[lane]);
+      for (int i = 0; i < 4; ++i) {
+        std::memcpy(&out[i], static_cast<const Row*>(rows[i * 8 + lane / 4])->bytes + lane % 4 * 4, 4);
+      }
+    }
+  };
+  emulation::warp_operation("ldmatrix", &row, &r, compute, site);
+}
+
+// Fragments of a[16][kDepth], b[8][kDepth], with `kBytes` bytes an element, as ptx.h draws them.
+struct Fragments {
+  const uint32_t* a;
+  const uint32_t* b;
+};
+template <class T, int kDepth>
+void gather(const void* const* inputs, T (&a)[16][kDepth], T (&b)[8][kDepth]) {
+  constexpr int kWord = 4 / sizeof(T), kHalf = kDepth / 2;
+  for (int lane = 0; lane < kWarp; ++lane) {
+    const auto* f = static_cast<const Fragments*>(inputs[lane]);
+    const int g = lane / 4, q = lane % 4;
+    for (int i = 0; i < 4; ++i) std::memcpy(&a[g + i % 2 * 8][i / 2 * kHalf + q * kWord], &f->a[i], 4);
+    for (int i = 0; i < 2; ++i) std::memcpy(&b[g][i * kHalf + q * kWord], &f->b[i], 4);
+  }
+}
+// Place of c[i] of a lane.
+inline int fragment_row(int lane, int i) { return lane / 4 + i / 2 * 8; }
+inline int fragment_col(int lane, int i) { return lane % 4 * 2 + i % 2; }
+
+template <class Arch>
+void mma_s8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Site& site = Site::current()) {
+  static_assert(kHasInt8Mma<Arch>);
+  const Fragments input{a, b};
+  const auto compute = [](const void* const* inputs, void* const* outputs) {
+    int8_t x[16][32], w[8][32];
+    gather(inputs, x, w);
+    for (int lane = 0; lane < kWarp; ++lane) {
+      auto& out = *static_cast<int32_t(*)[4]>(outputs[lane]);
+      for (int i = 0; i < 4; ++i) {
+        const int8_t *row = x[fragment_row(lane, i)], *col = w[fragment_col(lane, i)];
+        int32_t sum = 0;
+        for (int k = 0; k < 32; ++k) sum += row[k] * col[k];
+        out[i] = static_cast<int32_t>(static_cast<uint32_t>(out[i]) + static_cast<uint32_t>(sum));
+      }
+    }
+  };
+  emulation::warp_operation("mma_s8", &input, &c, compute, site);
+}
+
+// Tensor cores sum the products of a call exactly enough and round once; here in double.
+template <int kFloatDtype>
+void mma_float(const char* name, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Site& site) {
+  const Fragments input{a, b};
+  const auto compute = [](const void* const* inputs, void* const* outputs) {
+    uint16_t x[16][16], w[8][16];
+    gather(inputs, x, w);
+    for (int lane = 0; lane < kWarp; ++lane) {
+      auto& out = *static_cast<float(*)[4]>(outputs[lane]);
+      for (int i = 0; i < 4; ++i) {
+        double sum = out[i];
+        for (int k = 0; k < 16; ++k) {
+          sum += static_cast<double>(int8q::load_element(kFloatDtype, &x[fragment_row(lane, i)][k], 0)) *
+                 static_cast<double>(int8q::load_element(kFloatDtype, &w[fragment_col(lane, i)][k], 0));
+        }
+        out[i] = static_cast<float>(sum);
+      }
+    }
+  };
+  emulation::warp_operation(name, &input, &c, compute, site);
+}
+inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Site& site = Site::current()) {
+  mma_float<INT8Q_F16>("mma_f16", c, a, b, site);
+}
+inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Site& site = Site::current()) {
+  mma_float<INT8Q_BF16>("mma_bf16", c, a, b, site);
+}
+
+inline void copy_async(uint32_t at, const void* from, int valid, const Site& site = Site::current()) {
+  emulation::copy_async(at, from, 16, valid, site);
+}
+inline void commit_copies() { emulation::commit_copies(); }
+template <int kLeft>
+void wait_copies(const Site& site = Site::current()) {
+  emulation::wait_copies(kLeft, site);
+}
+
+}  // namespace int8q::gpu::ptx

@@ -99,6 +99,11 @@ foreach(name IN LISTS torch_tests)
   set_tests_properties(check_${name} PROPERTIES ENVIRONMENT "${python_environment}" TIMEOUT 1800)
 endforeach()
 
+# No GPU and no toolkit: the kernels are compiled by NVRTC, and read.
+if(CMAKE_BUILD_TYPE STREQUAL Release AND isa_folders)
+  int8q_add_check(cuda_kernels ${INT8Q_TEST_PYTHON} ${checks}/cuda_kernels.py ${PROJECT_BINARY_DIR}/cubins)
+endif()
+
 add_executable(check_reload tests/checks/reload.c)
 target_include_directories(check_reload PRIVATE include)
 target_link_libraries(check_reload PRIVATE int8q_warnings ${CMAKE_DL_LIBS})

@@ -106,6 +106,10 @@ inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline float fma(float a, float b, float c) { return std::fmaf(a, b, c); }
 inline float divide(float a, float b) { return a / b; }
 inline int32_t round_to_int(float f) { return static_cast<int32_t>(std::nearbyintf(f)); }
+inline int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
+  for (int i = 0; i < 32; i += 8) c += static_cast<int8_t>(a >> i) * static_cast<int8_t>(b >> i);
+  return c;
+}
 inline int count_bits(uint32_t bits) { return std::popcount(bits); }
 inline int lowest_bit(uint32_t bits) { return std::countr_zero(bits); }
 inline float half_to_float(uint16_t h) { return f16_to_f32(h); }

@@ -161,38 +161,41 @@ void check(const Case& c) {
   }
 }
 
-using Sm80Tile = LargeTile;
+template <class A>
+class GemmOnGpu : public testing::Test {};
+using Architectures = testing::Types<Sm70, Sm75, Sm80, Sm86, Sm90, Sm120>;
+TYPED_TEST_SUITE(GemmOnGpu, Architectures);
 
-TEST(GemmOnGpu, AccumulatorsAreExact) {
+TYPED_TEST(GemmOnGpu, AccumulatorsAreExact) {
   uint64_t seed = 1;
   for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{
            {1, 1, 1}, {3, 5, 7}, {16, 8, 32}, {17, 9, 33}, {128, 128, 64}, {129, 130, 65}, {5, 131, 320}, {200, 7, 515}}) {
     for (const bool aligned : {true, false}) {
       for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
-        check<Sm80, Sm80Tile>(
+        check<TypeParam, LargeTile<TypeParam>>(
             {.m = m, .n = n, .k = k, .mode = mode, .accumulators = true, .aligned = aligned, .seed = seed++});
       }
     }
   }
 }
 
-TEST(GemmOnGpu, Floats) {
+TYPED_TEST(GemmOnGpu, Floats) {
   uint64_t seed = 1;
   for (const Dtype x : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
     for (const Dtype y : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
       for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
         const bool odd = seed % 2 == 1;
-        check<Sm80, Sm80Tile>({.m = 33,
-                               .n = odd ? 17 : 40,
-                               .k = 100,
-                               .x = x,
-                               .y = y,
-                               .mode = mode,
-                               .outlier_cols = seed % 3 == 0 ? 40 : 3,
-                               .bias = seed % 3 != 1,
-                               .accumulate = seed % 2 == 0,
-                               .aligned = seed % 5 > 1,
-                               .seed = seed});
+        check<TypeParam, LargeTile<TypeParam>>({.m = 33,
+                                                .n = odd ? 17 : 40,
+                                                .k = 100,
+                                                .x = x,
+                                                .y = y,
+                                                .mode = mode,
+                                                .outlier_cols = seed % 3 == 0 ? 40 : 3,
+                                                .bias = seed % 3 != 1,
+                                                .accumulate = seed % 2 == 0,
+                                                .aligned = seed % 5 > 1,
+                                                .seed = seed});
         ++seed;
       }
     }

@@ -101,7 +101,8 @@ TEST_P(QuantizeRowsOnGpu, EqualsTheOracle) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, QuantizeRowsOnGpu, testing::Values(Dtype::kF32, Dtype::kF16, Dtype::kBf16));
+INSTANTIATE_TEST_SUITE_P(Dtypes, QuantizeRowsOnGpu, testing::Values(Dtype::kF32, Dtype::kF16, Dtype::kBf16),
+                         [](const auto& dtype) { return dtype_name(test::kFloatDtypes[static_cast<int>(dtype.param)]); });
 
 }  // namespace
 }  // namespace int8q::gpu

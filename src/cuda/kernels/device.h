@@ -70,6 +70,8 @@ INT8Q_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 INT8Q_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 INT8Q_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
 INT8Q_DEVICE int32_t round_to_int(float f) { return __float2int_rn(f); }  // half to even
+// c + the sum of the products of four s8 each.
+INT8Q_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c) { return __dp4a(static_cast<int>(a), static_cast<int>(b), c); }
 INT8Q_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 INT8Q_DEVICE int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 INT8Q_DEVICE float half_to_float(uint16_t h) {

@@ -29,18 +29,36 @@ struct GemmTile {
   static constexpr int kM = M, kN = N, kK = 64, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages;
   static constexpr int kThreads = M / WarpM * (N / WarpN) * kWarp;
   static constexpr int kStageBytes = (M + N) * kK;
+  static constexpr int kRowsAtOnce = Stages * kStageBytes >= M * N * 4 ? M : M / 2;  // of Y, in the stages' place
+  static_assert(Stages * kStageBytes >= kRowsAtOnce * N * 4);
   static constexpr int kColumnsAtOnce = 32;
 
   // Outlier columns begin when the stages are done with, behind the one that they are brought in.
   INT8Q_CONSTEXPR static int shared_bytes(int64_t k, bool outliers) {
-    const int stages = Stages * kStageBytes, results = M * N * 4, most = stages > results ? stages : results;
-    const int columns = kStageBytes + (2 * bitmap_words(k) + 2 + kColumnsAtOnce) * 4;
-    return outliers && columns > most ? columns : most;
+    const int stages = Stages * kStageBytes, columns = kStageBytes + (2 * bitmap_words(k) + 2 + kColumnsAtOnce) * 4;
+    return outliers && columns > stages ? columns : stages;
   }
 };
 
-// Four warps of 64 x 64: 128 accumulators, 16 + 16 of fragments. 64 KiB: two blocks an SM.
-using LargeTile = GemmTile<128, 128, 64, 64, 4>;
+// Four warps of 64 x 64: 128 accumulators and 32 registers of fragments a thread, so that an operand's byte is read from shared
+// memory for 64 rows or columns; and as many stages as leave two blocks an SM. Before cp.async a stage waits in registers,
+// for which warps are 64 x 32.
+template <class Arch>
+struct LargeTileOf {
+  using Tile = GemmTile < 128, 128, 64, 64, Arch::kSharedBytes<128 * 1024 ? 3 : 4>;
+};
+template <>
+struct LargeTileOf<Sm75> {
+  using Tile = GemmTile<128, 64, 64, 32, 2>;
+};
+template <>
+struct LargeTileOf<Sm70> : LargeTileOf<Sm75> {};
+
+template <class Arch>
+using LargeTile = typename LargeTileOf<Arch>::Tile;
+static_assert(2 * LargeTile<Sm75>::shared_bytes(0, false) <= Sm75::kSharedBytes);
+static_assert(2 * LargeTile<Sm86>::shared_bytes(0, false) <= Sm86::kSharedBytes);
+static_assert(2 * LargeTile<Sm80>::shared_bytes(0, false) <= Sm80::kSharedBytes);
 
 inline constexpr int kChunkBytes = 16;
 
@@ -51,6 +69,8 @@ INT8Q_DEVICE uint32_t swizzled(int row, int chunk) {
 template <class Arch, class Tile, bool kAligned>
 class GemmBlock {
   static constexpr int kTilesM = Tile::kWarpM / 16, kTilesN = Tile::kWarpN / 8;
+  static constexpr int kChunksM = Tile::kM * 4 / Tile::kThreads, kChunksN = Tile::kN * 4 / Tile::kThreads;
+  static_assert(kChunksM * Tile::kThreads == Tile::kM * 4 && kChunksN * Tile::kThreads == Tile::kN * 4);
   static constexpr int kTilesAtOnce = 8;  // rows of tiles that follow each other, for W in L2
 
  public:
@@ -83,70 +103,104 @@ class GemmBlock {
  private:
   // ---- Codes
 
+  // Stages are filled kStages - 1 steps ahead: by cp.async, or through registers, which hold a stage while the one before is
+  // multiplied.
   INT8Q_DEVICE void multiply_codes() {
     const int steps = static_cast<int>((p_.k + Tile::kK - 1) / Tile::kK);
-    const auto fetch = [&](int step) {
-      if (step < steps) fetch_stage(step);
-      ptx_commit();
-    };
+    const auto stage = [](int step) { return static_cast<uint32_t>(step % Tile::kStages * Tile::kStageBytes); };
+    if constexpr (kHasAsyncCopy<Arch>) {
+      const auto fetch = [&](int step) {
+        if (step < steps) copy_stage(stage(step), step);
+        ptx::commit_copies();
+      };
 #pragma unroll
-    for (int s = 0; s < Tile::kStages - 1; ++s) fetch(s);
-    for (int step = 0; step < steps; ++step) {
-      ptx_wait();
-      block_barrier();  // this step is there for all, and all are done with the one before
-      fetch(step + Tile::kStages - 1);
-      const uint32_t stage = static_cast<uint32_t>(step % Tile::kStages * Tile::kStageBytes);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) multiply_s8(stage, half);
-    }
-    ptx_wait_all();
-  }
-
-  INT8Q_DEVICE void fetch_stage(int step) {
-    const uint32_t stage = static_cast<uint32_t>(step % Tile::kStages * Tile::kStageBytes);
-    for_each_chunk(Tile::kM, [&](int row, int chunk) {
-      const int64_t k = step * Tile::kK + chunk * kChunkBytes;
-      const bool inside = row_ + row < p_.m && k < p_.k;  // codes are padded to whole chunks
-      copy_chunk<true>(stage + swizzled(row, chunk), p_.codes + (row_ + row) * p_.codes_stride + k,
-                       inside ? kChunkBytes : 0);
-    });
-    for_each_chunk(Tile::kN, [&](int row, int chunk) {
-      const int64_t k = step * Tile::kK + chunk * kChunkBytes, left = p_.k - k;
-      const int valid = col_ + row < p_.n ? static_cast<int>(left < 0 ? 0 : left < kChunkBytes ? left : kChunkBytes) : 0;
-      copy_chunk<kAligned>(stage + Tile::kM * Tile::kK + swizzled(row, chunk), p_.w + (col_ + row) * p_.w_stride + k,
-                           valid);
-    });
-  }
-
-  // body(row, chunk) of `rows` rows of four chunks, shared by the block's threads.
-  template <class Body>
-  INT8Q_DEVICE static void for_each_chunk(int rows, const Body& body) {
-#pragma unroll 4
-    for (int i = thread_index(); i < rows * 4; i += Tile::kThreads) body(i / 4, i % 4);
-  }
-
-  template <bool kWhole>
-  INT8Q_DEVICE static void copy_chunk(uint32_t at, const int8_t* from, int valid) {
-    if constexpr (kWhole && kHasAsyncCopy<Arch>) {
-      ptx::copy_async(at, from, valid);
-    } else {
-      uint32_t words[4] = {0, 0, 0, 0};
-#pragma unroll
-      for (int i = 0; i < kChunkBytes; ++i) {
-        if (i < valid) words[i / 4] |= static_cast<uint32_t>(load(reinterpret_cast<const uint8_t*>(from) + i)) << i % 4 * 8;
+      for (int s = 0; s < Tile::kStages - 1; ++s) fetch(s);
+      for (int step = 0; step < steps; ++step) {
+        ptx::wait_copies<Tile::kStages - 2>();
+        block_barrier();  // this step is there for all, and all are done with the one before
+        fetch(step + Tile::kStages - 1);
+        multiply_stage(stage(step));
       }
-      store_shared(at, U32x4{words[0], words[1], words[2], words[3]});
+      ptx::wait_copies<0>();
+    } else {
+      static_assert(Tile::kStages == 2);
+      U32x4 held[kChunksM + kChunksN];
+      if (steps > 0) load_stage(0, held);
+      for (int step = 0; step < steps; ++step) {
+        store_stage(stage(step), held);
+        block_barrier();  // this step is there for all, and all are done with the one before
+        if (step + 1 < steps) load_stage(step + 1, held);
+        multiply_stage(stage(step));
+      }
     }
   }
 
-  INT8Q_DEVICE static void ptx_commit() {
-    if constexpr (kHasAsyncCopy<Arch>) ptx::commit_copies();
+  INT8Q_DEVICE void multiply_stage(uint32_t stage) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) multiply_s8(stage, half);
   }
-  INT8Q_DEVICE static void ptx_wait() {
-    if constexpr (kHasAsyncCopy<Arch>) ptx::wait_copies<Tile::kStages - 2>();
+
+  // A chunk of 16 bytes of a stage, by the thread that brings it.
+  struct Chunk {
+    int row, column;  // of A, or behind its rows of W; of 16 bytes
+    const int8_t* from;
+    int valid;  // bytes that exist; others are zero
+  };
+  template <bool kW>
+  INT8Q_DEVICE Chunk chunk(int step, int c) const {
+    const int i = thread_index() + c * Tile::kThreads, row = i / 4;
+    const int64_t k = step * Tile::kK + i % 4 * kChunkBytes, left = p_.k - k;
+    if constexpr (kW) {
+      const int valid = col_ + row < p_.n ? static_cast<int>(left < 0 ? 0 : left < kChunkBytes ? left : kChunkBytes) : 0;
+      return {Tile::kM + row, i % 4, p_.w + (col_ + row) * p_.w_stride + k, valid};
+    } else {  // codes are padded to whole chunks
+      return {row, i % 4, p_.codes + (row_ + row) * p_.codes_stride + k, row_ + row < p_.m && left > 0 ? kChunkBytes : 0};
+    }
   }
-  INT8Q_DEVICE static void ptx_wait_all() {
-    if constexpr (kHasAsyncCopy<Arch>) ptx::wait_copies<0>();
+
+  INT8Q_DEVICE void copy_stage(uint32_t stage, int step) const {
+#pragma unroll
+    for (int c = 0; c < kChunksM; ++c) {
+      const Chunk a = chunk<false>(step, c);
+      ptx::copy_async(stage + swizzled(a.row, a.column), a.from, a.valid);
+    }
+#pragma unroll
+    for (int c = 0; c < kChunksN; ++c) {
+      const Chunk w = chunk<true>(step, c);
+      if constexpr (kAligned) {
+        ptx::copy_async(stage + swizzled(w.row, w.column), w.from, w.valid);
+      } else {
+        store_shared(stage + swizzled(w.row, w.column), load_bytes(w));
+      }
+    }
+  }
+
+  INT8Q_DEVICE void load_stage(int step, U32x4 (&held)[kChunksM + kChunksN]) const {
+#pragma unroll
+    for (int c = 0; c < kChunksM; ++c) held[c] = load_bytes(chunk<false>(step, c));
+#pragma unroll
+    for (int c = 0; c < kChunksN; ++c) held[kChunksM + c] = load_bytes(chunk<true>(step, c));
+  }
+  INT8Q_DEVICE void store_stage(uint32_t stage, const U32x4 (&held)[kChunksM + kChunksN]) const {
+#pragma unroll
+    for (int c = 0; c < kChunksM + kChunksN; ++c) {
+      const int i = thread_index() + c * Tile::kThreads;
+      store_shared(stage + swizzled(i / 4, i % 4), held[c]);
+    }
+  }
+
+  INT8Q_DEVICE static U32x4 load_bytes(const Chunk& chunk) {
+    if (chunk.valid == kChunkBytes && reinterpret_cast<uint64_t>(chunk.from) % kChunkBytes == 0) {
+      return load(reinterpret_cast<const U32x4*>(chunk.from));
+    }
+    uint32_t words[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int i = 0; i < kChunkBytes; ++i) {
+      if (i < chunk.valid) {
+        words[i / 4] |= static_cast<uint32_t>(load(reinterpret_cast<const uint8_t*>(chunk.from) + i)) << i % 4 * 8;
+      }
+    }
+    return {words[0], words[1], words[2], words[3]};
   }
 
   // ---- Products of 32 bytes of each row of a stage
@@ -167,12 +221,46 @@ class GemmBlock {
   }
 
   INT8Q_DEVICE void multiply_s8(uint32_t stage, int half) {
-    uint32_t a[kTilesM][4], b[kTilesN][2];
-    load_fragments(stage, half, a, b);
+    if constexpr (kHasInt8Mma<Arch>) {
+      uint32_t a[kTilesM][4], b[kTilesN][2];
+      load_fragments(stage, half, a, b);
+#pragma unroll
+      for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+        for (int j = 0; j < kTilesN; ++j) ptx::mma_s8<Arch>(acc_[i][j], a[i], b[j]);
+      }
+    } else {
+      multiply_by_dp4a(stage, half * 2);
+      multiply_by_dp4a(stage, half * 2 + 1);
+    }
+  }
+
+  // 16 bytes of each row, with accumulators where the tensor cores would have them: 16 * kTilesM * kTilesN dp4a for
+  // 2 * (kTilesM + kTilesN) loads.
+  INT8Q_DEVICE void multiply_by_dp4a(uint32_t stage, int chunk) {
+    U32x4 a[kTilesM][2];
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
 #pragma unroll
-      for (int j = 0; j < kTilesN; ++j) ptx::mma_s8<Arch>(acc_[i][j], a[i], b[j]);
+      for (int r = 0; r < 2; ++r) a[i][r] = load_shared<U32x4>(stage + swizzled(local_row(i, r * 2), chunk));
+    }
+#pragma unroll
+    for (int j = 0; j < kTilesN; ++j) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const U32x4 w = load_shared<U32x4>(stage + swizzled(Tile::kM + local_col(j, c), chunk));
+#pragma unroll
+        for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            int32_t& acc = acc_[i][j][r * 2 + c];
+            acc = dot4(a[i][r].x, w.x, acc);
+            acc = dot4(a[i][r].y, w.y, acc);
+            acc = dot4(a[i][r].z, w.z, acc);
+            acc = dot4(a[i][r].w, w.w, acc);
+          }
+        }
+      }
     }
   }
 
@@ -200,27 +288,27 @@ class GemmBlock {
   template <int kCount, class A, class W>
   INT8Q_DEVICE void bring_columns(const ColumnList& columns, uint32_t first, const A& a, const W& w) const {
     constexpr int kPerWord = kCount / 8, kBits = 32 / kPerWord, kPerChunk = kCount / 2;
-    const auto index = [&](int t) { return columns.end() + static_cast<uint32_t>(t) * 4; };
+    const auto column_at = [&](int t) { return columns.end() + static_cast<uint32_t>(t) * 4; };
     block_barrier();  // all have read what was there
     if (thread_index() < kCount) {
       const uint32_t r = first + static_cast<uint32_t>(thread_index());
-      store_shared(index(thread_index()), r < columns.count ? columns.column(r) : -1);
+      store_shared(column_at(thread_index()), r < columns.count ? columns.column(r) : -1);
     }
     block_barrier();
 #pragma unroll 1
     for (int i = thread_index(); i < (Tile::kM + Tile::kN) * 2; i += Tile::kThreads) {
-      const bool is_w = i >= Tile::kM * 2;
-      const int row = is_w ? i / 2 - Tile::kM : i / 2, chunk = i % 2;
-      const bool inside = is_w ? col_ + row < p_.n : row_ + row < p_.m;
+      const int row = i / 2, chunk = i % 2;
+      const bool is_w = row >= Tile::kM;
+      const int64_t line = is_w ? col_ + row - Tile::kM : row_ + row;
+      const bool inside = line < (is_w ? p_.n : p_.m);
       uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int e = 0; e < kPerChunk; ++e) {
-        const int column = load_shared<int>(index(chunk * kPerChunk + e));
+        const int column = load_shared<int>(column_at(chunk * kPerChunk + e));
         if (!inside || column < 0) continue;
-        words[e / kPerWord] |= (is_w ? w(col_ + row, column) : a(row_ + row, column)) << e % kPerWord * kBits;
+        words[e / kPerWord] |= (is_w ? w(line, column) : a(line, column)) << e % kPerWord * kBits;
       }
-      const uint32_t at = (is_w ? Tile::kM * Tile::kK : 0) + swizzled(row, chunk);
-      store_shared(at, U32x4{words[0], words[1], words[2], words[3]});
+      store_shared(swizzled(row, chunk), U32x4{words[0], words[1], words[2], words[3]});
     }
     block_barrier();
   }
@@ -293,7 +381,7 @@ class GemmBlock {
 #pragma unroll
     for (int j = 0; j < kTilesN; ++j) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) w[j][i] = load_shared<float>(Tile::kM * Tile::kK + at(local_col(j, i)));
+      for (int i = 0; i < 2; ++i) w[j][i] = load_shared<float>(at(Tile::kM + local_col(j, i)));
     }
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
@@ -331,44 +419,45 @@ class GemmBlock {
     }
   }
 
-  // Y goes through shared memory, so that a thread has eight neighbours to store: element (row, col) of the tile lies at column
-  // col ^ 8 (row % 8), which spreads the eight rows of a fragment over the banks.
+  // Y goes through shared memory, kRowsAtOnce rows at a time, so that a thread has eight neighbours to store: element
+  // (row, col) lies at column col ^ 8 (row % 8), which spreads the eight rows of a fragment over the banks.
+  static constexpr int kRowsAtOnce = Tile::kRowsAtOnce;
   INT8Q_DEVICE static uint32_t result_at(int row, int col) {
-    return static_cast<uint32_t>((row * Tile::kN + (col ^ row % 8 * 8)) * 4);
+    return static_cast<uint32_t>((row % kRowsAtOnce * Tile::kN + (col ^ row % 8 * 8)) * 4);
   }
 
-  template <class Element>
-  INT8Q_DEVICE void exchange(const Element& element) const {
-    block_barrier();  // all have read the stages
+  // body(row, col, bits) of each eighth of a row of Y, whole or not; element(i, j, c) gives the bits of this thread's.
+  template <class Element, class Body>
+  INT8Q_DEVICE void exchange(const Element& element, const Body& body) const {
+#pragma unroll 1
+    for (int first = 0; first < Tile::kM; first += kRowsAtOnce) {
+      block_barrier();  // all have read what was there
 #pragma unroll
-    for (int i = 0; i < kTilesM; ++i) {
+      for (int i = 0; i < kTilesM; ++i) {
+        if (local_row(i, 0) / kRowsAtOnce * kRowsAtOnce != first) continue;
 #pragma unroll
-      for (int j = 0; j < kTilesN; ++j) {
+        for (int j = 0; j < kTilesN; ++j) {
 #pragma unroll
-        for (int c = 0; c < 4; c += 2) {
-          store_shared(result_at(local_row(i, c), local_col(j, c)), U32x2{element(i, j, c), element(i, j, c + 1)});
+          for (int c = 0; c < 4; c += 2) {
+            store_shared(result_at(local_row(i, c), local_col(j, c)), U32x2{element(i, j, c), element(i, j, c + 1)});
+          }
         }
       }
-    }
-    block_barrier();
-  }
-
-  // body(row, col, bits) of each eighth of a row of the tile, inside of Y or partly.
-  template <class Body>
-  INT8Q_DEVICE void for_each_result(const Body& body) const {
+      block_barrier();
 #pragma unroll 1
-    for (int i = thread_index(); i < Tile::kM * Tile::kN / kChunk; i += Tile::kThreads) {
-      const int row = i / (Tile::kN / kChunk), col = i % (Tile::kN / kChunk) * kChunk;
-      if (row_ + row >= p_.m || col_ + col >= p_.n) continue;
-      const U32x4 low = load_shared<U32x4>(result_at(row, col)), high = load_shared<U32x4>(result_at(row, col) + 16);
-      const uint32_t bits[kChunk] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-      body(row_ + row, col_ + col, bits);
+      for (int i = thread_index(); i < kRowsAtOnce * Tile::kN / kChunk; i += Tile::kThreads) {
+        const int row = first + i / (Tile::kN / kChunk), col = i % (Tile::kN / kChunk) * kChunk;
+        if (row_ + row >= p_.m || col_ + col >= p_.n) continue;
+        const U32x4 low = load_shared<U32x4>(result_at(row, col)), high = load_shared<U32x4>(result_at(row, col) + 16);
+        const uint32_t bits[kChunk] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+        body(row_ + row, col_ + col, bits);
+      }
     }
   }
 
   INT8Q_DEVICE void store_accumulators() const {
-    exchange([&](int i, int j, int c) { return static_cast<uint32_t>(acc_[i][j][c]); });
-    for_each_result([&](int64_t row, int64_t col, const uint32_t(&bits)[kChunk]) {
+    const auto bits_of_sum = [&](int i, int j, int c) { return static_cast<uint32_t>(acc_[i][j][c]); };
+    exchange(bits_of_sum, [&](int64_t row, int64_t col, const uint32_t(&bits)[kChunk]) {
       auto* y = reinterpret_cast<uint32_t*>(p_.y + row * p_.y_stride);
 #pragma unroll
       for (int e = 0; e < kChunk; ++e) {
@@ -378,8 +467,8 @@ class GemmBlock {
   }
 
   INT8Q_DEVICE void store_floats() const {
-    exchange([&](int i, int j, int c) { return bits_of(f_[i][j][c]); });
-    for_each_result([&](int64_t row, int64_t col, const uint32_t(&bits)[kChunk]) {
+    const auto bits_of_float = [&](int i, int j, int c) { return bits_of(f_[i][j][c]); };
+    exchange(bits_of_float, [&](int64_t row, int64_t col, const uint32_t(&bits)[kChunk]) {
       uint8_t* y = p_.y + row * p_.y_stride;
       float value[kChunk];
 #pragma unroll

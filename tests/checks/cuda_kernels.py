@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cuda_kernels.py FOLDER [ARCHITECTURE...]: compiles the CUDA kernels into FOLDER and reads what came out.
+
+Of each kernel and architecture: no stack and no spills, registers for the blocks an SM that it claims; in its disassembly
+the instructions that it is made for, in its innermost loop, with 16-byte accesses and one barrier.
+"""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools/cuda"))
+import compile_kernels  # noqa: E402
+
+# name -> threads a block, blocks an SM
+KERNELS = {
+    "gemm_s8": (128, 2),
+    "gemm_s8_unaligned": (128, 2),
+    **{f"quantize_rows_{dtype}{tail}": (256, 4) for dtype in ("f32", "f16", "bf16") for tail in ("", "_unaligned")},
+}
+REGISTERS_OF_AN_SM = 65536
+# Tensor-core products, ldmatrix and 16-byte copies of a step of 64 k's, by architecture from which on.
+GEMM_LOOP = {
+    75: {"IMMA": 128, "LDSM": 12, "BAR": 1, "STS": 6, "LDGSTS": 0},
+    80: {"IMMA": 64, "LDSM": 16, "BAR": 1, "STS": 0, "LDGSTS": 8},
+}
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)(.*?);")
+errors = []
+
+
+def expect(condition, text):
+    if not condition:
+        errors.append(text)
+
+
+def nvdisasm():
+    for folder in sys.path:
+        found = sorted(Path(folder).glob("nvidia/*/bin/nvdisasm"))
+        if found:
+            found[0].chmod(0o755)
+            return found[0]
+    sys.exit("cuda_kernels.py: no nvdisasm; pip install -r tests/checks/cuda-requirements.txt")
+
+
+def functions(cubin):
+    """kernel -> [(label or None, opcode, operands)]"""
+    command = [nvdisasm(), "-c", cubin]
+    text = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    found = {}
+    for name, body in re.findall(r"\.text\.(\w+):(.*?)(?=\n\s*\.section|\Z)", text, re.S):
+        code, labels = [], []
+        for line in body.splitlines():
+            label = re.match(r"\s*(\.L_x_\d+):", line)
+            if label:
+                labels.append(label[1])
+            instruction = INSTRUCTION.search(line)
+            if instruction:
+                code.append((labels, *instruction.groups()))
+                labels = []
+        found[name] = code
+    return found
+
+
+def loop_around(code, opcode):
+    """The instructions of the first loop that holds `opcode`."""
+    places = {label: place for place, (labels, *_) in enumerate(code) for label in labels}
+    for end, (_, operation, operands) in enumerate(code):
+        target = re.search(r"`\((\.L_x_\d+)\)", operands)
+        if operation.startswith("BRA") and target and places[target[1]] <= end:
+            body = code[places[target[1]] : end + 1]
+            if any(instruction.startswith(opcode) for _, instruction, _ in body):
+                return body
+    return []
+
+
+def check_code(architecture, version, code):
+    for kernel, instructions in code.items():
+        counts = Counter(instruction.split(".")[0] for _, instruction, _ in instructions)
+        expect(
+            not counts["LDL"] and not counts["STL"], f"{kernel}: {counts['LDL'] + counts['STL']} accesses to local memory"
+        )
+    gemm = loop_around(code[f"gemm_s8_{architecture.replace('_', '')}"], "IMMA")
+    counts = Counter(instruction.split(".")[0] for _, instruction, _ in gemm)
+    wanted = GEMM_LOOP[max(start for start in GEMM_LOOP if start <= version)]
+    for opcode, count in wanted.items():
+        expect(
+            counts[opcode] == count, f"{architecture}: {counts[opcode]} {opcode} in the loop of gemm_s8; expected {count}"
+        )
+    narrow = [i for _, i, _ in gemm if re.match(r"LDGSTS|STS", i) and "128" not in i]
+    expect(not narrow, f"{architecture}: {narrow} in the loop of gemm_s8; expected 16 bytes")
+    most = ", ".join(f"{count} {opcode}" for opcode, count in counts.most_common(6))
+    print(f"{architecture}: loop of gemm_s8 {len(gemm)} instructions, {most}")
+
+
+def main():
+    folder, wanted = Path(sys.argv[1]), sys.argv[2:] or list(compile_kernels.ARCHITECTURES)
+    compiled = compile_kernels.compile_all(folder, [*wanted, "compute_70"])
+    for architecture in wanted:
+        if architecture.startswith("compute"):
+            continue
+        suffix = "_" + architecture.replace("_", "")
+        expect(
+            set(compiled[architecture]) == {name + suffix for name in KERNELS},
+            f"{architecture} has the kernels {sorted(compiled[architecture])}; expected {sorted(KERNELS)}",
+        )
+        for name, (threads, blocks) in KERNELS.items():
+            found = compiled[architecture].get(name + suffix, {})
+            for what in ("stack", "spill_stores", "spill_loads"):
+                expect(found.get(what) == 0, f"{name}{suffix}: {found.get(what)} bytes of {what}; expected 0")
+            registers = -(-found.get("registers", 256) // 8) * 8
+            most = REGISTERS_OF_AN_SM // (threads * blocks)
+            expect(
+                registers <= most,
+                f"{name}{suffix}: {registers} registers; expected at most {most} for {blocks} blocks an SM",
+            )
+        version = int(re.search(r"\d+", architecture)[0])
+        if version >= 75:
+            check_code(architecture, version, functions(folder / f"{architecture}.cubin"))
+    ptx = (folder / "compute_70.ptx").read_text()
+    gemm = re.search(r"\.entry gemm_s8_ptx70\((.*?)\n}", ptx, re.S)[1]
+    count = gemm.count("dp4a.s32.s32")
+    expect(count >= 1024, f"sm_70: {count} dp4a in gemm_s8; expected 1024 for a step of 64 k's")
+    if errors:
+        sys.exit("\n".join(errors))
+    print(f"{len(KERNELS)} kernels for {', '.join(wanted)}: no spills, occupancy as claimed")
+
+
+main()

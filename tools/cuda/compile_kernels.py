@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""compile_kernels.py OUT: src/cuda/kernels/entries.cu by NVRTC, as OUT/ARCH.cubin for each architecture and OUT/compute_80.ptx.
+
+OUT/resources.json says what ptxas says of each kernel: architecture -> kernel -> registers, stack, spills, in bytes. What is
+newer than its sources is not made again. --nvrtc names the library; without it, it is that of requirements.txt beside this file
+in this Python, else a toolkit's.
+"""
+
+import argparse
+import ctypes
+import ctypes.util
+import json
+import os
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ROOT / "src/cuda/kernels"
+# name of the architecture -> tag in arch.h. PTX is for GPUs to come, whose shared memory may be small.
+ARCHITECTURES = {
+    "sm_70": "Sm70",
+    "sm_75": "Sm75",
+    "sm_80": "Sm80",
+    "sm_86": "Sm86",
+    "sm_89": "Sm86",
+    "sm_90": "Sm90",
+    "sm_90a": "Sm90",
+    "sm_100": "Sm90",
+    "sm_120": "Sm120",
+    "compute_80": "Sm86",
+}
+READ_ONLY = {"compute_70": "Sm70"}  # for tests, since no disassembler takes sm_70 any more
+OPTIONS = ["-std=c++17", "-fmad=false", "-Xptxas=-v", f"-I{ROOT / 'src'}"]
+
+
+def find_nvrtc():
+    for folder in sys.path:
+        found = sorted(Path(folder).glob("nvidia/cuda_nvrtc/lib/libnvrtc.so.*"))
+        if found:
+            return str(found[0])
+    found = ctypes.util.find_library("nvrtc") or next(Path("/usr/local/cuda/lib64").glob("libnvrtc.so"), None)
+    if found is None:
+        sys.exit("compile_kernels.py: no NVRTC; pip install -r tools/cuda/requirements.txt, or name one by --nvrtc")
+    return str(found)
+
+
+class Nvrtc:
+    def __init__(self, path):
+        self.library = ctypes.CDLL(path)
+        self.library.nvrtcGetErrorString.restype = ctypes.c_char_p
+
+    def call(self, name, *arguments):
+        status = getattr(self.library, name)(*arguments)
+        if status:
+            raise RuntimeError(f"{name}: {self.library.nvrtcGetErrorString(status).decode()}")
+
+    def text(self, program, kind):
+        size = ctypes.c_size_t()
+        self.call(f"nvrtcGet{kind}Size", program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        self.call(f"nvrtcGet{kind}", program, buffer)
+        return buffer.raw
+
+    def compile(self, source, architecture):
+        """(cubin or PTX, log)"""
+        program = ctypes.c_void_p()
+        self.call("nvrtcCreateProgram", ctypes.byref(program), source.read_bytes(), source.name.encode(), 0, None, None)
+        try:
+            suffix = architecture.replace("sm_", "sm").replace("compute_", "ptx")
+            options = [
+                f"-arch={architecture}",
+                f"-DINT8Q_ARCH={ {**ARCHITECTURES, **READ_ONLY}[architecture]}",
+                f"-DINT8Q_SUFFIX={suffix}",
+            ]
+            options = [option.encode() for option in OPTIONS + options]
+            try:
+                self.call("nvrtcCompileProgram", program, len(options), (ctypes.c_char_p * len(options))(*options))
+            except RuntimeError as error:
+                raise RuntimeError(f"{architecture}: {error}\n{self.text(program, 'ProgramLog').decode()}") from None
+            log = self.text(program, "ProgramLog").decode()
+            warnings = [line for line in log.splitlines() if "warning" in line and "prior to '<compute/sm>_75'" not in line]
+            if warnings:
+                raise RuntimeError(f"{architecture}: warnings are errors\n{log}")
+            return self.text(program, "PTX" if architecture.startswith("compute") else "CUBIN"), log
+        finally:
+            self.call("nvrtcDestroyProgram", ctypes.byref(program))
+
+
+def resources(log):
+    """kernel -> what ptxas -v says of it"""
+    found = {}
+    pieces = re.split(r"Compiling entry function '(\w+)'", log)[1:]
+    for kernel, text in zip(pieces[::2], pieces[1::2]):
+        stack, stores, loads = re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", text
+        ).groups()
+        registers = re.search(r"Used (\d+) registers", text)[1]
+        found[kernel] = {
+            "registers": int(registers),
+            "stack": int(stack),
+            "spill_stores": int(stores),
+            "spill_loads": int(loads),
+        }
+    return found
+
+
+def compile_one(nvrtc, architecture, out):
+    image, log = Nvrtc(nvrtc).compile(SOURCES / "entries.cu", architecture)
+    suffix = ".ptx" if architecture.startswith("compute") else ".cubin"
+    (out / (architecture + suffix)).write_bytes(image)
+    return architecture, resources(log)
+
+
+def compile_all(out, architectures, nvrtc=None):
+    """architecture -> kernel -> resources; what is in OUT and newer than the sources is not made again."""
+    out.mkdir(parents=True, exist_ok=True)
+    report = out / "resources.json"
+    newest = max(path.stat().st_mtime for path in [*SOURCES.iterdir(), Path(__file__)])
+    found = json.loads(report.read_text()) if report.exists() and report.stat().st_mtime >= newest else {}
+    wanted = [architecture for architecture in architectures if architecture not in found]
+    nvrtc = nvrtc or find_nvrtc()
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for architecture, kernels in pool.map(compile_one, [nvrtc] * len(wanted), wanted, [out] * len(wanted)):
+            found[architecture] = kernels
+    report.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--nvrtc")
+    parser.add_argument("--arch", nargs="+", choices=[*ARCHITECTURES, *READ_ONLY], default=list(ARCHITECTURES))
+    args = parser.parse_args()
+    for architecture, kernels in compile_all(args.out, args.arch, args.nvrtc).items():
+        print(f"{architecture}: {len(kernels)} kernels")
+
+
+if __name__ == "__main__":
+    main()

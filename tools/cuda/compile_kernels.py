@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""compile_kernels.py OUT: src/cuda/kernels/entries.cu by NVRTC, as OUT/ARCH.cubin for each architecture and OUT/compute_80.ptx.
+"""compile_kernels.py OUT: the kernels of src/cuda/kernels/entries.cu by NVRTC, OUT/ARCH.cubin and OUT/compute_80.ptx.
 
-OUT/resources.json says what ptxas says of each kernel: architecture -> kernel -> registers, stack, spills, in bytes. What is
-newer than its sources is not made again. --nvrtc names the library; without it, it is that of requirements.txt beside this file
-in this Python, else a toolkit's.
+OUT/resources.json says what ptxas says of each: architecture -> kernel -> registers, stack, spills, in bytes. What is newer
+than its sources is not made again. --nvrtc names the library; without it, it is that of requirements.txt beside this file in
+this Python, else a toolkit's.
 """
 
 import argparse

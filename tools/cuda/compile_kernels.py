@@ -3,7 +3,7 @@
 """compile_kernels.py OUT: the kernels of src/cuda/kernels/entries.cu by NVRTC, OUT/ARCH.cubin and OUT/compute_80.ptx.
 
 OUT/resources.json says what ptxas says of each: architecture -> kernel -> registers, stack, spills, in bytes. What is newer
-than its sources is not made again. --nvrtc names the library; without it, it is that of requirements.txt beside this file in
+than its sources is not made again. --nvrtc names the library; without it, it is that of requirements.txt beside this one in
 this Python, else a toolkit's.
 """
 

@@ -13,6 +13,7 @@
 #include <random>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -307,6 +308,9 @@ void* take_stack() {
   if (!engine.free_stacks.empty()) {
     void* stack = engine.free_stacks.back();
     engine.free_stacks.pop_back();
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(stack, kStackBytes);  // a fiber that a fault cut off left its frames there
+#endif
     return stack;
   }
   void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -20,7 +20,20 @@ KERNELS = {
     "gemm_s8": (128, 2),
     "gemm_s8_unaligned": (128, 2),
     **{f"quantize_rows_{dtype}{tail}": (256, 4) for dtype in ("f32", "f16", "bf16") for tail in ("", "_unaligned")},
+    **{
+        f"skinny_{codes}_{rows}{tail}": (256, 2)
+        for codes in ("s8", "fused")
+        for rows in (8, 16, 32, 64)
+        for tail in ("", "_unaligned")
+    },
 }
+NOT_BEFORE_75 = re.compile(r"skinny_\w+_(32|64)")
+
+
+def kernels_of(version):
+    return {name: claim for name, claim in KERNELS.items() if version >= 75 or not NOT_BEFORE_75.match(name)}
+
+
 REGISTERS_OF_AN_SM = 65536
 # Tensor-core products, ldmatrix and 16-byte copies of a step of 64 k's, by architecture from which on.
 GEMM_LOOP = {
@@ -89,6 +102,16 @@ def check_code(architecture, version, code):
         expect(
             counts[opcode] == count, f"{architecture}: {counts[opcode]} {opcode} in the loop of gemm_s8; expected {count}"
         )
+    for rows in (8, 16, 32, 64):
+        # Of four steps at once, from 64 rows on of two: two products an eighth of the rows, two loads of 16 bytes.
+        steps = 2 if rows == 64 else 4
+        loop = loop_around(code[f"skinny_s8_{rows}_{architecture.replace('_', '')}"], "IMMA")
+        products = sum(instruction.startswith("IMMA") for _, instruction, _ in loop)
+        loads = sum(bool(re.match(r"LDG\.E.*128", instruction)) for _, instruction, _ in loop)
+        wanted = steps * rows // 4 * (4 if version < 80 else 1)
+        expect(products == wanted, f"{architecture}: {products} IMMA in the loop of skinny_s8_{rows}; expected {wanted}")
+        wanted = steps * (2 + rows // 8)
+        expect(loads == wanted, f"{architecture}: {loads} 16-byte loads in the loop of skinny_s8_{rows}; expected {wanted}")
     narrow = [i for _, i, _ in gemm if re.match(r"LDGSTS|STS", i) and "128" not in i]
     expect(not narrow, f"{architecture}: {narrow} in the loop of gemm_s8; expected 16 bytes")
     most = ", ".join(f"{count} {opcode}" for opcode, count in counts.most_common(6))
@@ -102,11 +125,13 @@ def main():
         if architecture.startswith("compute"):
             continue
         suffix = "_" + architecture.replace("_", "")
+        version = int(re.search(r"\d+", architecture)[0])
+        kernels = kernels_of(version)
         expect(
-            set(compiled[architecture]) == {name + suffix for name in KERNELS},
-            f"{architecture} has the kernels {sorted(compiled[architecture])}; expected {sorted(KERNELS)}",
+            set(compiled[architecture]) == {name + suffix for name in kernels},
+            f"{architecture} has the kernels {sorted(compiled[architecture])}; expected {sorted(kernels)}",
         )
-        for name, (threads, blocks) in KERNELS.items():
+        for name, (threads, blocks) in kernels.items():
             found = compiled[architecture].get(name + suffix, {})
             for what in ("stack", "spill_stores", "spill_loads"):
                 expect(found.get(what) == 0, f"{name}{suffix}: {found.get(what)} bytes of {what}; expected 0")
@@ -116,7 +141,6 @@ def main():
                 registers <= most,
                 f"{name}{suffix}: {registers} registers; expected at most {most} for {blocks} blocks an SM",
             )
-        version = int(re.search(r"\d+", architecture)[0])
         if version >= 75:
             check_code(architecture, version, functions(folder / f"{architecture}.cubin"))
     ptx = (folder / "compute_70.ptx").read_text()

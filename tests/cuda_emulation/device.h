@@ -61,6 +61,11 @@ inline void atomic_or_shared(uint32_t at, uint32_t bits, const Site& site = Site
   emulation::shared_memory().atomic(
       at, [bits](uint32_t word) { return word | bits; }, site);
 }
+inline void atomic_add_shared(uint32_t at, int32_t value, const Site& site = Site::current()) {
+  emulation::check_shared_alignment(at, 4, site);
+  emulation::shared_memory().atomic(
+      at, [value](uint32_t word) { return word + static_cast<uint32_t>(value); }, site);
+}
 
 // ---------------------------------------------------------------------------------------------------- Threads together
 

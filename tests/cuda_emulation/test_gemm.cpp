@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "cuda/kernels/quantize_rows.h"
+#include "cuda/kernels/skinny.h"
 #include "cuda_emulation/cases.h"
 
 namespace int8q::gpu {
@@ -59,8 +60,9 @@ void launch_quantize(const QuantizeRows& p, Dtype dtype, int blocks, bool aligne
       });
 }
 
-template <class Arch, class Tile>
-void check(const Case& c) {
+// run(p, fused): launches the kernel.
+template <class Arch, class Run>
+void check(const Case& c, const Run& run) {
   SCOPED_TRACE(c.name());
   Random random(c.seed + 1);
   Grid x(abi(c.x), c.m, c.k), w(INT8Q_S8, c.n, c.k), y(abi(c.y), c.m, c.n);
@@ -120,13 +122,7 @@ void check(const Case& c) {
                .y_dtype = c.y,
                .accumulators = c.accumulators,
                .accumulate = c.accumulate};
-  const int64_t tiles = (c.m + Tile::kM - 1) / Tile::kM * ((c.n + Tile::kN - 1) / Tile::kN);
-  emulation::launch({.blocks = tiles,
-                     .threads = Tile::kThreads,
-                     .shared_bytes = Tile::shared_bytes(c.k, outliers),
-                     .seed = c.seed,
-                     .most_shared_bytes = Arch::kSharedBytes},
-                    [&] { c.aligned ? gemm<Arch, Tile, true>(p) : gemm<Arch, Tile, false>(p); });
+  run(p);
 
   const auto q = test::quantize(x, c.mode, test::kThreshold);
   const double eps = c.y == Dtype::kF32 ? 0x1p-24 : c.y == Dtype::kF16 ? 0x1p-11 : 0x1p-8;
@@ -161,6 +157,42 @@ void check(const Case& c) {
   }
 }
 
+template <class Arch>
+auto large_gemm(const Case& c) {
+  return [c](const Gemm& p) {
+    using Tile = LargeTile<Arch>;
+    emulation::launch({.blocks = (c.m + Tile::kM - 1) / Tile::kM * ((c.n + Tile::kN - 1) / Tile::kN),
+                       .threads = Tile::kThreads,
+                       .shared_bytes = Tile::shared_bytes(c.k, p.found != nullptr),
+                       .seed = c.seed,
+                       .most_shared_bytes = Arch::kSharedBytes},
+                      [&] { c.aligned ? gemm<Arch, Tile, true>(p) : gemm<Arch, Tile, false>(p); });
+  };
+}
+
+template <class Arch, int kEights>
+auto skinny_gemm(const Case& c, bool fused) {
+  return [c, fused](Gemm p) {
+    if (fused) {  // which makes these for itself
+      p.codes = nullptr;
+      p.row_stats = nullptr;
+      p.found = nullptr;
+    }
+    emulation::launch({.blocks = 1 + static_cast<int64_t>(c.seed % 3),
+                       .threads = SkinnyShape::kThreads,
+                       .shared_bytes = SkinnyShape::shared_bytes(kEights * 8, c.k, fused),
+                       .seed = c.seed,
+                       .most_shared_bytes = Arch::kSharedBytes},
+                      [&] {
+                        if (fused) {
+                          c.aligned ? skinny<Arch, kEights, true, true>(p) : skinny<Arch, kEights, true, false>(p);
+                        } else {
+                          c.aligned ? skinny<Arch, kEights, false, true>(p) : skinny<Arch, kEights, false, false>(p);
+                        }
+                      });
+  };
+}
+
 template <class A>
 class GemmOnGpu : public testing::Test {};
 using Architectures = testing::Types<Sm70, Sm75, Sm80, Sm86, Sm90, Sm120>;
@@ -172,32 +204,69 @@ TYPED_TEST(GemmOnGpu, AccumulatorsAreExact) {
            {1, 1, 1}, {3, 5, 7}, {16, 8, 32}, {17, 9, 33}, {128, 128, 64}, {129, 130, 65}, {5, 131, 320}, {200, 7, 515}}) {
     for (const bool aligned : {true, false}) {
       for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
-        check<TypeParam, LargeTile<TypeParam>>(
-            {.m = m, .n = n, .k = k, .mode = mode, .accumulators = true, .aligned = aligned, .seed = seed++});
+        const Case c{.m = m, .n = n, .k = k, .mode = mode, .accumulators = true, .aligned = aligned, .seed = seed++};
+        check<TypeParam>(c, large_gemm<TypeParam>(c));
+      }
+    }
+  }
+}
+
+// Case `seed` of all dtypes, scopes, and whatever else varies.
+template <class Run>
+void for_each_float_case(int64_t m, const Run& run) {
+  uint64_t seed = 1;
+  for (const Dtype x : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
+    for (const Dtype y : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
+      for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
+        run({.m = m,
+             .n = seed % 2 == 1 ? 17 : 40,
+             .k = 100,
+             .x = x,
+             .y = y,
+             .mode = mode,
+             .outlier_cols = seed % 3 == 0 ? 40 : 3,
+             .bias = seed % 3 != 1,
+             .accumulate = seed % 2 == 0,
+             .aligned = seed % 5 > 1,
+             .seed = seed});
+        ++seed;
       }
     }
   }
 }
 
 TYPED_TEST(GemmOnGpu, Floats) {
+  for_each_float_case(33, [](const Case& c) { check<TypeParam>(c, large_gemm<TypeParam>(c)); });
+}
+
+TYPED_TEST(GemmOnGpu, SkinnyAccumulatorsAreExact) {
   uint64_t seed = 1;
-  for (const Dtype x : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
-    for (const Dtype y : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
+  for (const auto& [n, k] :
+       std::vector<std::array<int64_t, 2>>{{1, 1}, {15, 63}, {16, 64}, {33, 65}, {40, 515}, {5, 2100}}) {
+    for (const bool aligned : {true, false}) {
       for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
-        const bool odd = seed % 2 == 1;
-        check<TypeParam, LargeTile<TypeParam>>({.m = 33,
-                                                .n = odd ? 17 : 40,
-                                                .k = 100,
-                                                .x = x,
-                                                .y = y,
-                                                .mode = mode,
-                                                .outlier_cols = seed % 3 == 0 ? 40 : 3,
-                                                .bias = seed % 3 != 1,
-                                                .accumulate = seed % 2 == 0,
-                                                .aligned = seed % 5 > 1,
-                                                .seed = seed});
-        ++seed;
+        for (const bool fused : {true, false}) {
+          Case c{.m = 1, .n = n, .k = k, .mode = mode, .accumulators = true, .aligned = aligned, .seed = seed++};
+          check<TypeParam>(c, skinny_gemm<TypeParam, 1>(c, fused));
+          c.m = 8 + static_cast<int64_t>(seed % 9);
+          check<TypeParam>(c, skinny_gemm<TypeParam, 2>(c, fused));
+        }
       }
+    }
+  }
+  if constexpr (kHasInt8Mma<TypeParam>) {
+    for (const bool fused : {true, false}) {
+      const Case c{.m = 61, .n = 20, .k = 130, .accumulators = true, .seed = seed++};
+      check<TypeParam>(c, skinny_gemm<TypeParam, 8>(c, fused));
+    }
+  }
+}
+
+TYPED_TEST(GemmOnGpu, SkinnyFloats) {
+  for (const bool fused : {true, false}) {
+    for_each_float_case(5, [&](const Case& c) { check<TypeParam>(c, skinny_gemm<TypeParam, 1>(c, fused)); });
+    if constexpr (kHasInt8Mma<TypeParam>) {
+      for_each_float_case(29, [&](const Case& c) { check<TypeParam>(c, skinny_gemm<TypeParam, 4>(c, fused)); });
     }
   }
 }

@@ -19,20 +19,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "src/cuda/kernels"
-# name of the architecture -> tag in arch.h. PTX is for GPUs to come, whose shared memory may be small.
+# name of the architecture -> number of its tag in arch.h. PTX is for GPUs to come, whose shared memory may be small.
 ARCHITECTURES = {
-    "sm_70": "Sm70",
-    "sm_75": "Sm75",
-    "sm_80": "Sm80",
-    "sm_86": "Sm86",
-    "sm_89": "Sm86",
-    "sm_90": "Sm90",
-    "sm_90a": "Sm90",
-    "sm_100": "Sm90",
-    "sm_120": "Sm120",
-    "compute_80": "Sm86",
+    "sm_70": 70,
+    "sm_75": 75,
+    "sm_80": 80,
+    "sm_86": 86,
+    "sm_89": 86,
+    "sm_90": 90,
+    "sm_90a": 90,
+    "sm_100": 90,
+    "sm_120": 120,
+    "compute_80": 86,
 }
-READ_ONLY = {"compute_70": "Sm70"}  # for tests, since no disassembler takes sm_70 any more
+READ_ONLY = {"compute_70": 70}  # for tests, since no disassembler takes sm_70 any more
 OPTIONS = ["-std=c++17", "-fmad=false", "-Xptxas=-v", f"-I{ROOT / 'src'}"]
 
 

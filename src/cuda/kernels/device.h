@@ -53,6 +53,9 @@ INT8Q_DEVICE void store_shared(uint32_t at, T value) {
 INT8Q_DEVICE void atomic_or_shared(uint32_t at, uint32_t bits) {
   atomicOr(reinterpret_cast<uint32_t*>(shared_bytes + at), bits);
 }
+INT8Q_DEVICE void atomic_add_shared(uint32_t at, int32_t value) {
+  atomicAdd(reinterpret_cast<int32_t*>(shared_bytes + at), value);
+}
 
 // ---------------------------------------------------------------------------------------------------- Threads together
 

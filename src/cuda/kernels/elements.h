@@ -71,6 +71,26 @@ INT8Q_DEVICE void load_chunk(const uint8_t* row, int64_t i, int64_t k, float (&v
   }
 }
 
+// The same where the dtype is known when the kernel runs.
+template <bool kAligned>
+INT8Q_DEVICE void load_chunk(Dtype dtype, const uint8_t* row, int64_t i, int64_t k, float (&v)[kChunk]) {
+  if (dtype == Dtype::kF32) return load_chunk<Dtype::kF32, kAligned>(row, i, k, v);
+  if (dtype == Dtype::kF16) return load_chunk<Dtype::kF16, kAligned>(row, i, k, v);
+  load_chunk<Dtype::kBf16, kAligned>(row, i, k, v);
+}
+
+inline constexpr int kCodeChunk = 16;
+
+// Codes [0, valid) of 16 at `from`; the others are 0.
+INT8Q_DEVICE U32x4 load_codes(const int8_t* from, int valid) {
+  uint32_t words[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < kCodeChunk; ++i) {
+    if (i < valid) words[i / 4] |= static_cast<uint32_t>(load(reinterpret_cast<const uint8_t*>(from) + i)) << i % 4 * 8;
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+
 // Stores elements [i, i + 8) of a row of k, i a multiple of 8, at once where their place is a multiple of 16 bytes.
 INT8Q_DEVICE void store_chunk(Dtype dtype, uint8_t* row, int64_t i, int64_t k, const float (&v)[kChunk]) {
   uint8_t* to = row + i * (dtype == Dtype::kF32 ? 4 : 2);

@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The kernels of one architecture. Compiled once for each with INT8Q_ARCH, its tag, and INT8Q_SUFFIX, the end of their names.
+// The kernels of one architecture. Compiled once for each with INT8Q_ARCH, the number of its tag in arch.h, and INT8Q_SUFFIX,
+// the end of their names.
 #include "cuda/kernels/gemm.h"
 #include "cuda/kernels/quantize_rows.h"
+#include "cuda/kernels/skinny.h"
 
 namespace int8q::gpu {
 
-using Arch = INT8Q_ARCH;
+#define INT8Q_PASTE(a, b) a##b
+#define INT8Q_JOIN(a, b) INT8Q_PASTE(a, b)
+using Arch = INT8Q_JOIN(Sm, INT8Q_ARCH);
 
-#define INT8Q_PASTE(name, suffix) name##_##suffix
-#define INT8Q_NAME(name, suffix) INT8Q_PASTE(name, suffix)
 // A kernel with at most `threads` threads a block, `blocks` of which share an SM.
 #define INT8Q_KERNEL(name, threads, blocks, Arguments) \
-  extern "C" __global__ void __launch_bounds__(threads, blocks) INT8Q_NAME(name, INT8Q_SUFFIX)(const __grid_constant__ Arguments p)
+  extern "C" __global__ void __launch_bounds__(threads, blocks) INT8Q_JOIN(name##_, INT8Q_SUFFIX)(const __grid_constant__ Arguments p)
 
 INT8Q_KERNEL(quantize_rows_f32, QuantizeRows::kThreads, 4, QuantizeRows) { quantize_rows<Dtype::kF32, true>(p); }
 INT8Q_KERNEL(quantize_rows_f16, QuantizeRows::kThreads, 4, QuantizeRows) { quantize_rows<Dtype::kF16, true>(p); }
@@ -23,5 +25,18 @@ INT8Q_KERNEL(quantize_rows_bf16_unaligned, QuantizeRows::kThreads, 4, QuantizeRo
 
 INT8Q_KERNEL(gemm_s8, LargeTile<Arch>::kThreads, 2, Gemm) { gemm<Arch, LargeTile<Arch>, true>(p); }
 INT8Q_KERNEL(gemm_s8_unaligned, LargeTile<Arch>::kThreads, 2, Gemm) { gemm<Arch, LargeTile<Arch>, false>(p); }
+
+// For up to `rows` rows of activations.
+#define INT8Q_SKINNY(rows)                                                                                                    \
+  INT8Q_KERNEL(skinny_s8_##rows, SkinnyShape::kThreads, 2, Gemm) { skinny<Arch, rows / 8, false, true>(p); }                  \
+  INT8Q_KERNEL(skinny_s8_##rows##_unaligned, SkinnyShape::kThreads, 2, Gemm) { skinny<Arch, rows / 8, false, false>(p); }     \
+  INT8Q_KERNEL(skinny_fused_##rows, SkinnyShape::kThreads, 2, Gemm) { skinny<Arch, rows / 8, true, true>(p); }                \
+  INT8Q_KERNEL(skinny_fused_##rows##_unaligned, SkinnyShape::kThreads, 2, Gemm) { skinny<Arch, rows / 8, true, false>(p); }
+INT8Q_SKINNY(8)
+INT8Q_SKINNY(16)
+#if INT8Q_ARCH >= 75
+INT8Q_SKINNY(32)
+INT8Q_SKINNY(64)
+#endif
 
 }  // namespace int8q::gpu

@@ -35,7 +35,8 @@ struct GemmTile {
 
   // Outlier columns begin when the stages are done with, behind the one that they are brought in.
   INT8Q_CONSTEXPR static int shared_bytes(int64_t k, bool outliers) {
-    const int stages = Stages * kStageBytes, columns = kStageBytes + (2 * bitmap_words(k) + 2 + kColumnsAtOnce) * 4;
+    const int stages = Stages * kStageBytes;
+    const int columns = kStageBytes + (2 * bitmap_words(k) + 2 + kColumnsAtOnce) * 4;
     return outliers && columns > stages ? columns : stages;
   }
 };
@@ -60,10 +61,8 @@ static_assert(2 * LargeTile<Sm75>::shared_bytes(0, false) <= Sm75::kSharedBytes)
 static_assert(2 * LargeTile<Sm86>::shared_bytes(0, false) <= Sm86::kSharedBytes);
 static_assert(2 * LargeTile<Sm80>::shared_bytes(0, false) <= Sm80::kSharedBytes);
 
-inline constexpr int kChunkBytes = 16;
-
 INT8Q_DEVICE uint32_t swizzled(int row, int chunk) {
-  return static_cast<uint32_t>(row * 64 + (chunk ^ (row / 2 % 4)) * kChunkBytes);
+  return static_cast<uint32_t>(row * 64 + (chunk ^ (row / 2 % 4)) * kCodeChunk);
 }
 
 template <class Arch, class Tile, bool kAligned>
@@ -92,7 +91,9 @@ class GemmBlock {
       return store_floats();
     }
     block_barrier();  // all have read the last stages
-    const ColumnList columns(Tile::kStageBytes, p_.k, p_.found, p_.bitmaps, p_.found_blocks, Tile::kThreads);
+    ColumnList columns(Tile::kStageBytes, p_.k, Tile::kThreads);
+    columns.merge(p_.found, p_.bitmaps, p_.found_blocks, Tile::kThreads);
+    columns.close();
     if (!p_.element) subtract_columns(columns);
     if (p_.accumulators) return store_accumulators();
     scale_rows();
@@ -149,12 +150,12 @@ class GemmBlock {
   template <bool kW>
   INT8Q_DEVICE Chunk chunk(int step, int c) const {
     const int i = thread_index() + c * Tile::kThreads, row = i / 4;
-    const int64_t k = step * Tile::kK + i % 4 * kChunkBytes, left = p_.k - k;
+    const int64_t k = step * Tile::kK + i % 4 * kCodeChunk, left = p_.k - k;
     if constexpr (kW) {
-      const int valid = col_ + row < p_.n ? static_cast<int>(left < 0 ? 0 : left < kChunkBytes ? left : kChunkBytes) : 0;
+      const int valid = col_ + row < p_.n ? static_cast<int>(left < 0 ? 0 : left < kCodeChunk ? left : kCodeChunk) : 0;
       return {Tile::kM + row, i % 4, p_.w + (col_ + row) * p_.w_stride + k, valid};
     } else {  // codes are padded to whole chunks
-      return {row, i % 4, p_.codes + (row_ + row) * p_.codes_stride + k, row_ + row < p_.m && left > 0 ? kChunkBytes : 0};
+      return {row, i % 4, p_.codes + (row_ + row) * p_.codes_stride + k, row_ + row < p_.m && left > 0 ? kCodeChunk : 0};
     }
   }
 
@@ -190,17 +191,8 @@ class GemmBlock {
   }
 
   INT8Q_DEVICE static U32x4 load_bytes(const Chunk& chunk) {
-    if (chunk.valid == kChunkBytes && reinterpret_cast<uint64_t>(chunk.from) % kChunkBytes == 0) {
-      return load(reinterpret_cast<const U32x4*>(chunk.from));
-    }
-    uint32_t words[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int i = 0; i < kChunkBytes; ++i) {
-      if (i < chunk.valid) {
-        words[i / 4] |= static_cast<uint32_t>(load(reinterpret_cast<const uint8_t*>(chunk.from) + i)) << i % 4 * 8;
-      }
-    }
-    return {words[0], words[1], words[2], words[3]};
+    const bool whole = chunk.valid == kCodeChunk && reinterpret_cast<uint64_t>(chunk.from) % kCodeChunk == 0;
+    return whole ? load(reinterpret_cast<const U32x4*>(chunk.from)) : load_codes(chunk.from, chunk.valid);
   }
 
   // ---- Products of 32 bytes of each row of a stage

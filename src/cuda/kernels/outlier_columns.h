@@ -50,40 +50,57 @@ INT8Q_DEVICE void store_found(uint32_t bitmap, int words, FoundColumns* found, u
     store(&whole[w], load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4));
 }
 
-// All columns that any block found, in ascending order. Shared memory: bitmap and rank, [words] each.
+// Columns in ascending order, from a bitmap. Shared memory: bitmap and rank, [words] each, and two words more.
 struct ColumnList {
   uint32_t bitmap, rank;  // rank: columns before each word
   int words;
-  uint32_t count;
+  uint32_t count = 0;
 
-  // By the whole block; ends in a barrier.
-  INT8Q_DEVICE ColumnList(uint32_t at, int64_t k, const FoundColumns* found, const uint32_t* bitmaps, int blocks,
-                          int threads)
+  INT8Q_CONSTEXPR static int shared_bytes(int64_t k) { return (2 * bitmap_words(k) + 2) * 4; }
+
+  // An empty bitmap, by the whole block; ends in a barrier.
+  INT8Q_DEVICE ColumnList(uint32_t at, int64_t k, int threads)
       : bitmap(at), rank(at + static_cast<uint32_t>(bitmap_words(k)) * 4), words(bitmap_words(k)) {
-    const uint32_t total = rank + static_cast<uint32_t>(words) * 4, any_whole = total + 4;
     clear_bitmap(bitmap, words, threads);
-    if (thread_index() == 0) store_shared<uint32_t>(any_whole, 0);
+    if (thread_index() == 0) store_shared<uint32_t>(any_whole(), 0);
     block_barrier();
+  }
+
+  INT8Q_DEVICE void mark(int64_t column, uint32_t bits) const {
+    atomic_or_shared(bitmap + static_cast<uint32_t>(column / 32) * 4, bits << column % 32);
+  }
+
+  // Marks what any block found, by the whole block.
+  INT8Q_DEVICE void merge(const FoundColumns* found, const uint32_t* bitmaps, int blocks, int threads) const {
     for (int b = thread_index(); b < blocks; b += threads) {
       const uint32_t listed = load(&found[b].count);
       if (listed > kListed) {
-        atomic_or_shared(any_whole, 1);
+        atomic_or_shared(any_whole(), 1);
         continue;
       }
-      for (uint32_t t = 0; t < listed; ++t) {
-        const uint32_t column = load(&found[b].first[t]);
-        atomic_or_shared(bitmap + column / 32 * 4, 1u << column % 32);
-      }
+      for (uint32_t t = 0; t < listed; ++t) mark(load(&found[b].first[t]), 1);
     }
     block_barrier();
-    if (load_shared<uint32_t>(any_whole) != 0) merge_bitmaps(found, bitmaps, blocks, threads);
-    if (warp_index() == 0) find_ranks(total);
+    if (load_shared<uint32_t>(any_whole()) == 0) return;
+    for (int w = thread_index(); w < words; w += threads) {
+      uint32_t bits = load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4);
+      for (int b = 0; b < blocks; ++b) {
+        if (load(&found[b].count) > kListed) bits |= load(&bitmaps[static_cast<int64_t>(b) * words + w]);
+      }
+      store_shared(bitmap + static_cast<uint32_t>(w) * 4, bits);
+    }
+  }
+
+  // Counts what is marked, by the whole block; begins and ends in a barrier.
+  INT8Q_DEVICE void close() {
     block_barrier();
-    count = load_shared<uint32_t>(total);
+    if (warp_index() == 0) find_ranks();
+    block_barrier();
+    count = load_shared<uint32_t>(total());
   }
 
   // Where this list ends in shared memory.
-  INT8Q_DEVICE uint32_t end() const { return rank + static_cast<uint32_t>(words) * 4 + 8; }
+  INT8Q_DEVICE uint32_t end() const { return total() + 8; }
 
   // The column of rank r < count: the r-th set bit.
   INT8Q_DEVICE int column(uint32_t r) const {
@@ -99,18 +116,10 @@ struct ColumnList {
   }
 
  private:
-  INT8Q_DEVICE void merge_bitmaps(const FoundColumns* found, const uint32_t* bitmaps, int blocks, int threads) const {
-    for (int w = thread_index(); w < words; w += threads) {
-      uint32_t bits = load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4);
-      for (int b = 0; b < blocks; ++b) {
-        if (load(&found[b].count) > kListed) bits |= load(&bitmaps[static_cast<int64_t>(b) * words + w]);
-      }
-      store_shared(bitmap + static_cast<uint32_t>(w) * 4, bits);
-    }
-    block_barrier();
-  }
+  INT8Q_DEVICE uint32_t total() const { return rank + static_cast<uint32_t>(words) * 4; }
+  INT8Q_DEVICE uint32_t any_whole() const { return total() + 4; }
 
-  INT8Q_DEVICE void find_ranks(uint32_t total) const {
+  INT8Q_DEVICE void find_ranks() const {
     uint32_t before = 0;
     for (int first = 0; first < words; first += kWarp) {
       const int w = first + lane_index();
@@ -120,7 +129,7 @@ struct ColumnList {
       if (w < words) store_shared(rank + place, before + sum - mine);
       before += shuffle(sum, kWarp - 1);
     }
-    if (lane_index() == 0) store_shared(total, before);
+    if (lane_index() == 0) store_shared(total(), before);
   }
 };
 

@@ -34,6 +34,32 @@ struct RowScale {
   }
 };
 
+struct ChunkScan {
+  uint32_t absmax;    // of the inliers
+  uint32_t outliers;  // a bit an element
+};
+INT8Q_DEVICE ChunkScan scan_chunk(const float (&v)[kChunk], uint32_t limit) {
+  ChunkScan scan{0, 0};
+#pragma unroll
+  for (int e = 0; e < kChunk; ++e) {
+    const uint32_t bits = magnitude(v[e]);
+    const bool outlier = is_outlier(bits, limit);
+    scan.outliers |= static_cast<uint32_t>(outlier) << e;
+    scan.absmax = !outlier && bits > scan.absmax ? bits : scan.absmax;
+  }
+  return scan;
+}
+
+INT8Q_DEVICE U32x2 encode_chunk(const float (&v)[kChunk], const RowScale& scale, uint32_t limit) {
+  uint32_t words[2] = {0, 0};
+#pragma unroll
+  for (int e = 0; e < kChunk; ++e) {
+    const int32_t code = is_outlier(magnitude(v[e]), limit) ? 0 : scale.code(v[e]);
+    words[e / 4] |= (static_cast<uint32_t>(code) & 0xffu) << e % 4 * 8;
+  }
+  return {words[0], words[1]};
+}
+
 // The largest `value` of the block, for all of its threads; `at` has a word a warp. Two barriers.
 template <int kThreads>
 INT8Q_DEVICE uint32_t block_maximum(uint32_t value, uint32_t at) {
@@ -68,15 +94,9 @@ INT8Q_DEVICE void quantize_rows(const QuantizeRows& p) {
     uint32_t absmax = 0;
     for (int64_t k = first; k < p.k; k += step) {
       load_chunk<D, kAligned>(x, k, p.k, v);
-      uint32_t outliers = 0;
-#pragma unroll
-      for (int e = 0; e < kChunk; ++e) {
-        const uint32_t bits = magnitude(v[e]);
-        const bool outlier = is_outlier(bits, p.limit);
-        outliers |= static_cast<uint32_t>(outlier) << e;
-        absmax = !outlier && bits > absmax ? bits : absmax;
-      }
-      if (outliers != 0) atomic_or_shared(bitmap + static_cast<uint32_t>(k / 32) * 4, outliers << k % 32);
+      const ChunkScan scan = scan_chunk(v, p.limit);
+      absmax = scan.absmax > absmax ? scan.absmax : absmax;
+      if (scan.outliers != 0) atomic_or_shared(bitmap + static_cast<uint32_t>(k / 32) * 4, scan.outliers << k % 32);
     }
     const RowScale scale(block_maximum<kThreads>(absmax, maxima));
     if (thread_index() == 0) store(&p.row_stats[row], scale.stat);
@@ -84,13 +104,7 @@ INT8Q_DEVICE void quantize_rows(const QuantizeRows& p) {
     int8_t* codes = p.codes + row * p.codes_stride;
     for (int64_t k = first; k < p.codes_stride; k += step) {
       load_chunk<D, kAligned>(x, k, p.k, v);
-      uint32_t words_of_codes[2] = {0, 0};
-#pragma unroll
-      for (int e = 0; e < kChunk; ++e) {
-        const int32_t code = is_outlier(magnitude(v[e]), p.limit) ? 0 : scale.code(v[e]);
-        words_of_codes[e / 4] |= (static_cast<uint32_t>(code) & 0xffu) << e % 4 * 8;
-      }
-      store(reinterpret_cast<U32x2*>(codes + k), U32x2{words_of_codes[0], words_of_codes[1]});
+      store(reinterpret_cast<U32x2*>(codes + k), encode_chunk(v, scale, p.limit));
     }
   }
 

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// LLM.int8() for few rows of activations, M <= 64: W is read once, at the speed of memory.
+//
+//   acc = codes . W^T                            s32, exact
+//   acc -= codes . W^T of the outlier columns    s32, exact; column scope
+//   f   = float(acc) * (row_stats / 127)
+//   f   = fma(x, w, f)                           outlier columns in ascending order; element scope: of outlier elements alone
+//   y   = f * (col_stats / 127) + bias           rounded once
+//
+// With element scope that is gemm.h's expression: a row does not depend on how many there are.
+//
+// Sixteen rows of W are an MMA's rows, eight rows of activations its columns. Lane (g, q) = (l / 4, l % 4) takes 16 bytes of rows
+// g and g + 8 of W at k = 64 j + 16 q, and of each eight activations row g at the same k: those are operands of two MMAs, whose k
+// is permuted, alike for both. A warp takes every kWarps-th j, eight loads of 16 bytes before it touches one: 8 warps of two
+// blocks have 64 KiB on their way (from 64 rows on half of that). Warps' sums meet in shared memory. Before sm_75 a lane multiplies the same
+// bytes by dp4a, for M <= 16.
+//
+// kFused: x is quantized by each block into its shared memory, M * K <= 48 KiB; else quantize_rows did it, and codes come
+// through L1.
+//
+// Shared memory: sums [M up to eights][16], the list of columns, maxima a warp, row_stats, and the codes of kFused, [M up to
+// eights] rows of an odd number of 64 bytes, so that two rows lie in all 32 banks.
+#pragma once
+
+#include "cuda/kernels/ptx.h"
+#include "cuda/kernels/quantize_rows.h"
+
+namespace int8q::gpu {
+
+struct SkinnyShape {
+  static constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+  static constexpr int kRowsOfW = 16;
+  static constexpr int kStep = 64;  // k's of a warp's step
+
+  INT8Q_CONSTEXPR static int code_stride(int64_t k) { return static_cast<int>(((k + kStep - 1) / kStep | 1) * kStep); }
+  // Multiples of 16 bytes, in the order of the file's comment.
+  INT8Q_CONSTEXPR static int columns_at(int rows) { return rows * kRowsOfW * 4; }
+  INT8Q_CONSTEXPR static int maxima_at(int rows, int64_t k) {
+    return columns_at(rows) + ((2 * bitmap_words(k) + 2) * 4 + 15) / 16 * 16;
+  }
+  INT8Q_CONSTEXPR static int stats_at(int rows, int64_t k) { return maxima_at(rows, k) + kWarps * 4; }
+  INT8Q_CONSTEXPR static int codes_at(int rows, int64_t k) { return stats_at(rows, k) + rows * 4; }
+  // rows: a multiple of 8.
+  INT8Q_CONSTEXPR static int shared_bytes(int rows, int64_t k, bool fused) {
+    return codes_at(rows, k) + (fused ? rows * code_stride(k) : 0);
+  }
+};
+
+template <class Arch, int kEights, bool kFused, bool kAligned>
+class SkinnyBlock {
+  using Shape = SkinnyShape;
+  static constexpr int kRows = kEights * 8, kThreads = Shape::kThreads;
+  // Steps whose loads are issued together; sums of 64 rows, or of 16 without tensor cores, leave no registers for four. Bytes one
+  // by one are slow in any case.
+  static constexpr int kMostAhead = kEights == 8 || (!kHasInt8Mma<Arch> && kEights > 1) ? 2 : 4;
+  static constexpr int kAhead = kAligned ? kMostAhead : kMostAhead / 2;
+  static_assert(kHasInt8Mma<Arch> || kEights <= 2);
+
+ public:
+  INT8Q_DEVICE explicit SkinnyBlock(const Gemm& p)
+      : p_(p),
+        columns_(Shape::columns_at(kRows), p.k, kThreads),
+        stats_(static_cast<uint32_t>(Shape::stats_at(kRows, p.k))),
+        codes_(static_cast<uint32_t>(Shape::codes_at(kRows, p.k))),
+        code_stride_(static_cast<uint32_t>(Shape::code_stride(p.k))) {}
+
+  INT8Q_DEVICE void run() {
+    if constexpr (kFused) {
+      quantize();
+      columns_.close();
+    } else {
+      for (int m = thread_index(); m < p_.m; m += kThreads)
+        store_shared(stats_ + static_cast<uint32_t>(m) * 4, load(p_.row_stats + m));
+      if (p_.found != nullptr) columns_.merge(p_.found, p_.bitmaps, p_.found_blocks, kThreads);
+      columns_.close();
+    }
+    for (int64_t col = block_index() * Shape::kRowsOfW; col < p_.n;
+         col += static_cast<int64_t>(block_count()) * Shape::kRowsOfW) {
+      for (int i = thread_index(); i < kRows * Shape::kRowsOfW; i += kThreads)
+        store_shared<int32_t>(static_cast<uint32_t>(i) * 4, 0);
+      block_barrier();
+      multiply(col);
+      block_barrier();
+      finish(col);
+      block_barrier();
+    }
+  }
+
+ private:
+  // ---- Codes
+
+  // As quantize_rows, but for where codes go. Rows from M on are zero.
+  INT8Q_DEVICE void quantize() {
+    const uint32_t maxima = static_cast<uint32_t>(Shape::maxima_at(kRows, p_.k));
+    const int64_t first = thread_index() * kChunk, step = kThreads * kChunk;
+    for (int row = 0; row < kRows; ++row) {
+      const bool inside = row < p_.m;
+      const uint8_t* x = p_.x + row * p_.x_stride;
+      float v[kChunk];
+      uint32_t absmax = 0;
+      for (int64_t k = first; inside && k < p_.k; k += step) {
+        load_chunk<kAligned>(p_.x_dtype, x, k, p_.k, v);
+        const ChunkScan scan = scan_chunk(v, p_.limit);
+        absmax = scan.absmax > absmax ? scan.absmax : absmax;
+        if (scan.outliers != 0) columns_.mark(k, scan.outliers);
+      }
+      const RowScale scale(block_maximum<kThreads>(absmax, maxima));
+      if (thread_index() == 0) store_shared(stats_ + static_cast<uint32_t>(row) * 4, scale.stat);
+      for (int64_t k = first; k < code_stride_; k += step) {
+        U32x2 codes{0, 0};
+        if (inside && k < p_.k) {
+          load_chunk<kAligned>(p_.x_dtype, x, k, p_.k, v);
+          codes = encode_chunk(v, scale, p_.limit);
+        }
+        store_shared(code_at(row, static_cast<uint32_t>(k)), codes);
+      }
+    }
+  }
+  INT8Q_DEVICE uint32_t code_at(int row, uint32_t k) const {
+    return codes_ + static_cast<uint32_t>(row) * code_stride_ + k;
+  }
+
+  // 16 codes of an activation. Behind M and K there are zeros.
+  INT8Q_DEVICE U32x4 activations(int row, int64_t k) const {
+    if constexpr (kFused) return load_shared<U32x4>(code_at(row, static_cast<uint32_t>(k)));
+    if (row >= p_.m || k >= p_.k) return {0, 0, 0, 0};
+    return load(reinterpret_cast<const U32x4*>(p_.codes + row * p_.codes_stride + k));
+  }
+  INT8Q_DEVICE int32_t code(int row, int k) const {
+    if constexpr (kFused) return load_shared<int8_t>(code_at(row, static_cast<uint32_t>(k)));
+    return load(p_.codes + row * p_.codes_stride + k);
+  }
+
+  INT8Q_DEVICE U32x4 weights(int64_t n, int64_t k) const {
+    const int64_t left = n < p_.n ? p_.k - k : 0;
+    const int8_t* from = p_.w + n * p_.w_stride + k;
+    if (kAligned && left >= kCodeChunk) return load(reinterpret_cast<const U32x4*>(from));
+    return load_codes(from, static_cast<int>(left < 0 ? 0 : left < kCodeChunk ? left : kCodeChunk));
+  }
+
+  // ---- The product of 16 rows of W
+
+  INT8Q_DEVICE void multiply(int64_t col) {
+    const int g = lane_index() / 4, q = lane_index() % 4;
+    int32_t acc[kEights][kPerEight] = {};
+    constexpr int kStride = Shape::kWarps * Shape::kStep;
+    for (int64_t first = warp_index() * Shape::kStep; first < p_.k; first += kStride * kAhead) {
+      U32x4 low[kAhead], high[kAhead];
+#pragma unroll
+      for (int s = 0; s < kAhead; ++s) {
+        const int64_t k = first + s * kStride + q * kCodeChunk;
+        low[s] = weights(col + g, k);
+        high[s] = weights(col + g + 8, k);
+      }
+#pragma unroll
+      for (int s = 0; s < kAhead; ++s) {
+        const int64_t k = first + s * kStride;
+        if (k < p_.k) multiply_step(low[s], high[s], k + q * kCodeChunk, acc);
+      }
+    }
+    add_sums(acc);
+  }
+
+  // C fragments of the tensor cores, or sums of a lane: of rows g and g + 8 of W with eight activations.
+  static constexpr int kPerEight = kHasInt8Mma<Arch> ? 4 : 16;
+
+  INT8Q_DEVICE void multiply_step(const U32x4& low, const U32x4& high, int64_t k,
+                                  int32_t (&acc)[kEights][kPerEight]) const {
+    if constexpr (kHasInt8Mma<Arch>) {
+      const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
+#pragma unroll
+      for (int t = 0; t < kEights; ++t) {
+        const U32x4 x = activations(t * 8 + lane_index() / 4, k);
+        ptx::mma_s8<Arch>(acc[t], first, {x.x, x.y});
+        ptx::mma_s8<Arch>(acc[t], second, {x.z, x.w});
+      }
+    } else {
+#pragma unroll
+      for (int m = 0; m < kRows; ++m) {
+        const U32x4 x = activations(m, k);
+        int32_t& a = acc[m / 8][m % 8 * 2];
+        int32_t& b = acc[m / 8][m % 8 * 2 + 1];
+        a = dot4(x.w, low.w, dot4(x.z, low.z, dot4(x.y, low.y, dot4(x.x, low.x, a))));
+        b = dot4(x.w, high.w, dot4(x.z, high.z, dot4(x.y, high.y, dot4(x.x, high.x, b))));
+      }
+    }
+  }
+
+  INT8Q_DEVICE void add_sums(const int32_t (&acc)[kEights][kPerEight]) const {
+    const int g = lane_index() / 4, q = lane_index() % 4;
+#pragma unroll
+    for (int t = 0; t < kEights; ++t) {
+#pragma unroll
+      for (int i = 0; i < kPerEight; ++i) {
+        const int m = kHasInt8Mma<Arch> ? t * 8 + q * 2 + i % 2 : t * 8 + i / 2;
+        const int n = kHasInt8Mma<Arch> ? g + i / 2 * 8 : g + i % 2 * 8;
+        if (m < p_.m) atomic_add_shared(sum_at(m, n), acc[t][i]);
+      }
+    }
+  }
+  INT8Q_DEVICE static uint32_t sum_at(int m, int n) { return static_cast<uint32_t>((m * Shape::kRowsOfW + n) * 4); }
+
+  // ---- Results
+
+  INT8Q_DEVICE void finish(int64_t col) const {
+    for (int i = thread_index(); i < p_.m * Shape::kRowsOfW; i += kThreads) {
+      const int m = i / Shape::kRowsOfW;
+      const int64_t n = col + i % Shape::kRowsOfW;
+      if (n >= p_.n) continue;
+      int32_t acc = load_shared<int32_t>(sum_at(m, i % Shape::kRowsOfW));
+      if (!p_.element) acc -= sum_of_columns(m, n);
+      uint8_t* y = p_.y + m * p_.y_stride;
+      if (p_.accumulators) {
+        store(reinterpret_cast<int32_t*>(y) + n, acc);
+        continue;
+      }
+      const float f =
+          static_cast<float>(acc) * (load_shared<float>(stats_ + static_cast<uint32_t>(m) * 4) * (1.0f / 127.0f));
+      const float bias = p_.bias == nullptr ? 0.0f : load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), n);
+      float value = add_columns(m, n, f) * (load(p_.col_stats + n) * (1.0f / 127.0f)) + bias;
+      if (p_.accumulate) value += load_element(p_.y_dtype, y, n);
+      store_element(p_.y_dtype, y, n, value);
+    }
+  }
+
+  INT8Q_DEVICE int32_t sum_of_columns(int m, int64_t n) const {
+    int32_t sum = 0;
+    for (uint32_t t = 0; t < columns_.count; ++t) {
+      const int k = columns_.column(t);
+      sum += code(m, k) * load(p_.w + n * p_.w_stride + k);
+    }
+    return sum;
+  }
+  INT8Q_DEVICE float add_columns(int m, int64_t n, float f) const {
+    for (uint32_t t = 0; t < columns_.count; ++t) {
+      const int k = columns_.column(t);
+      const float x = load_element(p_.x_dtype, p_.x + m * p_.x_stride, k);
+      if (p_.element && !is_outlier(magnitude(x), p_.limit)) continue;
+      f = fma(x, static_cast<float>(load(p_.w + n * p_.w_stride + k)), f);
+    }
+    return f;
+  }
+
+  const Gemm& p_;
+  ColumnList columns_;
+  const uint32_t stats_, codes_, code_stride_;
+};
+
+template <class Arch, int kEights, bool kFused, bool kAligned>
+INT8Q_DEVICE void skinny(const Gemm& p) {
+  SkinnyBlock<Arch, kEights, kFused, kAligned>(p).run();
+}
+
+}  // namespace int8q::gpu

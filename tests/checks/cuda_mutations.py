@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cuda_mutations.py COMPILER BUILD_FOLDER [FILE]: breaks CUDA kernels in one place at a time; the emulator must notice.
+
+Mutants are generated: each match of each rule in each kernel's file is one. They are compiled beside the intact rest and
+run; the table names who caught each. A mutant that survives is an error, unless EQUIVALENT says why nothing changes.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "src/cuda/kernels"
+TESTS = {
+    "quantize_rows.h": ("test_quantize_rows.cpp", "*"),
+    "outlier_columns.h": ("test_gemm.cpp", "*:-*/0.*"),
+    "gemm.h": ("test_gemm.cpp", "*:-*Skinny*"),
+    "skinny.h": ("test_gemm.cpp", "*Skinny*"),
+}
+# rule -> (expression, what takes its place)
+RULES = {
+    "no barrier": (r"\bblock_barrier\(\);", ";"),
+    "no wait": (r"\bptx::wait_copies<[^>]*>\(\);", ";"),
+    "a wait for one stage too few": (r"kStages - 2>", "kStages - 1>"),
+    "one row, column or k too many": (
+        r"(?<=[\w)] )<(?= (?:p_?\.(?:m|n|k|rows)|rows|words|columns_?\.count|count)\b)",
+        "<=",
+    ),
+    "one too few": (r"(?<=[\w)] )<(?= (?:p_?\.(?:m|n|k|rows)|columns_?\.count)\b)", "+ 1 <"),
+    "another half of a fragment": (r"\bmatrix % 2\b", "matrix / 2"),
+    "fragments swapped": (r"two\[0\], b\[j\]\[1\] = two\[1\]", "two[1], b[j][1] = two[0]"),
+    "operands of one k swapped": (r"\{x\.x, x\.y\}", "{x.y, x.x}"),
+    "rows of an operand swapped": (r"low\.x, high\.x, low\.y, high\.y", "low.x, low.y, high.x, high.y"),
+    "stored without the swizzle": (
+        r"swizzled\((\w+)\.row, \1\.column\)",
+        r"static_cast<uint32_t>(\1.row * 64 + \1.column * 16)",
+    ),
+    "held registers in another order": (r"held\[kChunksM \+ c\] =", "held[kChunksM + (c ^ 1)] ="),
+    "no test of an outlier": (r"is_outlier\(magnitude\([^)]*\), p?_?\.?limit\)", "false"),
+    "columns are not subtracted": (
+        r"if \(!p_\.element\) (?:subtract_columns\(columns\)|acc -= sum_of_columns\(m, n\));",
+        ";",
+    ),
+    "columns beyond the list": (r"\|\| column < 0", "|| false"),
+    "outliers in absmax": (r"!outlier && bits", "bits"),
+    "half of a warp's maximum": (r"mask = kWarp / 2", "mask = kWarp / 4"),
+    "half of a warp's sum": (r"by < kWarp; by \*= 2", "by < kWarp / 2; by *= 2"),
+    "a sign": (r"-load\(p_\.codes", "load(p_.codes"),
+    "rank of another word": (r"low \* 32 \+ lowest_bit", "low * 32 + 1 + lowest_bit"),
+    "stores beyond a row": (r"if \(col \+ e < p_\.n\) ", ""),
+    "no row's scale": (r"load\(p_\.row_stats \+ row\)", "load(p_.row_stats)"),
+}
+# (file, rule, a part of the line) -> why it changes nothing
+EQUIVALENT = {}
+
+
+def mutants():
+    for file in TESTS:
+        text = (KERNELS / file).read_text()
+        for rule, (expression, replacement) in RULES.items():
+            for match in re.finditer(expression, text):
+                start = text.rfind("\n", 0, match.start()) + 1
+                line = text[start : text.find("\n", match.start())]
+                if line.lstrip().startswith("//"):
+                    continue
+                number = text.count("\n", 0, start) + 1
+                yield (
+                    file,
+                    rule,
+                    number,
+                    line.strip(),
+                    text[: match.start()] + match.expand(replacement) + text[match.end() :],
+                )
+
+
+def run(compiler, build, scratch, mutant):
+    """Who caught it: "compiler", a fault's kind or the failed test; None if nobody."""
+    file, rule, number, line, text = mutant
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    try:
+        shutil.copytree(KERNELS, folder / "cuda/kernels")
+        (folder / "cuda/kernels" / file).write_text(text)
+        source, tests = TESTS[file]
+        includes = [folder, ROOT / "src", ROOT / "tests", ROOT / "include", "/usr/include/eigen3"]
+        libraries = [
+            build / f"lib/lib{name}.a" for name in ("int8q_cuda_emulation", "int8q_test_support_objects", "int8q_testing")
+        ]
+        command = [compiler, "-std=c++20", "-O1", "-w", "-ffp-contract=off", "-DINT8Q_FEW_ARCHITECTURES"]
+        command += [f'-DINT8Q_{name}_DIR="{ROOT}"' for name in ("SOURCE", "BINARY")]
+        command += [f"-I{path}" for path in includes] + [ROOT / "tests/cuda_emulation" / source, *libraries]
+        command += ["-lboost_context", "-lgtest", "-lgtest_main", "-lpthread", "-ldl", "-o", folder / "test"]
+        if subprocess.run(command, capture_output=True).returncode:
+            return "compiler"
+        try:
+            result = subprocess.run(
+                [folder / "test", f"--gtest_filter={tests}", "--gtest_fail_fast"],
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+        except subprocess.TimeoutExpired:
+            return "time limit"
+        if result.returncode == 0:
+            return None
+        fault = re.search(r"C\+\+ exception with description \"(.*?)\" thrown", result.stdout)
+        if fault is None:
+            return "values" if result.returncode > 0 else "crash"
+        for word in ("waits at", "before its copy", "nobody wrote", "is being", "touches", "leaves with"):
+            if word in fault[1]:
+                names = {"waits at": "divergence", "before its copy": "missing wait", "nobody wrote": "uninitialized"}
+                return {**names, "is being": "race", "touches": "bounds", "leaves with": "unfinished copies"}[word]
+        return "fault"
+    finally:
+        shutil.rmtree(folder)
+
+
+def main():
+    compiler, build = sys.argv[1], Path(sys.argv[2])
+    only = sys.argv[3] if len(sys.argv) > 3 else ""
+    wanted = [mutant for mutant in mutants() if only in mutant[0]]
+    caught, survivors, per_file = [], [], Counter()
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutant, catcher in zip(wanted, pool.map(lambda m: run(compiler, build, scratch, m), wanted)):
+            file, rule, number, line, _ = mutant
+            reason = next((why for key, why in EQUIVALENT.items() if key[:2] == (file, rule) and key[2] in line), None)
+            verdict = catcher or (f"equivalent: {reason}" if reason else "SURVIVED")
+            print(f"{file}:{number}: {rule}: {verdict}    {line}", flush=True)
+            if catcher:
+                caught.append(catcher)
+                per_file[file] += 1
+            elif not reason:
+                survivors.append(mutant)
+    print(f"{len(caught)} of {len(wanted)} mutants caught: {dict(Counter(caught))}; by file: {dict(per_file)}")
+    few = [file for file in TESTS if only in file and per_file[file] < 3]
+    if survivors or few:
+        sys.exit(f"{len(survivors)} survived; too few mutants of: {few or 'none'}")
+
+
+main()

@@ -7,8 +7,9 @@ import sys
 from . import _quantize, _run, doctor
 
 EPILOG = """\
-Exit status: 0 ok; 1 doctor found something broken that int8q needs; 2 usage; 3 a file cannot be read or written; 4 bad
-input; 130 interrupted (Ctrl-C; nothing is left behind); 70 the library cannot be used, or a defect of int8q.
+Exit status: 0 ok; 1 doctor found something broken that int8q needs, or run lacks a package; 2 usage; 3 a file cannot be
+read or written; 4 bad input; 130 interrupted (Ctrl-C; nothing is left behind); 70 the library cannot be used, or a defect
+of int8q.
 """
 
 

@@ -4,11 +4,9 @@
 
 import ctypes
 import os
+import sys
 from ctypes import c_char, c_char_p, c_double, c_float, c_int8, c_int16, c_int32, c_int64  # noqa: F401
 from ctypes import c_uint8, c_uint16, c_uint32, c_uint64, c_void_p  # noqa: F401
-
-
-REINSTALL = "python -m pip install --force-reinstall int8q"
 
 
 class AbiError(RuntimeError):
@@ -28,30 +26,42 @@ class NeedsNewer(AbiError):
 
 
 def candidate():
-    """(The one library to load, the command that mends it if it cannot serve): INT8Q_LIBRARY if set, else the library
-    beside this package if there is one, else what the system's loader finds. A library that was chosen and does not load is
-    an error, never a reason to take the next."""
-    chosen = os.environ.get("INT8Q_LIBRARY")
-    if chosen:
-        return chosen, "unset INT8Q_LIBRARY"
-    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), SONAME)
-    return beside if os.path.exists(beside) else SONAME, REINSTALL
+    """The one library to load: INT8Q_LIBRARY if set, else the first that lies in a folder of this package, else what the
+    system's loader finds. A library that was chosen and does not load is an error, never a reason to take the next."""
+    beside = (os.path.join(folder, SONAME) for folder in _folders())
+    return os.environ.get("INT8Q_LIBRARY") or next(filter(os.path.exists, beside), SONAME)
+
+
+def _folders():
+    """Those of the package, in its order: of an editable install the one of its build, then the one of its sources."""
+    own = os.path.dirname(os.path.abspath(__file__))
+    return list(getattr(sys.modules.get(__name__.rpartition(".")[0]), "__path__", [own]))
 
 
 class Library:
     """One loaded library. Its functions are attributes, bound at their first use."""
 
     def __init__(self, path=None):
-        path, self._mend = (path, REINSTALL) if path else candidate()
-        self.path, self._handle = self._load(path)
+        self._chosen = not path and bool(os.environ.get("INT8Q_LIBRARY"))
+        self.path, self._handle = self._load(path or candidate())
         version = self._bind("int8q_abi_version")()
         self.level = (version >> 16, version & 0xFFFF)
         self._check_level()
 
+    def _mend(self):
+        """The command that mends it if it cannot serve."""
+        if self._chosen:
+            return "unset INT8Q_LIBRARY"
+        try:
+            from ._rules import reinstall
+        except ImportError:  # this file was loaded without its package
+            return f"{sys.executable} -m pip install --force-reinstall --no-deps YOUR_SOURCES_OF_INT8Q"
+        return reinstall()
+
     def _check_level(self):
         if self.level[0] != LEVEL[0]:
             raise AbiMismatch(
-                f"this package needs ABI {LEVEL[0]}.x, loaded {_dotted(self.level)} at {self.path}. Run: {self._mend}"
+                f"this package needs ABI {LEVEL[0]}.x, loaded {_dotted(self.level)} at {self.path}. Run: {self._mend()}"
             )
         level = min(self.level, LEVEL)
         theirs = self._bind("int8q_abi_hash")(level[0] << 16 | level[1])
@@ -59,7 +69,7 @@ class Library:
         if theirs != HASHES[level]:
             raise AbiMismatch(
                 f"this package needs ABI {_dotted(level)} with hash {HASHES[level][:16]}, loaded one with hash "
-                f"{theirs[:16]} at {self.path}: another declaration of the same level. Run: {self._mend}"
+                f"{theirs[:16]} at {self.path}: another declaration of the same level. Run: {self._mend()}"
             )
 
     def _bind(self, name):
@@ -69,11 +79,11 @@ class Library:
         except AttributeError:
             if not hasattr(self, "level"):
                 problem = f"this package needs ABI {LEVEL[0]}.x, loaded no int8q library at {self.path}: it has no {name}"
-                raise AbiMismatch(f"{problem}. Run: {self._mend}") from None
+                raise AbiMismatch(f"{problem}. Run: {self._mend()}") from None
             problem = f"{name} needs ABI {_dotted(level)}, loaded {_dotted(self.level)} at {self.path}"
             if self.level >= level:
-                raise AbiMismatch(f"{problem}, which lacks it all the same. Run: {self._mend}") from None
-            raise NeedsNewer(f"{problem}. Run: {self._mend}") from None
+                raise AbiMismatch(f"{problem}, which lacks it all the same. Run: {self._mend()}") from None
+            raise NeedsNewer(f"{problem}. Run: {self._mend()}") from None
         function.restype = result
         function.argtypes = arguments
         return function
@@ -83,7 +93,7 @@ class Library:
             handle = ctypes.CDLL(path)
         except OSError as error:
             raise LibraryNotFound(
-                f"this package needs {SONAME} with ABI {LEVEL[0]}.x; {path} does not load: {error}. Run: {self._mend}"
+                f"this package needs {SONAME} with ABI {LEVEL[0]}.x; {path} does not load: {error}. Run: {self._mend()}"
             ) from None
         return _origin(handle) or path, handle
 

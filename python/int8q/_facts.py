@@ -14,6 +14,8 @@ import site
 import subprocess
 import sys
 import sysconfig
+import urllib.parse
+import urllib.request
 
 PACKAGES = (
     "numpy",
@@ -40,12 +42,14 @@ if name == "torch":
 print("\\n" + json.dumps(found))
 """
 
-# What _abi loads is the library, whether it fits or not; what it passed over for that is among what was tried.
+# The package as it is in this process, with its folders. What _abi loads is the library, whether it fits or not; what it
+# passed over for that is among what was tried.
 _TRY_LIBRARY = """
 import ctypes, importlib.util, json, os, sys
-spec = importlib.util.spec_from_file_location("_abi", sys.argv[1])
-abi = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(abi)
+spec = importlib.util.spec_from_file_location("int8q", sys.argv[1], submodule_search_locations=sys.argv[2:])
+sys.modules["int8q"] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+from int8q import _abi as abi
 
 def text(library, write, *handle):
     length = ctypes.c_uint64()
@@ -63,10 +67,11 @@ def described(library):
     finally:
         library.int8q_destroy_context(context)
 
-path = abi.candidate()[0]
+path = abi.candidate()
 found = {"wanted": "%d.%d" % abi.LEVEL, "tried": []}
 if path == abi.SONAME:
-    found["tried"].append({"path": os.path.join(os.path.dirname(sys.argv[1]), path), "error": "there is no such file"})
+    for folder in package.__path__:
+        found["tried"].append({"path": os.path.join(folder, path), "error": "there is no such file"})
 print(path, file=sys.stderr, flush=True)  # what a crash was about
 try:
     handle = ctypes.CDLL(path)
@@ -95,7 +100,7 @@ def gather(timeout=60.0):
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("INT8Q_")},
         "packages": {name: version(name) for name in PACKAGES},
         "imports": {name: _probe(name, timeout) for name in PROBED},
-        "library": _try(_TRY_LIBRARY, [_abi_file()], timeout),
+        "library": _try(_TRY_LIBRARY, _package(), timeout),
     }
 
 
@@ -107,20 +112,42 @@ def version(package):
         return None
 
 
+# What a command asks its reader to put in: int8q is on no index, so a name says nothing.
+UNKNOWN_SOURCE = "YOUR_WHEEL_OR_SOURCES_OF_INT8Q"
+
+
 def source():
-    """What pip takes to install this package again: where it came from, for it need not be on an index."""
-    checkout = os.path.dirname(os.path.dirname(os.path.dirname(_abi_file())))
-    if os.path.exists(os.path.join(checkout, "pyproject.toml")):
-        return checkout
+    """[what pip takes to install this package again, where it came from], or None where pip did not put it.
+
+    Of a checkout, an editable install: that comes before all of sys.path, so also before PYTHONPATH that named it.
+    """
+    folder = os.path.dirname(os.path.realpath(_package()[0]))
+    checkout = os.path.dirname(os.path.dirname(folder))
+    if os.path.exists(os.path.join(checkout, "include/int8q/int8q.h")):
+        return ["-e", checkout]
+    if os.path.dirname(folder) not in map(os.path.realpath, _site_packages()):
+        return None
     try:
-        url = json.loads(importlib.metadata.distribution("int8q").read_text("direct_url.json"))["url"]
-    except Exception:  # none, or not by pip, or damaged: an index it is
-        return "int8q"
-    return url
+        return [_recorded(json.loads(importlib.metadata.distribution("int8q").read_text("direct_url.json")))]
+    except Exception:  # installed by its name, not by pip, or damaged
+        return [UNKNOWN_SOURCE]
 
 
-def _abi_file():
-    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "_abi.py")
+def _recorded(direct):
+    """The requirement that direct_url.json stands for, by the specification of Direct URLs."""
+    url = direct["url"]
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme == "file" and not os.path.exists(urllib.request.url2pathname(parts.path)):
+        return UNKNOWN_SOURCE
+    if "vcs_info" in direct:
+        url = "{vcs}+{url}@{commit_id}".format(url=url, **direct["vcs_info"])
+    return f"{url}#subdirectory={direct['subdirectory']}" if "subdirectory" in direct else url
+
+
+def _package():
+    """The file and the folders of this package."""
+    package = sys.modules[__name__.rpartition(".")[0]]
+    return [package.__file__, *package.__path__]
 
 
 def _interpreter():

@@ -6,17 +6,34 @@ as a module's parameter. An Incoming layer has a `weight` on the meta device for
 """
 
 import torch
+import transformers
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from .nn import Linear8bit, set_submodule
 
+_V5 = int(transformers.__version__.split(".")[0]) >= 5
+
 
 def replaceable(module):
-    """Whether it is an nn.Linear or GPT-2's Conv1D, and not yet int8."""
+    """Whether it is an nn.Linear or GPT-2's Conv1D, and not yet int8.
+
+    nn.MultiheadAttention multiplies by its out_proj's weight itself.
+    """
     return type(module) in (torch.nn.Linear, Conv1D) or (
-        isinstance(module, torch.nn.Linear) and type(module).forward is torch.nn.Linear.forward
+        isinstance(module, torch.nn.Linear)
+        and type(module).forward is torch.nn.Linear.forward
+        and not isinstance(module, torch.nn.modules.linear.NonDynamicallyQuantizableLinear)
     )
+
+
+def places_of(model, skipped):
+    """For each layer to replace, all of its names: a module can stand in several places. None of them may be skipped."""
+    found = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if replaceable(module):
+            found.setdefault(id(module), []).append(name)
+    return [names for names in found.values() if not any(map(skipped, names))]
 
 
 class _Watched(dict):
@@ -47,20 +64,23 @@ class Incoming(Linear8bit):
         rows, cols = module.weight.shape
         self.in_features, self.out_features = (rows, cols) if isinstance(module, Conv1D) else (cols, rows)
         self.options, self.progress, self.packed, self.error = options, progress, None, None
-        self.from_checkpoint = False
+        self.unflagged = ["weight"]
         shape = (rows, cols) if self.transposed else (self.out_features, self.in_features)
         dtype = module.weight.dtype if floats else torch.int8
         weight = torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
         buffers = {}
         if not floats:
             buffers["SCB"] = torch.empty(self.out_features, dtype=torch.float32, device="meta")
-            buffers["weight_format"] = torch.empty((), dtype=torch.uint8, device="meta")
+            # bitsandbytes before 0.43.1 saved a string or nothing, which both meant this.
+            buffers["weight_format"] = torch.zeros((), dtype=torch.uint8)
         self.train(module.training)
         self.__dict__["_parameters"] = _Watched(self, {"weight": weight, "bias": module.bias})
         self.__dict__["_buffers"] = _Watched(self, buffers)
 
     weight = property(lambda self: self._parameters["weight"])
     SCB = property(lambda self: self._buffers["SCB"])
+    __setattr__ = torch.nn.Module.__setattr__
+    _is_hf_initialized = True  # finish() says what is missing; transformers would fill it with random numbers
     _save_to_state_dict = torch.nn.Module._save_to_state_dict
     _load_from_state_dict = torch.nn.Module._load_from_state_dict
 
@@ -90,22 +110,32 @@ class Incoming(Linear8bit):
         except (TypeError, ValueError) as error:  # may be memory that a loader has not filled; finish() knows
             self.packed, self.error = None, error
         empty = torch.nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
-        empty._is_hf_initialized = True
-        self.from_checkpoint = getattr(weight, "_is_hf_initialized", False)
+        if _V5:  # before, accelerate's contexts of other threads would trip over an attribute
+            empty._is_hf_initialized = True
+        parts = {"weight": weight, "SCB": stats}
+        self.unflagged = [
+            part for part, t in parts.items() if t is not None and not getattr(t, "_is_hf_initialized", False)
+        ]
         dict.__setitem__(self._parameters, "weight", empty)
         self.progress.update(1)
 
-    def finish(self, name, missing):
-        """Becomes a Linear8bit."""
+    def absent(self, name, part="weight"):
+        """The error of a checkpoint without this layer's tensors."""
+        return ValueError(
+            f"{name} is to be int8 and the checkpoint has no {part} for it; load another checkpoint, or name it in "
+            f"llm_int8_skip_modules to have it in floats"
+        )
+
+    def finish(self, name, missing, flagged):
+        """Becomes a Linear8bit. missing: which of weight and SCB the checkpoint does not have."""
         if self.error is not None and not missing:
             raise ValueError(f"{name}: {self.error}") from self.error
         if self.packed is None or missing:
-            raise ValueError(
-                f"{name} is to be int8 and the checkpoint has no weights for it; load another checkpoint, or name it in "
-                f"llm_int8_skip_modules to have it in floats"
-            )
+            raise self.absent(name, *missing[:1])
         layout = self._buffers.get("weight_format")
-        if layout is not None and not layout.is_meta and layout.item() != 0:
+        if flagged and not getattr(layout, "_is_hf_initialized", False):
+            layout = None  # uninitialized memory, for what the checkpoint does not have
+        if layout is not None and layout.item() != 0:
             raise ValueError(
                 f"{name}.weight_format is {layout.item()}; expected 0: weights in rows, as bitsandbytes saves them"
             )
@@ -116,16 +146,58 @@ class Incoming(Linear8bit):
         self.__class__ = Linear8bit
 
 
+def expect(model, keys):
+    """Tells the Incoming layers of a model which keys the checkpoint has; ValueError where it lacks their tensors.
+
+    Keys of a base model and of a model with a head differ by a prefix.
+    """
+    prefix = f"{model.base_model_prefix}."
+    known = set(keys) | {key[len(prefix) :] for key in keys if key.startswith(prefix)}
+    for name, module in model.named_modules():
+        if isinstance(module, Incoming):
+            parts = [*module._parameters, *module._buffers]
+            found = {
+                part for part in parts if not known.isdisjoint((f"{name}.{part}", f"{name}.{part}".removeprefix(prefix)))
+            }
+            refuse_missing(model, [f"{name}.{part}" for part in parts if part not in found])
+            if "weight_format" not in found:  # transformers would initialize what it misses, and all around it
+                module._non_persistent_buffers_set.add("weight_format")
+
+
+def refuse_missing(model, keys):
+    """ValueError where one of these keys, for which a checkpoint has no tensor, is an Incoming layer's."""
+    for key in keys:
+        name, _, part = key.rpartition(".")
+        if part in ("weight", "SCB"):
+            try:
+                module = model.get_submodule(name)
+            except AttributeError:  # another prefix
+                continue
+            if isinstance(module, Incoming):
+                raise module.absent(name, part)
+
+
 def receive(model, skipped, floats, options, progress):
     """Puts an Incoming in the place of each nn.Linear and Conv1D of a model on the meta device, but for skipped names.
 
     floats(name): whether the checkpoint has its weights as floats, else int8. options: of Linear8bit.
     progress: whether to show a bar, one step a layer.
     """
-    wanted = [(name, module) for name, module in model.named_modules() if replaceable(module) and not skipped(name)]
+    wanted = places_of(model, skipped)
     bar = logging.tqdm(total=len(wanted), desc="Quantizing to int8", unit="layer", disable=not progress)
-    for name, module in wanted:
-        set_submodule(model, name, Incoming(module, floats(name), options, bar))
+    for names in wanted:
+        incoming = Incoming(model.get_submodule(names[0]), floats(names[0]), options, bar)
+        for name in names:
+            set_submodule(model, name, incoming)
+
+
+def untie(model):
+    """Takes Incoming layers of int8 tensors out of what transformers 5 ties once all is loaded."""
+    tied = model.all_tied_weights_keys
+    for key in list(tied):
+        module = model.get_submodule(key.rpartition(".")[0])
+        if isinstance(module, Incoming) and "SCB" in module._buffers:
+            del tied[key]
 
 
 def finish(model, missing_keys=(), flagged=False):
@@ -138,4 +210,5 @@ def finish(model, missing_keys=(), flagged=False):
     for name, module in list(model.named_modules()):
         if isinstance(module, Incoming):
             module.progress.close()
-            module.finish(name, f"{name}.weight" in missing or (flagged and not module.from_checkpoint))
+            absent = [part for part in ("weight", "SCB") if f"{name}.{part}" in missing]
+            module.finish(name, absent + (module.unflagged if flagged else []), flagged)

@@ -13,6 +13,8 @@ from shutil import which
 from sysconfig import get_path
 from typing import Callable
 
+from . import _facts
+
 
 class Environment:
     """A package's version is an attribute, as a tuple of numbers; () if it is missing, which compares less than any."""
@@ -47,13 +49,22 @@ def numbers(version):
 
 def pip(*arguments):
     """The command that installs into this very interpreter, which may come without pip, or guarded by its distribution."""
-    python = shlex.quote(sys.executable)
+    python = shlex.quote(sys.executable or "python3")
     install = f"{python} -m pip install"
     if find_spec("pip") is None:
         install = f"uv pip install --python {python}" if which("uv") else f"{python} -m ensurepip && {install}"
     elif sys.prefix == sys.base_prefix and exists(join(get_path("stdlib"), "EXTERNALLY-MANAGED")):
         install += " --user --break-system-packages"
     return " ".join([install, *map(shlex.quote, arguments)])
+
+
+def reinstall(*options):
+    """The command that puts the library that belongs to this package beside it; forced, since pip leaves a version that is
+    there already."""
+    source = _facts.source()
+    if source is None:
+        return "export INT8Q_LIBRARY=YOUR_LIBINT8Q.so.1"
+    return pip("--force-reinstall", "--no-deps", *options, *source)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 
 import runpy
 import sys
+from importlib.util import find_spec
 from os.path import dirname, realpath
+
+from ._rules import pip
 
 
 def add_arguments(parser):
@@ -12,6 +15,10 @@ def add_arguments(parser):
 
 
 def run(options):
+    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+    if missing:
+        sys.stderr.write(f"int8q: error: run needs {' and '.join(missing)}, not installed here. Run: {pip(*missing)}\n")
+        return 1
     import int8q.as_bitsandbytes  # noqa: F401
 
     sys.argv = [options.script, *options.arguments]

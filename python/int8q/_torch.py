@@ -38,6 +38,11 @@ def matrix(rows):
 # ---------------------------------------------------------------------------------------------------- Layers
 
 
+def _version(tensor):
+    """What changes when the tensor is written to; a tensor of inference mode does not say."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 class _Layer:
     """An open layer over a tensor's memory, kept as the tensor's attribute _int8q; its copies and pickles have none.
 
@@ -45,7 +50,7 @@ class _Layer:
     """
 
     def __init__(self, packed):
-        self.version, self.address = packed._version, packed.data_ptr()
+        self.version, self.address = _version(packed), packed.data_ptr()
         self.handle = ctypes.POINTER(_abi.int8q_linear)()
         arguments = self.address, packed.numel(), _abi.INT8Q_TRUST_CHECKSUM, self.handle
         torch_context().call(library().int8q_open_linear, *arguments)
@@ -62,7 +67,7 @@ class _Layer:
 def layer_of(packed):
     """The open layer of a packed tensor; opened anew once the tensor was written to or moved."""
     layer = getattr(packed, "_int8q", None)
-    if layer is None or layer.version != packed._version or layer.address != packed.data_ptr():
+    if layer is None or layer.version != _version(packed) or layer.address != packed.data_ptr():
         layer = packed._int8q = _Layer(packed)
     return layer
 
@@ -172,8 +177,14 @@ _library.impl("linear", lambda x, packed, bias, out_features: _empty(x, out_feat
 _library.impl("linear_backward", _linear_backward_cpu, "CPU")
 _library.impl("linear_backward", lambda dy, packed, in_features: _empty(dy, in_features), "Meta")
 
+
+def _no_second_gradient(ctx, dx):
+    raise NotImplementedError("int8q's layers have first derivatives only")
+
+
 if hasattr(torch.library, "register_autograd"):
     torch.library.register_autograd("int8q::linear", _gradients, setup_context=_save, lib=_library)
+    torch.library.register_autograd("int8q::linear_backward", _no_second_gradient, lib=_library)
 else:
 
     class _Linear(torch.autograd.Function):
@@ -186,7 +197,7 @@ else:
             finally:
                 del below
 
-        backward = staticmethod(_gradients)
+        backward = staticmethod(torch.autograd.function.once_differentiable(_gradients))
 
     _library.impl("linear", lambda *inputs: _Linear.apply(*inputs), "Autograd")
 

@@ -2,6 +2,7 @@
 """What goes in and out: dtypes, DLPack, and NumPy arrays as the C ABI's matrices."""
 
 import ctypes
+import math
 from math import prod
 
 import numpy as np
@@ -49,18 +50,38 @@ _MATRIX_BYTES = ctypes.sizeof(_abi.int8q_matrix)
 
 def float_dtype(dtype, name="dtype"):
     """float32, float16 or bfloat16 as a NumPy dtype, from anything that means one of them; else TypeError."""
-    dtype = bfloat16 if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype)
-    _check_dtype(dtype, name, FLOATS)
-    return dtype
+    try:
+        found = bfloat16 if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"{name} is {dtype!r}; expected {_dtype_names(FLOATS)}") from None
+    _check_dtype(found, name, FLOATS)
+    return found
 
 
-def as_array(value, name):
-    """value as a NumPy array: itself, a view of an object with __dlpack__ in host memory, or what np.asarray makes."""
+def number(value, name, expected):
+    """value as a float, from any number; text is a TypeError, what no float can hold a ValueError."""
+    try:
+        return math.ldexp(value, 0)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; expected {expected}") from None
+    except OverflowError:
+        raise ValueError(f"{name} is larger than a float can be; expected {expected}") from None
+
+
+def as_array(value, name, writable=False):
+    """value as a NumPy array: itself, a view of an object with __dlpack__ in host memory, or what np.asarray makes, which
+    is a TypeError where it would be written to."""
     if type(value) is np.ndarray:
         return value
     if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
         return _from_dlpack(value, name)
-    return np.asarray(value)
+    if writable and not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a NumPy array, or one that exports DLPack")
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} makes no array: {error}") from error
 
 
 def check_shape(array, name, shape):
@@ -70,7 +91,11 @@ def check_shape(array, name, shape):
 
 def _check_dtype(dtype, name, dtypes):
     if dtype not in dtypes:
-        raise TypeError(f"{name} is {_dtype_name(dtype)}; expected {' or '.join(map(_dtype_name, dtypes))}")
+        raise TypeError(f"{name} is {_dtype_name(dtype)}; expected {_dtype_names(dtypes)}")
+
+
+def _dtype_names(dtypes):
+    return " or ".join(map(_dtype_name, dtypes))
 
 
 def _dtype_name(dtype):
@@ -114,13 +139,12 @@ def optional_matrix(value, name, dtypes=FLOATS):
     return None if value is None else matrix(value, name, dtypes)
 
 
-def bias_matrix(value):
-    """The same for a bias [N], which is [1,N] in C, or None."""
+def bias_matrix(value, length):
+    """The same for a bias [length], which is [1,N] in C, or None."""
     if value is None:
         return None
     array = as_array(value, "bias")
-    if array.ndim != 1:
-        raise ValueError(f"bias has shape {array.shape}; expected one dimension")
+    check_shape(array, "bias", (length,))
     return matrix(array[np.newaxis], "bias")
 
 
@@ -141,6 +165,14 @@ def vector(value, name, dtype, length):
     pointer = array.ctypes.data_as(ctypes.POINTER(np.ctypeslib.as_ctypes_type(dtype)))
     pointer.array = array
     return pointer
+
+
+def col_numbers(value, name, cols):
+    """The same for numbers of columns, int64 [at most cols]. An empty list, which has no dtype, is none."""
+    array = np.empty(0, np.int64) if isinstance(value, (list, tuple)) and not value else as_array(value, name)
+    if array.ndim != 1 or array.size > cols:
+        raise ValueError(f"{name} has shape {array.shape}; expected one dimension, of at most {cols}")
+    return vector(array, name, np.int64, array.size)
 
 
 class _Memory:
@@ -244,13 +276,19 @@ class _Taken:
 
 
 def _from_dlpack(exporter, name):
-    device = exporter.__dlpack_device__()[0]
+    if getattr(exporter, "requires_grad", False):
+        raise ValueError(f"{name} requires grad, which an array cannot; pass {name}.detach()")
+    try:
+        device = exporter.__dlpack_device__()[0]
+        if device in (_DL_CPU, _DL_CUDA_HOST):
+            try:
+                capsule = exporter.__dlpack__(max_version=(1, 0))
+            except TypeError:  # an exporter from before DLPack 1.0
+                capsule = exporter.__dlpack__()
+    except (BufferError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{name} exports no array: {error}") from error
     if device not in (_DL_CPU, _DL_CUDA_HOST):
         raise ValueError(f"{name} is on DLPack device type {int(device)}; expected host memory")
-    try:
-        capsule = exporter.__dlpack__(max_version=(1, 0))
-    except TypeError:  # an exporter from before DLPack 1.0
-        capsule = exporter.__dlpack__()
     kind = next((kind for kind in _CAPSULES if _capsule_is(capsule, kind)), None)
     if kind is None:
         raise ValueError(f"{name} gives {capsule!r}; expected a DLPack capsule")

@@ -96,9 +96,9 @@ def _translate(cls, path, kwargs):
         raise ValueError(f"{sorted(options)[0]} beside quantization_config; expected one of both")
     options = {**_given(asked), **options}
     offloaded = _to_cpu(kwargs, options)
-    kwargs["quantization_config"] = _config(options, saved)
+    kwargs["quantization_config"] = _config(options)
     if not saved:
-        kwargs["quantization_config"].saved_skip_modules = offloaded
+        kwargs["quantization_config"].also_skip = offloaded
     _set_dtype(kwargs, saved_dtype)
     if HfQuantizer is None:
         kwargs.pop("low_cpu_mem_usage", None)  # there it is always True
@@ -139,8 +139,8 @@ def _config_json(cls, path, kwargs):
         return {}
 
 
-def _config(options, saved):
-    """The Int8qConfig of llm_int8_* options; what they do not say, the checkpoint does."""
+def _config(options):
+    """The Int8qConfig of llm_int8_* options."""
     for name in sorted(options):
         if name.startswith("llm_int8_") and name not in _LLM_INT8:
             raise ValueError(f"{name}: int8q does not know it; it knows {', '.join(_LLM_INT8)}")
@@ -148,19 +148,18 @@ def _config(options, saved):
         raise ValueError(
             f"llm_int8_has_fp16_weight=True: int8q's weights are int8 and frozen; train adapters instead, or {_UNDO}"
         )
-    threshold = options.get("llm_int8_threshold", saved.get("llm_int8_threshold", 6.0))
-    return Int8qConfig(threshold, options.get("llm_int8_skip_modules"))
+    return Int8qConfig(options.get("llm_int8_threshold"), options.get("llm_int8_skip_modules"))
 
 
 def _to_cpu(kwargs, options):
     """Makes device_map one of the CPU, where int8q runs.
 
     The result are names of modules to keep in floats: those that device_map has on the CPU beside a GPU, if
-    llm_int8_enable_fp32_cpu_offload says so; else None.
+    llm_int8_enable_fp32_cpu_offload says so; else none.
     """
     device_map = kwargs.get("device_map")
     if device_map is None:
-        return None
+        return []
     places = device_map if isinstance(device_map, dict) else {"": device_map}
     if "disk" in places.values():
         raise ValueError('device_map sends modules to "disk"; int8 layers stay in memory: expected "auto" or "cpu"')
@@ -172,7 +171,7 @@ def _to_cpu(kwargs, options):
         _say_once("int8q: device_map names a GPU and there is none; the model is on the CPU")
     kwargs["device_map"] = {"": "cpu"}
     keeps = options.get("llm_int8_enable_fp32_cpu_offload") and elsewhere
-    return sorted(on_cpu) if keeps else None
+    return sorted(on_cpu) if keeps else []
 
 
 @functools.cache

@@ -31,6 +31,7 @@ _SAFETENSORS_NAMES = {
     _abi.INT8Q_F8_E4M3: "F8_E4M3",
     _abi.INT8Q_F8_E5M2: "F8_E5M2",
 }
+_LONGEST_HEADER = 100_000_000  # the format's
 
 
 class _File:
@@ -38,14 +39,16 @@ class _File:
 
     def __init__(self, path):
         self.handle = ctypes.POINTER(_abi.int8q_safetensors)()
-        check(library().int8q_open_safetensors(_c_path(path), self.handle))
+        check(library().int8q_open_safetensors(_c_path(path, "path"), self.handle))
         weakref.finalize(self, library().int8q_close_safetensors, self.handle).atexit = False
 
 
-def _c_path(path):
+def _c_path(path, name):
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"{name} is {path!r}; expected a path: str, bytes or os.PathLike")
     path = os.fsencode(path)
     if b"\0" in path:
-        raise ValueError(f"{path!r} is no path: it holds a null byte")
+        raise ValueError(f"{name} is {path!r}; expected a path, which has no null byte")
     return path
 
 
@@ -73,22 +76,32 @@ def save_safetensors(tensors, path, metadata=None):
     """Writes {name: array} as a safetensors file, under a temporary name that then replaces path.
 
     Arrays are NumPy's or of any library that exports DLPack in host memory, of the dtypes that load_safetensors gives.
-    metadata: {str: str} or None. Raises TypeError for another dtype, OSError.
+    Names are str that UTF-8 can hold, without null characters, and not "__metadata__". metadata: {str: str} or None.
+
+    Raises TypeError and ValueError for what load_safetensors would not take, before anything is written; OSError.
     """
-    named = {name: arrays.as_array(value, name) for name, value in tensors.items()}
+    tensors, metadata = _named(tensors, "tensors"), _named({} if metadata is None else metadata, "metadata")
+    if "__metadata__" in tensors:
+        raise ValueError("tensors has the name '__metadata__'; expected another, since the format keeps it for metadata")
+    for name, text in metadata.items():
+        _check_text(text, f"metadata[{name!r}] is")
+    named = {name: arrays.as_array(value, f"tensors[{name!r}]") for name, value in tensors.items()}
     header, end = {"__metadata__": metadata} if metadata else {}, 0
     # The widest types first keep each tensor aligned to its elements.
     order = sorted(named, key=lambda name: (-named[name].itemsize, name))
     for name in order:
         array, begin = named[name], end
         if array.dtype not in arrays.CODE_OF:
-            raise TypeError(f"{name} is {array.dtype}; expected a type that safetensors has")
+            raise TypeError(f"tensors[{name!r}] is {array.dtype}; expected a type that safetensors has")
         end += array.nbytes
         dtype = _SAFETENSORS_NAMES[arrays.CODE_OF[array.dtype]]
         header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = f"{os.fsdecode(path)}.{os.getpid()}.tmp"
+    if len(text) > _LONGEST_HEADER:
+        raise ValueError(f"tensors and metadata make a header of {len(text)} bytes; expected at most {_LONGEST_HEADER}")
+    path = os.fsdecode(_c_path(path, "path"))
+    temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
@@ -101,6 +114,27 @@ def save_safetensors(tensors, path, metadata=None):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _named(mapping, argument):
+    """A dict of a mapping, whose names are checked to be ones that a file can hold."""
+    if not hasattr(mapping, "items"):
+        raise TypeError(f"{argument} is a {type(mapping).__name__}; expected a mapping from str")
+    named = dict(mapping.items())
+    for name in named:
+        _check_text(name, f"{argument} has the name")
+        if "\0" in name:
+            raise ValueError(f"{argument} has the name {name!r}; expected one without null characters")
+    return named
+
+
+def _check_text(value, says):
+    if not isinstance(value, str):
+        raise TypeError(f"{says} {value!r}; expected a str")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{says} {value!r}; expected text that UTF-8 can hold, without lone surrogates") from None
 
 
 class Progress(NamedTuple):
@@ -185,23 +219,45 @@ def quantize_checkpoint(
             raised.append(error)
         return len(raised)
 
+    if dst is None and not dry_run:
+        raise ValueError("dst is None; expected a path, or dry_run=True")
     options = _abi.int8q_checkpoint_options(
-        ctypes.sizeof(_abi.int8q_checkpoint_options), dry_run, overwrite, threshold, *_texts(include), *_texts(exclude)
+        ctypes.sizeof(_abi.int8q_checkpoint_options),
+        bool(dry_run),
+        bool(overwrite),
+        arrays.number(threshold, "threshold", "a finite number > 0, or 0 for 6.0"),
+        *_texts(include, "include"),
+        *_texts(exclude, "exclude"),
     )
-    paths = _c_path(src), None if dst is None else _c_path(dst)
+    paths = _c_path(src, "src"), None if dst is None else _c_path(dst, "dst")
     callback = _abi.int8q_progress_fn(report) if progress else _abi.int8q_progress_fn()
     try:
-        (context or default_context()).call(library().int8q_quantize_checkpoint, *paths, options, callback, None)
+        function = library().int8q_quantize_checkpoint
+        (context or default_context()).call(function, *paths, options, callback, None, names=_PATHS)
     except RuntimeError:
         if raised:
             raise raised[0] from None
         raise
 
 
-def _texts(texts):
+# What the library's messages call a path, and what it is here.
+_PATHS = (
+    (r'(^|\band )in is "', r'\1src is "'),
+    (r'^out is "', 'dst is "'),
+    ("`in`", "`src`"),
+    ("`out`", "`dst`"),
+    (r"\bset overwrite to 1$", "overwrite=True"),
+)
+
+
+def _texts(texts, name):
     """(char**, count) of a list of str; None is NULL."""
     if texts is None:
         return None, 0
     if isinstance(texts, str):
-        raise TypeError(f"{texts!r} is a str; expected a list of regexes")
+        raise TypeError(f"{name} is {texts!r}, a str; expected a list of regexes")
+    for text in texts:
+        _check_text(text, f"{name} has")
+        if "\0" in text:
+            raise ValueError(f"{name} has {text!r}; expected regexes without null characters")
     return (ctypes.c_char_p * len(texts))(*(text.encode() for text in texts)), len(texts)

@@ -3,6 +3,7 @@
 
 import ctypes
 import json
+import operator
 import os
 import re
 import weakref
@@ -18,8 +19,8 @@ from ._abi import library
 class StatusError(RuntimeError):
     """A call into the library failed.
 
-    status: the number, as in int8q.h. name: "INT8Q_OVERLAP", .... str() is the library's message, which names the argument,
-    its value and what was expected. The subclasses are also the exception of Python that says the same.
+    status: the number, as in int8q.h. name: "INT8Q_OVERLAP", .... str() is the library's message, which names the argument
+    as Python does, its value and what was expected. The subclasses are also the exception of Python that says the same.
     """
 
     def __init__(self, status, name, message):
@@ -65,11 +66,27 @@ _CLASSES = {
 }
 
 
-def check(status):
-    """Raises the exception of a status other than INT8Q_OK; to be called by the thread that made the call."""
+# What the library's messages call an argument, and what it is here.
+_NAMES = (
+    (r"\boptions->", ""),
+    (r"\bbias->cols\b", "bias.shape[0]"),
+    (r"\b(\w+)->rows\b", r"\1.shape[0]"),
+    (r"\b(\w+)->cols\b", r"\1.shape[1]"),
+    (r"\b(y|dx|ys\[i\]) at (0x\w+) overlaps ", r"out at \2 overlaps "),
+    (r"\ban earlier one of ys\b", "an earlier one of outs"),
+)
+
+
+def check(status, names=()):
+    """Raises the exception of a status other than INT8Q_OK; to be called by the thread that made the call.
+
+    names: (pattern, replacement), more of what its message calls otherwise than Python does.
+    """
     if status:
         lib = library()
         message, name = lib.int8q_last_error().decode(), lib.int8q_status_name(status).decode()
+        for pattern, replacement in (*_NAMES, *names):
+            message = re.sub(pattern, replacement, message)
         raise _CLASSES.get(status, StatusError)(status, name, message)
 
 
@@ -114,7 +131,27 @@ def aligned_bytes(size):
     """An array of size bytes that begins at a multiple of 64; contents undefined."""
     memory = np.empty(size + 63, np.uint8)
     start = -memory.ctypes.data % 64
-    return memory[start : start + size]
+    return memory[start:][:size]  # an empty slice would begin where memory does
+
+
+def _check_threads(threads):
+    """The number for C, where 0 is None."""
+    if threads is None:
+        return 0
+    expected = f"threads is {threads!r}; expected 1 to 1024, or None"
+    try:
+        threads = operator.index(threads)
+    except TypeError:
+        raise TypeError(expected) from None
+    if not 1 <= threads <= 1024:
+        raise ValueError(expected)
+    return threads
+
+
+def _check_isa(isa):
+    if isa is not None and not isinstance(isa, str):
+        raise TypeError(f"isa is {isa!r}; expected a str, or None")
+    return isa and isa.encode()
 
 
 class Context:
@@ -130,14 +167,12 @@ class Context:
     their own, each with threads and a workspace, which are kept for later calls: a program that calls from many threads
     gives threads=1. A workspace keeps the size of its largest call.
 
-    Raises StatusError: INT8Q_UNSUPPORTED for an ISA that is unknown or that this CPU lacks, INT8Q_INVALID_ARGUMENT
-    (a ValueError) for threads outside 1 ... 1024.
+    Raises TypeError, ValueError for threads outside 1 ... 1024, StatusError INT8Q_UNSUPPORTED for an ISA that is unknown or
+    that this CPU lacks.
     """
 
     def __init__(self, threads=None, isa=None):
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads is {threads}; expected 1 to 1024, or None")
-        self._start(threads or 0, isa and isa.encode())
+        self._start(_check_threads(threads), _check_isa(isa))
 
     @classmethod
     def on_openmp(cls, path, threads=None, isa=None):
@@ -149,8 +184,9 @@ class Context:
         """
         context = cls.__new__(cls)
         runner = _abi.int8q_parallel_runner(ctypes.sizeof(_abi.int8q_parallel_runner))
-        check(library().int8q_find_openmp_runner(path.encode(), threads or Context(isa=isa).threads, runner))
-        context._start(0, isa and isa.encode(), runner)
+        threads = _check_threads(threads) or Context(isa=isa).threads
+        check(library().int8q_find_openmp_runner(path.encode(), threads, runner), ((r"^library\b", "path"),))
+        context._start(0, _check_isa(isa), runner)
         return context
 
     def _start(self, threads, isa, runner=None):
@@ -170,11 +206,11 @@ class Context:
         except IndexError:
             return _Worker(0 if self._runner else self.threads, self.isa.encode(), self._runner)
 
-    def call(self, function, *arguments):
-        """Calls a function of the ABI that takes a context first; raises its StatusError."""
+    def call(self, function, *arguments, names=()):
+        """Calls a function of the ABI that takes a context first; raises its StatusError, as check does."""
         worker = self._take()
         try:
-            check(function(worker.handle, *arguments))
+            check(function(worker.handle, *arguments), names)
         finally:
             self._free.append(worker)
 

@@ -2,13 +2,14 @@
 """python -m int8q doctor: what this interpreter has, whether the library loads and fits, and what is wrong, each with the
 one command that mends it. It runs where NumPy, torch or the library itself are broken."""
 
+import argparse
 import json
 import re
 import shlex
 import sys
 
 from . import _facts
-from ._rules import RULES, Environment, pip
+from ._rules import RULES, Environment, pip, reinstall
 
 WIDTH = 100
 _LEVELS = ("fault", "warning", "note")
@@ -18,8 +19,18 @@ def add_arguments(parser):
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--error", metavar="FILE", help="explain this traceback too; - reads it from standard input")
     parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="seconds that importing a package may take (default 60)"
+        "--timeout", type=_seconds, default=60.0, metavar="S", help="seconds that importing a package may take (default 60)"
     )
+
+
+def _seconds(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 0 < value <= 1e6:  # poll() takes no more than 24 days
+        raise argparse.ArgumentTypeError(f"{text!r}; expected seconds, more than 0 and at most 1000000")
+    return value
 
 
 def run(options):
@@ -64,34 +75,34 @@ def _finding(name, level, says, do):
 def _library(library, facts):
     """The four states: not installed, won't load, ABI mismatch, no GPU."""
     chosen = facts["environment"].get("INT8Q_LIBRARY")
-    reinstall = "unset INT8Q_LIBRARY" if chosen else pip("--force-reinstall", "--no-deps", _facts.source())
+    again = "unset INT8Q_LIBRARY" if chosen else reinstall()
     if library["state"] != "ok":
         path = library["stderr"].rpartition("\n")[2] or "the library"
         says = f"{path} does not load: {library['error']}"
-        return [_finding("library-wont-load", "fault", says, reinstall)]
+        return [_finding("library-wont-load", "fault", says, again)]
     if "path" not in library:
-        return [_not_loaded(library["tried"], chosen, reinstall)]
+        return [_not_loaded(library["tried"], chosen, again)]
     if "mismatch" in library or _level(library["found"]) < _level(library["wanted"]):
-        return [_mismatch(library, chosen, reinstall)]
+        return [_mismatch(library, again)]
     found = []
     if "refused" in library["context"]:
         named = re.search(r"INT8Q_\w+", library["context"]["refused"])
-        do = f"unset {named[0]}" if named and named[0] in facts["environment"] else reinstall
+        do = f"unset {named[0]}" if named and named[0] in facts["environment"] else again
         found.append(_finding("library-refuses", "fault", library["context"]["refused"], do))
     return found
 
 
-def _not_loaded(tried, chosen, reinstall):
+def _not_loaded(tried, chosen, again):
     row = tried[-1]
     # dlopen names what it cannot open: the library itself, or one that the library needs.
     if row["error"].startswith(f"{row['path']}: cannot open shared object file: No such file"):
         says = "libint8q.so.1 is not installed; looked for " + " and ".join(row["path"] for row in tried)
-        return _finding("library-not-installed", "fault", says, reinstall)
-    do = reinstall if chosen else _loader(row["error"], reinstall)
+        return _finding("library-not-installed", "fault", says, again)
+    do = again if chosen else _loader(row["error"], again)
     return _finding("library-wont-load", "fault", f"{row['path']} does not load: {row['error']}", do)
 
 
-def _loader(error, reinstall):
+def _loader(error, again):
     if re.search(r"version `GLIBCXX_|version `CXXABI_", error):
         return "conda install -c conda-forge libstdcxx-ng" if _facts.kind() == "conda" else _rebuild()
     if re.search(r"version `GLIBC_", error):
@@ -99,23 +110,25 @@ def _loader(error, reinstall):
     missing = re.match(r"(lib[\w+.-]+): cannot open shared object file", error)
     if missing and missing[1].startswith("libstdc++"):
         return "sudo apt-get install libstdc++6"
-    return reinstall
+    return again
 
 
 def _rebuild():
-    return pip("--force-reinstall", "--no-deps", "--no-binary", "int8q", _facts.source())
+    """The same from the sources, which a wheel does not have."""
+    if (_facts.source() or [""])[-1].endswith((".whl", _facts.UNKNOWN_SOURCE)):
+        return pip("--force-reinstall", "--no-deps", "YOUR_SOURCES_OF_INT8Q")
+    return reinstall("--no-binary", "int8q")
 
 
-def _mismatch(library, chosen, reinstall):
+def _mismatch(library, again):
     wanted, found = library["wanted"], library.get("found")
     where = f"wanted ABI {wanted}, found {found or 'none'} at {library['path']}"
     if found and _level(found) < _level(wanted):
-        return _finding("abi-older", "fault", f"the library is older than this package: {where}", reinstall)
+        return _finding("abi-older", "fault", f"the library is older than this package: {where}", again)
     if found and _level(found)[0] > _level(wanted)[0]:
-        upgrade = reinstall if chosen else pip("--upgrade", _facts.source())
-        return _finding("abi-newer", "fault", f"the library is newer than this package: {where}", upgrade)
+        return _finding("abi-newer", "fault", f"the library is newer than this package: {where}", again)
     says = f"the library is of another project or build: {where}; {library['mismatch']}"
-    return _finding("abi-foreign", "fault", says, reinstall)
+    return _finding("abi-foreign", "fault", says, again)
 
 
 def _level(text):

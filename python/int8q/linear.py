@@ -60,16 +60,19 @@ class Linear:
     ):
         mode = outlier_mode(outliers, threshold)
         weight = matrix(weight, "weight", S8 if col_stats is not None else arrays.FLOATS)
-        if kept_cols is not None:
-            kept_cols = arrays.as_array(kept_cols, "kept_cols")
-            kept_cols = vector(kept_cols, "kept_cols", np.int64, kept_cols.size)
+        kept_cols = arrays.col_numbers([] if kept_cols is None else kept_cols, "kept_cols", weight.cols)
+        kept_count = kept_cols.array.size
         kept_weights = arrays.optional_matrix(kept_weights, "kept_weights", _F16)
+        if kept_weights is not None:
+            arrays.check_shape(kept_weights.array, "kept_weights", (weight.rows, kept_count))
+        elif kept_count and col_stats is not None:
+            raise ValueError(f"kept_weights is None; expected float16 ({weight.rows}, {kept_count}) beside int8 weights")
         options = _abi.int8q_linear_options(
             ctypes.sizeof(_abi.int8q_linear_options),
             mode,
             threshold,
             kept_cols=kept_cols,
-            kept_count=0 if kept_cols is None else kept_cols.array.size,
+            kept_count=kept_count,
             kept_weights=kept_weights and ctypes.pointer(kept_weights),
         )
         handle = ctypes.POINTER(_abi.int8q_linear)()
@@ -78,7 +81,7 @@ class Linear:
             library().int8q_create_linear,
             weight,
             None if col_stats is None else vector(col_stats, "col_stats", np.float32, weight.rows),
-            arrays.bias_matrix(bias),
+            arrays.bias_matrix(bias, weight.rows),
             options,
             handle,
         )
@@ -92,9 +95,15 @@ class Linear:
         the Linear lives; else they are copied. trust_checksum skips reading the packed weights, so that a mapped file is
         read at its first use; all that memory safety depends on is validated all the same.
 
-        Raises StatusError: INT8Q_CORRUPT (a ValueError), INT8Q_UNSUPPORTED for a newer layout.
+        Raises TypeError for another object, ValueError for strided bytes, StatusError: INT8Q_CORRUPT (a ValueError),
+        INT8Q_UNSUPPORTED for a newer layout.
         """
-        memory = np.frombuffer(blob, np.uint8)
+        try:
+            memory = np.frombuffer(blob, np.uint8)
+        except (TypeError, AttributeError):
+            raise TypeError(f"blob is a {type(blob).__name__}; expected an object with the buffer protocol") from None
+        except (BufferError, ValueError) as error:
+            raise ValueError(f"blob is a {type(blob).__name__} without contiguous bytes: {error}") from None
         if memory.ctypes.data % 64:
             aligned = aligned_bytes(memory.size)
             aligned[:] = memory
@@ -189,7 +198,7 @@ class Linear:
         if not self._has_bias:
             return None
         bias = np.empty(self.out_features, np.float32)
-        self._export(bias=arrays.bias_matrix(bias))
+        self._export(bias=arrays.bias_matrix(bias, self.out_features))
         return bias
 
     @property
@@ -225,23 +234,27 @@ class Linear:
         return type(self).from_bytes, (blob,)
 
 
-def _result(out, shape, dtype, accumulate):
+def _result(out, shape, dtype, accumulate, name="out"):
     if out is None:
         if accumulate:
             raise ValueError("out is None; expected an array to accumulate into")
         return np.empty(shape, dtype)
-    y = arrays.as_array(out, "out")
+    y = arrays.as_array(out, name, writable=True)
     if y.shape != shape:
-        arrays.check_shape(y, "out", shape)
+        arrays.check_shape(y, name, shape)
     return y
 
 
-def _rows(y):
+def _rows(y, name="out"):
     """y [..., N] as [M,N] over the same memory."""
     rows = y.reshape(prod(y.shape[:-1]), y.shape[-1])
     if y.size and not np.may_share_memory(rows, y):
-        raise ValueError(f"out has strides {y.strides}; expected leading dimensions that are one batch of rows")
+        raise ValueError(f"{name} has strides {y.strides}; expected leading dimensions that are one batch of rows")
     return rows
+
+
+def _kind(linear):
+    return f"in_features {linear.in_features}, outliers {linear.outliers!r}, threshold {linear.threshold:g}"
 
 
 def forward_many(linears, x, outs=None):
@@ -256,13 +269,16 @@ def forward_many(linears, x, outs=None):
             f"{len(linears)} linears, {'no' if outs is None else len(outs)} outs; expected 1 to 64, as many of both"
         )
     first = linears[0]
+    for i, linear in enumerate(linears):
+        if _kind(linear) != _kind(first):
+            raise ValueError(f"linears[{i}] has {_kind(linear)}; expected those of linears[0], {_kind(first)}")
     x = arrays.as_array(x, "x")
     x_matrix = matrix(fold(x, "x", first.in_features), "x")
     ys = [
-        _result(out, x.shape[:-1] + (linear.out_features,), x.dtype, False)
-        for linear, out in zip(linears, [None] * len(linears) if outs is None else outs)
+        _result(out, x.shape[:-1] + (linear.out_features,), x.dtype, False, f"outs[{i}]")
+        for i, (linear, out) in enumerate(zip(linears, [None] * len(linears) if outs is None else outs))
     ]
-    y_matrices = [matrix(_rows(y), "outs", writable=True) for y in ys]
+    y_matrices = [matrix(_rows(y, f"outs[{i}]"), f"outs[{i}]", writable=True) for i, y in enumerate(ys)]
     handles = (ctypes.POINTER(_abi.int8q_linear) * len(linears))(*(linear._handle for linear in linears))
     pointers = (ctypes.POINTER(_abi.int8q_matrix) * len(linears))(*map(ctypes.pointer, y_matrices))
     worker = first.context._take()

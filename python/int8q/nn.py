@@ -42,18 +42,32 @@ class _Codes(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        if function in _ITSELF:
+            return arguments[0]
         if function in _CHEAP:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*arguments, **(keywords or {}))
+        name = getattr(function, "__name__", "")
+        if _writes(name, arguments, keywords or {}):
+            raise RuntimeError(f"{name} on a Linear8bit's weight would be lost; use layer.requantize(floats)")
         arguments, keywords = tree_map(_unpacked, (arguments, keywords or {}))
         return function(*arguments, **keywords)
+
+
+def _writes(name, arguments, keywords):
+    """Whether a function of torch changes a _Codes: by its name or as `out`."""
+    in_place = (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__")
+    return (in_place and isinstance(arguments[0], _Codes)) or isinstance(keywords.get("out"), _Codes)
 
 
 def _unpacked(value):
     return value._layer.unpack() if isinstance(value, _Codes) else value
 
 
+_ITSELF = {torch.Tensor.data.__get__, torch.Tensor.detach}
 _CHEAP = {
+    torch.Tensor.requires_grad_,
+    torch.Tensor.requires_grad.__set__,
     torch.Tensor.dtype.__get__,
     torch.Tensor.shape.__get__,
     torch.Tensor.ndim.__get__,
@@ -117,7 +131,10 @@ class Linear8bit(torch.nn.Linear):
 
         Conv1D is transformers' own layer, of GPT-2 for one, whose weight is [K,N].
         """
-        weight = linear.weight.detach()
+        weight = getattr(linear, "weight", None)
+        if weight is None or weight.dim() != 2 or not hasattr(linear, "bias"):
+            raise TypeError(f"linear is a {type(linear).__name__}; expected an nn.Linear, or transformers' Conv1D")
+        weight = weight.detach()
         transposed = not isinstance(linear, torch.nn.Linear)
         in_features, out_features = weight.shape if transposed else weight.shape[::-1]
         made = cls._over(None, linear, in_features, out_features, outliers=outliers, threshold=threshold)
@@ -130,8 +147,14 @@ class Linear8bit(torch.nn.Linear):
         made = cls(in_features, out_features, bias=False, device="meta", **options)
         if packed is not None:
             made.packed = packed
-        made.bias = like.bias
+        # Not by setattr: while another thread makes a model for transformers, accelerate sends what is registered to meta.
+        made._parameters["bias"] = like.bias
         return made.train(like.training)
+
+    def __setattr__(self, name, value):
+        if name in ("weight", "SCB"):
+            raise AttributeError(f"{name} of a Linear8bit cannot be set; use requantize(floats) or load_state_dict")
+        super().__setattr__(name, value)
 
     def extra_repr(self):
         return f"{super().extra_repr()}, outliers={self.outliers!r}, threshold={self.threshold:g}"
@@ -164,7 +187,8 @@ class Linear8bit(torch.nn.Linear):
             stats = col_stats.detach().float().flatten().contiguous()
             if stats.numel() != self.out_features:
                 raise ValueError(f"SCB has shape {tuple(col_stats.shape)}; expected ({self.out_features},)")
-        packed = torch.empty(self.packed.numel(), dtype=torch.uint8)
+        with torch.inference_mode(False):  # a tensor of that mode has no version, by which a layer is opened
+            packed = torch.empty(self.packed.numel(), dtype=torch.uint8)
         options = _abi.int8q_linear_options(ctypes.sizeof(_abi.int8q_linear_options), self._mode, self.threshold)
         pointer = stats if stats is None else _floats(stats)
         torch_context().call(
@@ -174,6 +198,8 @@ class Linear8bit(torch.nn.Linear):
 
     def _pack_transposed(self, weight):
         """Packs floats [K,N], as GPT-2's Conv1D has them; a few rows of W at a time are transposed."""
+        if weight.dtype not in _FLOATS:
+            raise TypeError(f"weight is {weight.dtype}; expected float32, float16 or bfloat16")
         codes = torch.empty(self.out_features, self.in_features, dtype=torch.int8)
         stats = torch.empty(self.out_features)
         for begin in range(0, self.out_features, 256):

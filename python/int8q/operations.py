@@ -10,6 +10,7 @@ Wrong dtypes are a TypeError, wrong shapes and values a ValueError; both name th
 """
 
 import ctypes
+import operator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,10 +29,12 @@ OUTLIER_MODES = {
 
 def outlier_mode(outliers, threshold):
     """The ABI's number of a mode's name. Refuses threshold 0, which is "off" in bitsandbytes and 6 in C."""
-    if outliers not in OUTLIER_MODES:
+    if not isinstance(outliers, str) or outliers not in OUTLIER_MODES:
         raise ValueError(f"outliers is {outliers!r}; expected one of {', '.join(map(repr, OUTLIER_MODES))}")
-    if not threshold > 0 and outliers != "off":
-        raise ValueError(f"threshold is {threshold}; expected a number > 0 (outliers='off' turns the decomposition off)")
+    expected = "a number > 0 (outliers='off' turns the decomposition off)"
+    # What rounds to 0 in float32 is 0 in C.
+    if not ctypes.c_float(arrays.number(threshold, "threshold", expected)).value > 0 and outliers != "off":
+        raise ValueError(f"threshold is {threshold}; expected {expected}")
     return OUTLIER_MODES[outliers]
 
 
@@ -109,7 +112,7 @@ def dequantize_accumulators(acc, row_stats, col_stats, bias=None, dtype=np.float
         acc,
         vector(row_stats, "row_stats", np.float32, acc.rows),
         vector(col_stats, "col_stats", np.float32, acc.cols),
-        arrays.bias_matrix(bias),
+        arrays.bias_matrix(bias, acc.cols),
         matrix(y, "y"),
     )
     return y
@@ -129,7 +132,7 @@ def scaled_multiply(a, row_stats, b, col_stats, bias=None, dtype=np.float32, *, 
         vector(row_stats, "row_stats", np.float32, a.rows),
         b,
         vector(col_stats, "col_stats", np.float32, b.rows),
-        arrays.bias_matrix(bias),
+        arrays.bias_matrix(bias, b.rows),
         matrix(y, "y"),
     )
     return y
@@ -148,9 +151,11 @@ def mixed_scaled_multiply(
     Source: LLM.int8() section 3.2; bitsandbytes' int8_mixed_scaled_mm.
     """
     mode = outlier_mode(outliers, threshold)
+    if outliers == "off":
+        raise ValueError("outliers is 'off'; expected 'column' or 'element' (scaled_multiply has none)")
     x, a, b = matrix(x, "x"), matrix(a, "a", S8), matrix(b, "b", S8)
     y = np.empty((a.rows, b.rows), x.array.dtype if dtype is None else arrays.float_dtype(dtype))
-    cols = arrays.as_array(outlier_cols, "outlier_cols")
+    cols = arrays.col_numbers(outlier_cols, "outlier_cols", a.cols)
     (context or default_context()).call(
         library().int8q_mixed_scaled_multiply,
         x,
@@ -160,9 +165,9 @@ def mixed_scaled_multiply(
         vector(col_stats, "col_stats", np.float32, b.rows),
         mode,
         threshold,
-        vector(cols, "outlier_cols", np.int64, cols.size),
-        cols.size,
-        arrays.bias_matrix(bias),
+        cols,
+        cols.array.size,
+        arrays.bias_matrix(bias, b.rows),
         matrix(y, "y"),
     )
     return y
@@ -175,8 +180,10 @@ def matmul(x, weight, col_stats, bias=None, dtype=None, *, threshold=6.0, outlie
     None for x's. Returns [M,N] of dtype. A layer that is used again is faster as a Linear, which gives the same bits.
     Source: bitsandbytes' matmul.
     """
-    x = arrays.as_array(x, "x")
+    x, weight = arrays.as_array(x, "x"), matrix(weight, "weight", S8).array
     a, row_stats, cols = quantize_rows(x, threshold, outliers, context=context)
+    if a.shape[1] != weight.shape[1]:
+        raise ValueError(f"weight has shape {weight.shape}; expected (N, {a.shape[1]}), to match x")
     if outliers == "off":
         return scaled_multiply(a, row_stats, weight, col_stats, bias, x.dtype if dtype is None else dtype, context=context)
     return mixed_scaled_multiply(
@@ -187,14 +194,19 @@ def matmul(x, weight, col_stats, bias=None, dtype=None, *, threshold=6.0, outlie
 def count_outliers(x, threshold=6.0, counts=None, *, context=None):
     """Calibration, step 1: adds to counts[k] the number of rows of x in which |x[i,k]| >= threshold.
 
-    x: floats [M,K]; counts: int64 [K], writable and contiguous, changed in place; None: zeros. Returns counts.
+    x: floats [M,K]; counts: int64 [K], NumPy's or exported by DLPack, writable, contiguous and aligned, changed in place;
+    None: zeros. Returns counts.
     """
     outlier_mode("column", threshold)
     x = matrix(x, "x")
     counts = np.zeros(x.cols, np.int64) if counts is None else counts
-    pointer = vector(counts, "counts", np.int64, x.cols)
-    if pointer.array is not counts or not counts.flags.writeable:
-        raise ValueError("counts is read-only, not contiguous or misaligned; expected an array to be changed in place")
+    array = arrays.as_array(counts, "counts", writable=True)
+    pointer = vector(array, "counts", np.int64, x.cols)
+    if not array.flags.writeable:
+        raise ValueError("counts is read-only; expected a writable array")
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        at = f"strides {array.strides} and address {array.ctypes.data:#x}"
+        raise ValueError(f"counts has {at}; expected elements side by side, at a multiple of {array.itemsize}")
     (context or default_context()).call(library().int8q_count_outliers, x, threshold, pointer)
     return counts
 
@@ -207,12 +219,16 @@ def select_outlier_cols(counts, rows, min_fraction=0.06):
     .06. Returns int64, ascending. Source: LLM.int8() section 3.2.
     """
     counts = arrays.as_array(counts, "counts")
+    try:
+        rows = operator.index(rows)
+    except TypeError:
+        raise TypeError(f"rows is {rows!r}; expected an int, how many rows were counted") from None
     cols, count = np.empty(counts.size, np.int64), ctypes.c_int64()
     status = library().int8q_select_outlier_cols(
         vector(counts, "counts", np.int64, counts.size),
         counts.size,
         rows,
-        min_fraction,
+        arrays.number(min_fraction, "min_fraction", "0 to 1"),
         vector(cols, "outlier_cols", np.int64, cols.size),
         count,
     )

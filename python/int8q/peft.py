@@ -186,6 +186,7 @@ def _create_and_replace(original):
     def create_and_replace(self, lora_config, adapter_name, target, *args, **kwargs):
         if isinstance(_base(target), Linear8bit):
             _check(lora_config, kwargs.get("current_key") or "a target")
+            _refuse_to_save(self.model, lora_config)
             if _HAS_HOOK:
                 lora_config._register_custom_module({Linear8bit: LoraLinear8bit})
         return original(self, lora_config, adapter_name, target, *args, **kwargs)
@@ -229,10 +230,30 @@ def _in_float(original):
     """peft before 0.12 takes is_loaded_in_8bit for layers of bitsandbytes: it asks for these and refuses to merge."""
 
     def run(self, *args, **kwargs):
+        if original.__name__ in (
+            "_find_and_replace",
+            "inject_adapter",
+        ):  # whose last argument that is a name is the adapter's
+            configs, names = self.peft_config, [name for name in (*args, *kwargs.values()) if isinstance(name, str)]
+            _refuse_to_save(args[0] if len(args) > 1 else self.model, configs[names[0]] if names else configs)
         with _unflagged(self.model):
             return original(self, *args, **kwargs)
 
     return run
+
+
+def _refuse_to_save(model, config):
+    """ValueError for modules_to_save that are int8 or hold what is: these would neither train nor fit a float model."""
+    ends = config.modules_to_save or ()
+    for name, layer in model.named_modules() if ends else ():
+        parts = name.split(".")
+        if isinstance(layer, Linear8bit) and not {"lora_A", "modules_to_save"} & set(parts):
+            for end in ends:
+                if f".{end}." in f".{name}.":
+                    raise ValueError(
+                        f"modules_to_save has {end!r}, and {name} is int8 (int8q.nn.Linear8bit), whose weights do not "
+                        f"train; leave {end!r} out, or load the model with it in llm_int8_skip_modules"
+                    )
 
 
 @contextmanager

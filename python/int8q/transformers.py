@@ -9,6 +9,7 @@ Weights are quantized one by one as transformers reads them; see docs/transforme
 """
 
 import copy
+import functools
 import importlib.util
 import re
 import threading
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 import torch
 import transformers
 
-from ._incoming import finish, receive, replaceable
+from ._incoming import _V5, expect, finish, places_of, receive, replaceable, untie
 from .nn import Linear8bit, set_submodule
 
 try:
@@ -34,18 +35,19 @@ except ImportError:
 
 METHOD = "int8q"
 HUB_OPTIONS = (
-    "cache_dir force_download local_files_only proxies resume_download revision subfolder token use_auth_token".split()
-)
+    "cache_dir code_revision force_download local_files_only proxies resume_download revision subfolder token "
+    "trust_remote_code use_auth_token"
+).split()
 _OPTIONS = ("llm_int8_threshold", "llm_int8_skip_modules", "outliers")
-_V5 = int(transformers.__version__.split(".")[0]) >= 5
 
 
 class Int8qConfig(_ConfigBase):
     """What to quantize and how, as transformers' BitsAndBytesConfig(load_in_8bit=True).
 
-    llm_int8_threshold: |x| from which an activation is an outlier; 0: none is
+    llm_int8_threshold: |x| from which an activation is an outlier; 0: none is. None: what an int8 checkpoint says, else 6.0
     llm_int8_skip_modules: names of modules to leave in floats, each whole, or the end or a part of a dotted name between
-        dots. None: the output embeddings, what is tied, and the last module, as bitsandbytes
+        dots. None: the output embeddings, what is tied, and the last module, as bitsandbytes; of an int8 checkpoint what
+        it has in floats
     outliers: "column" (arXiv 2208.07339) or "element", as of int8q.Linear
 
     A checkpoint's config.json gets to_dict(): bitsandbytes' entries, so that it loads with either. There
@@ -53,10 +55,12 @@ class Int8qConfig(_ConfigBase):
     Raises ValueError of another value.
     """
 
-    def __init__(self, llm_int8_threshold=6.0, llm_int8_skip_modules=None, outliers="column"):
+    def __init__(self, llm_int8_threshold=None, llm_int8_skip_modules=None, outliers="column"):
         if outliers not in ("column", "element"):
             raise ValueError(f'outliers is {outliers!r}; expected "column" or "element" (or llm_int8_threshold=0 for none)')
-        if not isinstance(llm_int8_threshold, (int, float)) or not llm_int8_threshold >= 0:
+        self.says_threshold = llm_int8_threshold is not None
+        llm_int8_threshold = llm_int8_threshold if self.says_threshold else 6.0
+        if type(llm_int8_threshold) not in (int, float) or not llm_int8_threshold >= 0:
             raise ValueError(f"llm_int8_threshold is {llm_int8_threshold!r}; expected a number from 0 on")
         if isinstance(llm_int8_skip_modules, str) or not all(isinstance(n, str) for n in llm_int8_skip_modules or []):
             raise ValueError(f"llm_int8_skip_modules is {llm_int8_skip_modules!r}; expected a list of names, or None")
@@ -64,7 +68,8 @@ class Int8qConfig(_ConfigBase):
         self.llm_int8_threshold = float(llm_int8_threshold)
         self.llm_int8_skip_modules = llm_int8_skip_modules
         self.outliers = outliers
-        self.saved_skip_modules = None  # of the checkpoint that is read
+        self.saved_skip_modules = None  # of the int8 checkpoint that is read
+        self.also_skip = ()  # beside the default, of a checkpoint in floats
 
     @property
     def layer_options(self):
@@ -116,18 +121,31 @@ def _kept_in_fp32(model):
     return sorted(getattr(model, "_keep_in_fp32_modules", None) or [])
 
 
-def _skipped(model, config, dtype):
-    """The predicate of module names that stay in floats."""
+def _skipped(model, config, dtype, pre_quantized=False):
+    """The predicate of module names that stay in floats. ValueError where an int8 checkpoint has none for one of them."""
+    saved = _saved_names(model, config) if pre_quantized else default_skip_modules(model) + list(config.also_skip)
+    kept = _kept_in_fp32(model) if dtype == torch.float16 else []
     if config.llm_int8_skip_modules is None:
-        names = default_skip_modules(model) + list(config.saved_skip_modules or [])
-    else:
-        names = list(config.llm_int8_skip_modules)
-    return _matcher(names + (_kept_in_fp32(model) if dtype == torch.float16 else []))
+        return _matcher(saved + kept)
+    skipped = _matcher(list(config.llm_int8_skip_modules) + kept)
+    if pre_quantized:
+        in_file = _floats_in_file(model, config, pre_quantized)
+        for name in (name for name, module in model.named_modules() if replaceable(module)):
+            if skipped(name) and not in_file(name):
+                raise ValueError(
+                    f"llm_int8_skip_modules={config.llm_int8_skip_modules!r} has {name} in floats, and the checkpoint has "
+                    f"it in int8; leave llm_int8_skip_modules out, or model.dequantize() what was loaded"
+                )
+    return skipped
 
 
-def _skipped_while_loading(model, config, dtype):
+def _saved_names(model, config):
+    return default_skip_modules(model) if config.saved_skip_modules is None else list(config.saved_skip_modules)
+
+
+def _skipped_while_loading(model, config, dtype, pre_quantized):
     """The same, and tied output embeddings, which transformers before 5.0 ties when all is loaded."""
-    skipped, head = _skipped(model, config, dtype), None
+    skipped, head = _skipped(model, config, dtype, pre_quantized), None
     if not _V5 and getattr(model.config, "tie_word_embeddings", False):
         head = model.get_output_embeddings()
     return lambda name: skipped(name) or (head is not None and model.get_submodule(name) is head)
@@ -137,8 +155,7 @@ def _floats_in_file(model, config, pre_quantized):
     """The predicate of module names that a checkpoint has as floats: all, or what bitsandbytes leaves so."""
     if not pre_quantized:
         return lambda name: True
-    saved = config.saved_skip_modules
-    return _matcher((default_skip_modules(model) if saved is None else saved) + _kept_in_fp32(model))
+    return _matcher(_saved_names(model, config) + _kept_in_fp32(model))
 
 
 def default_skip_modules(model):
@@ -164,7 +181,7 @@ def default_skip_modules(model):
     return sorted(names - {""})
 
 
-def quantize_(model, *, llm_int8_threshold=6.0, llm_int8_skip_modules=None, outliers="column"):
+def quantize_(model, *, llm_int8_threshold=None, llm_int8_skip_modules=None, outliers="column"):
     """Replaces a model's nn.Linear and Conv1D layers in place by Linear8bit, one by one; returns the model.
 
     model: any nn.Module in host memory; for a PreTrainedModel config.json is told, so that save_pretrained's result loads
@@ -174,12 +191,13 @@ def quantize_(model, *, llm_int8_threshold=6.0, llm_int8_skip_modules=None, outl
     """
     config = Int8qConfig(llm_int8_threshold, llm_int8_skip_modules, outliers)
     skipped = _skipped(model, config, getattr(model, "dtype", None))
-    # Names, as a list of the modules would keep all of their floats.
-    for name in [name for name, module in model.named_modules() if replaceable(module) and not skipped(name)]:
+    for names in places_of(model, skipped):
         try:
-            set_submodule(model, name, Linear8bit.from_linear(model.get_submodule(name), **config.layer_options))
+            made = Linear8bit.from_linear(model.get_submodule(names[0]), **config.layer_options)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{names[0]}: {error}") from error
+        for name in names:
+            set_submodule(model, name, made)
     _mark(model, config)
     return model
 
@@ -195,7 +213,9 @@ def _let_peft_in():
     if importlib.util.find_spec("peft") is None:
         return
     try:
-        from . import peft  # noqa: F401
+        from . import peft
+
+        peft.install()  # again, where as_bitsandbytes.undo() took it out
     except Exception as error:  # peft that does not fit this transformers: no reason not to load a model
         warnings.warn(f"peft does not import, so int8q's layers take no adapters: {error}", stacklevel=4)
 
@@ -248,17 +268,26 @@ def load_in_8bit(model_class, path, *args, **kwargs):
         raise ValueError(f"{sorted(options)[0]} beside quantization_config; expected one of both")
     elif not isinstance(config, Int8qConfig):
         raise ValueError(f"quantization_config is a {type(config).__name__}; expected an Int8qConfig")
-    if HfQuantizer is not None:
+    if _V5:
         return model_class.from_pretrained(path, *args, quantization_config=config, **kwargs)
-    return _load_before_quantizers(model_class, path, args, kwargs, config)
+    with _loading:
+        if HfQuantizer is not None:
+            return model_class.from_pretrained(path, *args, quantization_config=config, **kwargs)
+        return _load_before_quantizers(model_class, path, args, kwargs, config)
+
+
+# One model at a time: before 5.0 transformers, and this module before 4.50, change classes while they make one.
+_loading = threading.RLock()
 
 
 def _load_before_quantizers(model_class, path, args, kwargs, config):
     """By transformers before 4.50: from_pretrained, told of our layers between making the model and reading its weights."""
     device_map, dtype = kwargs.pop("device_map", None), kwargs.pop("torch_dtype", None)
-    if device_map == "auto" and not torch.cuda.is_available():
-        device_map = {"": "cpu"}
-    model_config = kwargs.pop("config", None)
+    kwargs.pop("low_cpu_mem_usage", None)  # it is always so
+    places = set(device_map.values()) if isinstance(device_map, dict) else {device_map} - {None}
+    if not {str(place) for place in places} <= {"cpu", "auto", "balanced", "balanced_low_0", "sequential"}:
+        raise ValueError(f'device_map is {device_map!r}; expected "auto", {{"": "cpu"}} or None: int8q runs on the CPU')
+    model_config = copy.deepcopy(kwargs.pop("config", None))
     if not isinstance(model_config, transformers.PretrainedConfig):
         # As from_pretrained: what is no option of the configuration goes on to the model.
         config_class = getattr(model_class, "config_class", None) or transformers.AutoConfig
@@ -285,8 +314,7 @@ def _load_before_quantizers(model_class, path, args, kwargs, config):
         torch.nn.Module.to(model, dtype)
         model.config.torch_dtype = dtype
     if device_map is not None:
-        device_map = {"": "cpu"} if isinstance(device_map, str) else device_map
-        model.hf_device_map = dict(device_map)
+        model.hf_device_map = {"": "cpu"}
     _mark(model, config)
     return loaded
 
@@ -299,6 +327,8 @@ def _with_saved(config, saved):
         )
     config = copy.copy(config)
     config.saved_skip_modules = saved.get("llm_int8_skip_modules")
+    if not config.says_threshold:
+        config.llm_int8_threshold = float(saved.get("llm_int8_threshold", config.llm_int8_threshold))
     return config
 
 
@@ -308,12 +338,14 @@ def _replacing_linears(config, pre_quantized, dtype):
     base, thread = transformers.PreTrainedModel, threading.get_ident()
     original = base.__dict__["_load_pretrained_model"]
 
-    def _load_pretrained_model(cls, model, *args, **kwargs):
+    def _load_pretrained_model(cls, model, state_dict, loaded_keys, *args, **kwargs):
         if threading.get_ident() != thread:
-            return original.__get__(None, cls)(model, *args, **kwargs)
+            return original.__get__(None, cls)(model, state_dict, loaded_keys, *args, **kwargs)
         floats = _floats_in_file(model, config, pre_quantized)
-        receive(model, _skipped_while_loading(model, config, dtype), floats, config.layer_options, progress=True)
-        result = original.__get__(None, cls)(model, *args, **kwargs)
+        skipped = _skipped_while_loading(model, config, dtype, pre_quantized)
+        receive(model, skipped, floats, config.layer_options, progress=True)
+        expect(model, loaded_keys)
+        result = original.__get__(None, cls)(model, state_dict, loaded_keys, *args, **kwargs)
         finish(model, result[1])
         return result
 
@@ -322,6 +354,22 @@ def _replacing_linears(config, pre_quantized, dtype):
         yield
     finally:
         base._load_pretrained_model = original
+
+
+def _without_strings(load):
+    """transformers' load_state_dict without weight_format "row", as bitsandbytes before 0.43.1 saved it in .bin files."""
+
+    @functools.wraps(load)
+    def load_state_dict(*args, **kwargs):
+        state = load(*args, **kwargs)
+        for key in [key for key, value in state.items() if value == "row" and key.endswith("weight_format")]:
+            del state[key]
+        return state
+
+    return load_state_dict
+
+
+transformers.modeling_utils.load_state_dict = _without_strings(transformers.modeling_utils.load_state_dict)
 
 
 if HfQuantizer is not None:
@@ -344,7 +392,15 @@ if HfQuantizer is not None:
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
             dtype = dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
             floats = _floats_in_file(model, config, self.pre_quantized)
-            receive(model, _skipped_while_loading(model, config, dtype), floats, config.layer_options, progress=not _V5)
+            skipped = _skipped_while_loading(model, config, dtype, self.pre_quantized)
+            receive(model, skipped, floats, config.layer_options, progress=not _V5)
+            if _V5:
+                untie(model)
+                # Old checkpoints have none.
+                model._keys_to_ignore_on_load_missing = {
+                    *(model._keys_to_ignore_on_load_missing or ()),
+                    r"\.weight_format$",
+                }
             return model
 
         def _process_model_after_weight_loading(self, model, **kwargs):
@@ -353,6 +409,10 @@ if HfQuantizer is not None:
             return model
 
         _missing_keys = ()
+
+        def update_expected_keys(self, model, expected_keys, loaded_keys):  # asked by 4.50 to 4.5x
+            expect(model, loaded_keys)
+            return list(model.state_dict())
 
         def update_missing_keys(self, model, missing_keys, prefix):
             self._missing_keys = list(missing_keys)

@@ -3,6 +3,7 @@
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "python/int8q"))
+sys.path.insert(0, str(ROOT / "python"))
 sys.dont_write_bytecode = True
-import _abi  # noqa: E402
+import int8q  # noqa: E402
+from int8q import _abi, _rules  # noqa: E402
+
+REINSTALL = _rules.reinstall()
 
 LIBRARY, CC = os.path.realpath(sys.argv.pop(1)), sys.argv.pop(1)
 
@@ -64,7 +68,7 @@ class Real(unittest.TestCase):
         with mock.patch.dict(_abi.PROTOTYPES, {"int8q_f": ((1, 3), ctypes.c_int32, [])}):
             with self.assertRaises(_abi.NeedsNewer) as caught:
                 library.int8q_f()
-        self.assertEqual(str(caught.exception), f"int8q_f needs ABI 1.3, loaded 1.0 at {LIBRARY}. Run: {_abi.REINSTALL}")
+        self.assertEqual(str(caught.exception), f"int8q_f needs ABI 1.3, loaded 1.0 at {LIBRARY}. Run: {REINSTALL}")
 
     def test_an_unknown_function(self):
         with self.assertRaises(AttributeError):
@@ -76,7 +80,7 @@ class Search(unittest.TestCase):
 
     def setUp(self):
         self.package = Path(tempfile.mkdtemp(dir=SCRATCH))
-        patches = [mock.patch.object(_abi, "__file__", str(self.package / "_abi.py")), mock.patch.dict(os.environ)]
+        patches = [mock.patch.object(int8q, "__path__", [str(self.package)]), mock.patch.dict(os.environ)]
         for patch in patches:
             patch.start()
             self.addCleanup(patch.stop)
@@ -91,11 +95,20 @@ class Search(unittest.TestCase):
         shutil.copy(LIBRARY, self.package / _abi.SONAME)
         self.assertEqual(_abi.Library().path, str(self.package / _abi.SONAME))
 
+    def test_the_folders_of_the_package_in_their_order(self):
+        other = Path(tempfile.mkdtemp(dir=SCRATCH))
+        shutil.copy(LIBRARY, other / _abi.SONAME)
+        with mock.patch.object(int8q, "__path__", [str(self.package), str(other)]):
+            self.assertEqual(_abi.Library().path, str(other / _abi.SONAME))
+            (self.package / _abi.SONAME).write_text("no library")
+            with self.assertRaises(_abi.LibraryNotFound):
+                _abi.Library()
+
     def test_then_the_system(self):
         folder = Path(tempfile.mkdtemp(dir=SCRATCH))
         os.symlink(LIBRARY, folder / _abi.SONAME)
-        program = "import sys; sys.path.insert(0, sys.argv[1]); import _abi; print(_abi.Library().path)"
-        arguments = [sys.executable, "-B", "-c", program, str(ROOT / "python/int8q")]
+        program = "import sys; sys.path.insert(0, sys.argv[1]); from int8q import _abi; print(_abi.Library().path)"
+        arguments = [sys.executable, "-B", "-c", program, str(ROOT / "python")]
         run = subprocess.run(arguments, env={"LD_LIBRARY_PATH": str(folder)}, capture_output=True, text=True, check=True)
         self.assertEqual(run.stdout.strip(), str(folder / _abi.SONAME))
 
@@ -113,14 +126,14 @@ class Search(unittest.TestCase):
 
     def test_a_library_beside_the_package_that_does_not_load(self):
         (self.package / _abi.SONAME).write_text("no library")
-        with self.assertRaisesRegex(_abi.LibraryNotFound, f"{self.package}.* does not load: .*Run: {_abi.REINSTALL}"):
+        message = f"{self.package}.* does not load: .*Run: {re.escape(REINSTALL)}$"
+        with self.assertRaisesRegex(_abi.LibraryNotFound, message):
             _abi.Library()
 
     def test_none_anywhere(self):
         with mock.patch.object(_abi, "SONAME", "libint8q-nowhere.so.1"):
-            with self.assertRaisesRegex(
-                _abi.LibraryNotFound, f"libint8q-nowhere.so.1 does not load: .*Run: {_abi.REINSTALL}"
-            ):
+            message = f"libint8q-nowhere.so.1 does not load: .*Run: {re.escape(REINSTALL)}$"
+            with self.assertRaisesRegex(_abi.LibraryNotFound, message):
                 _abi.Library()
 
 
@@ -128,7 +141,7 @@ class Refused(unittest.TestCase):
     """A library that cannot serve: what was wanted, what was found, where, and the one command that mends it."""
 
     def assert_refused(self, error, path, wanted, found, call=lambda library: None):
-        for chosen, mend in ((False, _abi.REINSTALL), (True, "unset INT8Q_LIBRARY")):
+        for chosen, mend in ((False, REINSTALL), (True, "unset INT8Q_LIBRARY")):
             with mock.patch.dict(os.environ, {"INT8Q_LIBRARY": path}), self.assertRaises(error) as caught:
                 call(_abi.Library() if chosen else _abi.Library(path))
             for part in (wanted, found, path, f". Run: {mend}"):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """wheel.py DIST: the wheel holds the package and its library only, keeps what its tag promises, and runs in a fresh virtual
-environment of each Python from 3.9 to 3.13 that the machine has."""
+environment of each Python from 3.9 to 3.13 that the machine has; where its library is lost, the command that the error
+names brings it back. The same of an editable install of the source distribution, in the newest of them."""
 
 import os
 import re
@@ -71,28 +72,52 @@ def interpreters():
                 break
 
 
-def check_runs(wheel, scratch):
+def check_install(python, venv, *what):
+    """Installs and runs; loses the library, does what the error says, and runs again."""
     environment = {name: value for name, value in os.environ.items() if name not in ("INT8Q_LIBRARY", "PYTHONPATH")}
-    count = 0
-    for count, python in enumerate(interpreters(), 1):
-        venv = scratch / f"venv-{count}"
-        subprocess.run([python, "-m", "venv", venv], check=True)
-        own = venv / "bin/python"
-        pip = [own, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:", wheel]
-        subprocess.run(pip, check=True, env=environment)
-        subprocess.run([own, "-c", PROGRAM, VERSION], check=True, env=environment, cwd=scratch)
-        shutil.rmtree(venv)
-    if not count:
+    environment["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    subprocess.run([python, "-m", "venv", venv], check=True)
+
+    def run(*command, check=True, **options):
+        return subprocess.run(command, check=check, env=environment, cwd=venv, text=True, **options)
+
+    own = venv / "bin/python"
+    run(own, "-m", "pip", "install", "--quiet", *what)
+    run(own, "-c", PROGRAM, VERSION)
+    (library,) = venv.glob("lib/python*/site-packages/int8q/libint8q.so.1")
+    library.write_text("no library")
+    error = run(own, "-c", PROGRAM, VERSION, check=False, capture_output=True).stderr
+    found, _, mend = error.rstrip().splitlines()[-1].partition(". Run: ")
+    if not found.startswith("int8q._abi.LibraryNotFound: ") or str(library) not in found:
+        sys.exit(f"a library that does not load is not told: {error}")
+    run("bash", "-c", f"{mend} --quiet")
+    run(own, "-c", PROGRAM, VERSION)
+    shutil.rmtree(venv)
+
+
+def check_runs(wheel, scratch):
+    pythons = list(interpreters())
+    if not pythons:
         sys.exit("no Python from 3.9 to 3.13 was found")
-    print(f"{wheel.name} runs on {count} versions of Python")
+    for count, python in enumerate(pythons, 1):
+        check_install(python, scratch / f"venv-{count}", "--only-binary", ":all:", wheel)
+    print(f"{wheel.name} runs on {len(pythons)} versions of Python")
+    return pythons[-1]
+
+
+def check_editable(python, sdist, scratch):
+    subprocess.run(["tar", "-xf", sdist, "-C", scratch], check=True)
+    check_install(python, scratch / "editable", "-e", scratch / f"int8q-{VERSION}")
+    print(f"{sdist.name} runs as an editable install")
 
 
 def main(dist):
-    wheel = only("*.whl", dist)
-    check_source(only("*.tar.gz", dist))
+    wheel, sdist = only("*.whl", dist), only("*.tar.gz", dist)
+    check_source(sdist)
     with tempfile.TemporaryDirectory() as scratch:
-        check_contents(wheel, Path(scratch) / "wheel")
-        check_runs(wheel, Path(scratch))
+        scratch = Path(scratch).resolve()
+        check_contents(wheel, scratch / "wheel")
+        check_editable(check_runs(wheel, scratch), sdist, scratch)
 
 
 main(Path(sys.argv[1]).resolve())

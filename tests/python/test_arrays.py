@@ -67,6 +67,27 @@ def test_other_objects():
         int8q.quantize_rows([[1.0]])
 
 
+class Unarrayable:
+    def __array__(self, dtype=None, copy=None):
+        raise ValueError("no rows")
+
+
+def test_what_makes_no_array():
+    with pytest.raises(ValueError, match="^x makes no array: no rows$"):
+        int8q.quantize_rows(Unarrayable())
+
+
+def test_an_output_that_would_be_copied():
+    """What numpy.asarray makes of a list is another array, which nobody would see."""
+    out, counts = [np.zeros(12, np.float32) for _ in BASE], [np.int64(0)] * 40
+    with pytest.raises(TypeError, match="^out is a list; expected a NumPy array, or one that exports DLPack$"):
+        int8q.Linear(BASE)(BASE, out)
+    with pytest.raises(TypeError, match="^counts is a list; expected a NumPy array, or one that exports DLPack$"):
+        int8q.count_outliers(BASE, counts=counts)
+    with pytest.raises(TypeError, match=r"^outs\[0\] is a list; expected"):
+        int8q.forward_many([int8q.Linear(BASE)], BASE, [out])
+
+
 # ---------------------------------------------------------------------------------------------------- DLPack
 
 CPU, CUDA = 1, 2
@@ -154,6 +175,42 @@ def test_dlpack_that_is_read_only():
     exporter = Exporter(np.zeros((12, 12), np.float32), flags=1)
     with pytest.raises(ValueError, match="out is read-only"):
         int8q.Linear(BASE)(BASE, out=exporter)
+    with pytest.raises(ValueError, match="^counts is read-only; expected a writable array$"):
+        int8q.count_outliers(BASE, counts=Exporter(np.zeros(40, np.int64), code=0, flags=1))
+
+
+def test_dlpack_counts_are_changed_in_place():
+    counts = Exporter(np.ones(40, np.int64), code=0)
+    assert int8q.count_outliers(BASE, 1.5, counts) is counts
+    assert counts.array.tolist() == (1 + int8q.count_outliers(BASE, 1.5)).tolist()
+    gc.collect()
+    assert counts.given_back == 1
+
+
+@pytest.mark.parametrize("error", [BufferError, RuntimeError, ValueError])
+def test_an_exporter_that_refuses(error):
+    class Refuses(Exporter):
+        def __dlpack__(self, **arguments):
+            raise error("has the conjugate bit set")
+
+    with pytest.raises(ValueError, match="^x exports no array: has the conjugate bit set$"):
+        int8q.quantize_rows(Refuses(BASE))
+
+
+def test_tensors_of_torch():
+    torch = pytest.importorskip("torch")
+    layer, x = int8q.Linear(BASE), torch.from_numpy(BASE.copy())
+    assert bits(layer(x)) == bits(layer(BASE))
+    counts = torch.zeros(40, dtype=torch.int64)
+    assert int8q.count_outliers(x, 1.5, counts) is counts
+    assert counts.tolist() == int8q.count_outliers(BASE, 1.5).tolist()
+    x.requires_grad_()
+    out = torch.zeros(12, 12, requires_grad=True)
+    for call, name in ((lambda: layer(x), "x"), (lambda: int8q.Linear(x), "weight"), (lambda: layer(BASE, out), "out")):
+        with pytest.raises(ValueError, match=rf"^{name} requires grad, .*; pass {name}\.detach\(\)$"):
+            call()
+    layer(x.detach(), out.detach())
+    assert bits(out.detach().numpy()) == bits(layer(BASE))
 
 
 @pytest.mark.parametrize(
@@ -209,7 +266,22 @@ path = sys.argv[1]
 int8q.save_safetensors({"x": bits.view(int8q.bfloat16)}, path)
 loaded = int8q.load_safetensors(path)["x"]
 assert loaded.dtype == int8q.bfloat16 and (loaded.view(np.uint16) == bits).all()
+assert (loaded.view(np.int16) == bits.view(np.int16)).all()
 """
+
+
+def test_bfloat16_leaves_for_torch_as_int16(rng):
+    """torch 2.0 knows no uint16."""
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(rng.standard_normal((3, 40), np.float32)).bfloat16()
+    y = int8q.Linear(BASE)(x)
+    assert y.dtype == int8q.bfloat16
+    for take in (torch.from_numpy, torch.from_dlpack):
+        tensor = take(y.view(np.int16)).view(torch.bfloat16)
+        assert tensor.data_ptr() == y.ctypes.data and tensor.shape == (3, 12)
+        assert bits(tensor.view(torch.int16).numpy()) == bits(y.view(np.int16))
+    expected = int8q.Linear(BASE)(x.float().numpy())
+    np.testing.assert_allclose(tensor.float().numpy(), expected, rtol=2**-8)
 
 
 def test_without_ml_dtypes(tmp_path):

@@ -340,3 +340,12 @@ def test_models_outlive_undo(t5):
 def test_an_int8q_peft_that_was_there_stays():
     as_bitsandbytes.undo()
     assert int8q.peft._originals
+
+
+def test_lora_after_undo(t5):
+    as_bitsandbytes.undo()
+    int8q.peft.uninstall()  # as undo() does where nobody else imported it
+    model = load_in_8bit(transformers.AutoModelForSeq2SeqLM, t5)
+    config = peft.LoraConfig(target_modules=["q", "v"], lora_dropout=0.0, task_type="SEQ_2_SEQ_LM")
+    model = peft.get_peft_model(model, config)
+    assert any(isinstance(layer, int8q.peft.LoraLinear8bit) for layer in model.modules())

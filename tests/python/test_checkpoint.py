@@ -69,12 +69,97 @@ def test_views_hold_the_file(tmp_path, tensors):
 
 
 def test_nothing_is_left_of_a_failed_save(tmp_path):
-    with pytest.raises(TypeError, match="x is complex128; expected a type that safetensors has"):
+    with pytest.raises(TypeError, match=r"^tensors\['x'\] is complex128; expected a type that safetensors has"):
         int8q.save_safetensors({"x": np.ones(2, complex)}, tmp_path / "t")
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError):
         int8q.save_safetensors({"x": np.ones(2)}, tmp_path / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+class Unexportable:
+    def __array__(self, dtype=None, copy=None):
+        raise ValueError("no data")
+
+
+ONE = np.ones(2)
+
+
+@pytest.mark.parametrize(
+    "tensors, metadata, error, message",
+    [
+        ({"__metadata__": ONE}, None, ValueError, "tensors has the name '__metadata__'; expected another"),
+        ({1: ONE}, None, TypeError, "tensors has the name 1; expected a str"),
+        ({1: ONE, "1": ONE}, None, TypeError, "tensors has the name 1; expected a str"),
+        ({None: ONE}, None, TypeError, "tensors has the name None; expected a str"),
+        ({b"x": ONE}, None, TypeError, "tensors has the name b'x'; expected a str"),
+        ({"a\ud800": ONE}, None, ValueError, r"tensors has the name 'a\\ud800'; expected text that UTF-8 can hold"),
+        ({"a\0b": ONE}, None, ValueError, r"tensors has the name 'a\\x00b'; expected one without null"),
+        ([ONE], None, TypeError, "tensors is a list; expected a mapping"),
+        ({"x": Unexportable()}, None, ValueError, r"tensors\['x'\] makes no array: no data"),
+        ({"x": ONE}, {"step": 3}, TypeError, r"metadata\['step'\] is 3; expected a str"),
+        ({"x": ONE}, {"step": None}, TypeError, r"metadata\['step'\] is None; expected a str"),
+        ({"x": ONE}, {3: "step"}, TypeError, "metadata has the name 3; expected a str"),
+        ({"x": ONE}, {"a\udfff": ""}, ValueError, r"metadata has the name 'a\\udfff'; expected text"),
+        ({"x": ONE}, {"a": "\ud800"}, ValueError, r"metadata\['a'\] is '\\ud800'; expected text"),
+        ({"x": ONE}, {"a\0": ""}, ValueError, "metadata has the name .*; expected one without null"),
+        ({"x": ONE}, "np", TypeError, "metadata is a str; expected a mapping"),
+        ({"x": ONE}, {"a": "x" * 100_000_000}, ValueError, "tensors and metadata make a header of 1000000.. bytes"),
+    ],
+    ids=range(17),
+)
+def test_what_would_not_load_is_not_saved(tensors, metadata, error, message, tmp_path):
+    (tmp_path / "t").write_text("as it was")
+    with pytest.raises(error, match=f"^{message}"):
+        int8q.save_safetensors(tensors, tmp_path / "t", metadata)
+    assert (tmp_path / "t").read_text() == "as it was" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_names_and_metadata_of_all_kinds_load(tmp_path):
+    names = ["", "ü.weight", "\U0001f600", 'quote"back\\slash', "tab\t", "line\n", "__metadata", np.str_("np")]
+    int8q.save_safetensors({name: ONE for name in names}, tmp_path / "t", {name: name + "\0" for name in names})
+    assert sorted(int8q.load_safetensors(tmp_path / "t")) == sorted(names)
+    int8q.save_safetensors({"x": ONE}, tmp_path / "t", {})
+    assert list(int8q.load_safetensors(tmp_path / "t")) == ["x"]
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda path: int8q.load_safetensors(None), TypeError, "path is None; expected a path"),
+        (lambda path: int8q.save_safetensors({}, 3), TypeError, "path is 3; expected a path"),
+        (lambda path: quantize(path, 3), TypeError, "dst is 3; expected a path"),
+        (lambda path: quantize(path, None), ValueError, "dst is None; expected a path, or dry_run=True"),
+        (lambda path: quantize(path, f"{path}/."), ValueError, 'dst is ".*"; expected a path that ends in a name'),
+        (lambda path: quantize(path, path), ValueError, 'dst is ".*", which exists; pass another path or overwrite=True'),
+        (
+            lambda path: quantize(path, path.parent, overwrite=True),
+            ValueError,
+            'dst is ".*", a folder; expected a file as `src` is',
+        ),
+        (
+            lambda path: int8q.quantize_checkpoint(path.parent, path.parent / "out"),
+            ValueError,
+            'dst is ".*" and src is ".*": one lies in the other',
+        ),
+        (lambda path: quantize(path, "out", threshold="6"), TypeError, "threshold is '6'; expected a finite number > 0"),
+        (lambda path: quantize(path, "out", threshold=-1), ValueError, "threshold is -1; expected a finite number > 0"),
+        (lambda path: quantize(path, "out", include="x"), TypeError, "include is 'x', a str; expected a list of regexes"),
+        (lambda path: quantize(path, "out", exclude=[b"x"]), TypeError, "exclude has b'x'; expected a str"),
+        (lambda path: quantize(path, "out", exclude=["a\0b"]), ValueError, "exclude has .*; expected regexes without null"),
+    ],
+)
+def test_errors(call, error, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "in" / "model.safetensors"
+    path.parent.mkdir()
+    int8q.save_safetensors({"fc.weight": np.ones((4, 8), np.float32)}, path)
+    with pytest.raises(error, match=f"^{message}"):
+        call(path)
+
+
+def quantize(path, out, **options):
+    int8q.quantize_checkpoint(path, out, **options)
 
 
 def test_bad_files(tmp_path):

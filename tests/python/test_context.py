@@ -48,12 +48,42 @@ def test_the_environment_is_read_when_a_context_is_made(monkeypatch):
 
 @pytest.mark.parametrize("arguments", [{"threads": 0}, {"threads": -1}, {"threads": 1025}])
 def test_threads_out_of_range(arguments):
-    with pytest.raises(ValueError, match=f"threads is {arguments['threads']}"):
+    with pytest.raises(ValueError, match=f"^threads is {arguments['threads']}; expected 1 to 1024, or None$"):
         int8q.Context(**arguments)
 
 
+@pytest.mark.parametrize("name, value", [("threads", "2"), ("threads", 1.5), ("isa", 5)])
+def test_arguments_of_another_type(name, value):
+    with pytest.raises(TypeError, match=f"^{name} is {value!r}; expected "):
+        int8q.Context(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "written, read",
+    [
+        ("options->kept_cols[1] is 3; expected", "kept_cols[1] is 3; expected"),
+        ("b->cols is 2; expected 3, to match", "b.shape[1] is 2; expected 3, to match"),
+        ("x->rows is 2; expected 3, to match", "x.shape[0] is 2; expected 3, to match"),
+        ("bias->cols is 2; expected 3, to match", "bias.shape[0] is 2; expected 3, to match"),
+        ("y at 0x7f overlaps x at 0x7e; expected", "out at 0x7f overlaps x at 0x7e; expected"),
+        ("dx at 0x7f overlaps dy at 0x7e; expected", "out at 0x7f overlaps dy at 0x7e; expected"),
+        ("ys[i] at 0x7f overlaps an earlier one of ys at 0x7e", "out at 0x7f overlaps an earlier one of outs at 0x7e"),
+        ("a->b.safetensors: not a regular file", "a->b.safetensors: not a regular file"),
+    ],
+)
+def test_messages_have_the_names_of_python(written, read, monkeypatch):
+    class Library:
+        int8q_last_error = staticmethod(written.encode)
+        int8q_status_name = staticmethod(lambda status: b"INT8Q_INVALID_ARGUMENT")
+
+    monkeypatch.setattr(context_module, "library", Library)
+    with pytest.raises(int8q.StatusValueError) as caught:
+        context_module.check(_abi.INT8Q_INVALID_ARGUMENT)
+    assert str(caught.value) == read
+
+
 def test_an_unknown_isa():
-    with pytest.raises(int8q.StatusError, match='"mmx".*expected one of generic') as caught:
+    with pytest.raises(int8q.StatusError, match='^isa is "mmx".*expected one of generic') as caught:
         int8q.Context(isa="mmx")
     assert (caught.value.status, caught.value.name) == (_abi.INT8Q_UNSUPPORTED, "INT8Q_UNSUPPORTED")
 

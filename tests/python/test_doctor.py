@@ -285,33 +285,119 @@ def site(broken=None, **versions):
     return where
 
 
-def run(*arguments, packages=None, library=LIBRARY, environment=None, path=None, **options):
+def run(*arguments, packages=None, library=LIBRARY, environment=None, path=None, bare=False, **options):
+    """python -m int8q; bare: without site-packages."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("INT8Q_")}
     clean.update(PYTHONPATH=os.pathsep.join([str(packages or site()), str(ROOT / "python")]), PATH=str(path or folder()))
     clean.update({"INT8Q_LIBRARY": library} if library else {}, PYTHONDONTWRITEBYTECODE="1", **(environment or {}))
-    command = [sys.executable, "-m", "int8q", *arguments]
+    command = [sys.executable, *(["-S"] if bare else []), "-m", "int8q", *arguments]
     return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=120, **options)
 
 
 class Source(unittest.TestCase):
     """pip installs again what was installed."""
 
-    def source(self, checkout, direct_url=None):
-        (site := folder() / "int8q-0.1.0.dist-info").mkdir()
-        (site / "METADATA").write_text("Name: int8q\nVersion: 0.1.0\n")
-        if direct_url:
-            (site / "direct_url.json").write_text(direct_url)
-        with mock.patch.object(_facts, "_abi_file", return_value=str(checkout / "python/int8q/_abi.py")):
-            with mock.patch.object(sys, "path", [str(site.parent)]):
-                return _facts.source()
+    def setUp(self):
+        self.site = folder()
+        (self.site / "int8q-0.1.0.dist-info").mkdir()
+        (self.site / "int8q-0.1.0.dist-info/METADATA").write_text("Name: int8q\nVersion: 0.1.0\n")
 
-    def test_source(self):
+    def source(self, direct_url=None, where=None):
+        """As of a package in `where`, a site-packages."""
+        if direct_url is not None:
+            (self.site / "int8q-0.1.0.dist-info/direct_url.json").write_text(direct_url)
+        package = str((where or self.site) / "int8q")
+        with mock.patch.object(_facts, "_package", return_value=[f"{package}/__init__.py", package]):
+            with mock.patch.object(_facts, "_site_packages", return_value=[str(self.site)]):
+                with mock.patch.object(sys, "path", [str(self.site)]):
+                    return _facts.source()
+
+    def recorded(self, **direct_url):
+        return self.source(json.dumps(direct_url))
+
+    def test_where_it_came_from(self):
+        (wheel := folder() / "int8q-0.1.0-py3-none-any.whl").touch()
+        self.assertEqual(self.recorded(url=wheel.as_uri(), archive_info={}), [wheel.as_uri()])
+        self.assertEqual(self.recorded(url=wheel.parent.as_uri(), dir_info={}), [wheel.parent.as_uri()])
+        self.assertEqual(self.recorded(url="https://e.org/i.whl", archive_info={}), ["https://e.org/i.whl"])
+        git = {"vcs": "git", "commit_id": "4f42", "requested_revision": "main"}
+        self.assertEqual(self.recorded(url="https://e.org/i", vcs_info=git), ["git+https://e.org/i@4f42"])
+        self.assertEqual(
+            self.recorded(url="https://e.org/i", vcs_info=git, subdirectory="a/b"),
+            ["git+https://e.org/i@4f42#subdirectory=a/b"],
+        )
+
+    def test_what_is_gone_or_was_never_recorded(self):
+        unknown = [_facts.UNKNOWN_SOURCE]
+        self.assertEqual(self.source(), unknown)
+        self.assertEqual(self.source("damaged"), unknown)
+        self.assertEqual(self.recorded(url=(folder() / "gone.whl").as_uri(), archive_info={}), unknown)
+
+    def test_a_checkout(self):
         checkout = folder()
-        self.assertEqual(self.source(checkout), "int8q")
-        self.assertEqual(self.source(checkout, '{"url": "file:///dist/int8q.whl"}'), "file:///dist/int8q.whl")
-        self.assertEqual(self.source(checkout, "damaged"), "int8q")
-        (checkout / "pyproject.toml").touch()
-        self.assertEqual(self.source(checkout), str(checkout))
+        self.assertIsNone(self.source(where=checkout / "python"))
+        (checkout / "pyproject.toml").touch()  # of any project
+        self.assertIsNone(self.source(where=checkout / "python"))
+        (checkout / "include/int8q").mkdir(parents=True)
+        (checkout / "include/int8q/int8q.h").touch()
+        self.assertEqual(self.source(where=checkout / "python"), ["-e", os.path.realpath(checkout)])
+
+    def test_the_command(self):
+        for source, command in (
+            (["-e", "/a checkout"], "install --force-reinstall --no-deps -e '/a checkout'"),
+            (["file:///i.whl"], "install --force-reinstall --no-deps file:///i.whl"),
+            (None, "export INT8Q_LIBRARY=YOUR_LIBINT8Q.so.1"),
+        ):
+            with mock.patch.object(_facts, "source", return_value=source), mock.patch.object(sys, "prefix", "/a/venv"):
+                with mock.patch.object(_rules, "find_spec", return_value=True):
+                    pip = "" if source is None else f"{sys.executable} -m pip "
+                    self.assertEqual(_rules.reinstall(), pip + command)
+
+    def test_what_builds_it_again(self):
+        """A wheel has no sources."""
+        for source, end in (
+            (["-e", "/checkout"], "--no-binary int8q -e /checkout"),
+            (["file:///i.tar.gz"], "--no-binary int8q file:///i.tar.gz"),
+            (["file:///i.whl"], "--force-reinstall --no-deps YOUR_SOURCES_OF_INT8Q"),
+            ([_facts.UNKNOWN_SOURCE], "--force-reinstall --no-deps YOUR_SOURCES_OF_INT8Q"),
+        ):
+            with mock.patch.object(_facts, "source", return_value=source):
+                self.assertTrue(doctor._rebuild().endswith(end), doctor._rebuild())
+
+
+class Options(unittest.TestCase):
+    def refused(self, *arguments):
+        ran = run(*arguments)
+        self.assertEqual((ran.returncode, ran.stdout), (2, ""))
+        self.assertNotIn("Traceback", ran.stderr)
+        return ran.stderr.splitlines()[-1]
+
+    def test_timeouts(self):
+        for text in ("nan", "0", "-1", "inf", "1e7", "soon", ""):
+            expected = f"argument --timeout: {text!r}; expected seconds, more than 0 and at most 1000000"
+            self.assertIn(expected, self.refused("doctor", f"--timeout={text}"))
+        self.assertEqual([doctor._seconds(text) for text in ("0.5", "60", "1e6")], [0.5, 60, 1e6])
+
+    def test_the_longest_timeout_is_one_that_the_system_takes(self):
+        self.assertEqual(_facts._run([sys.executable, "-c", ""], doctor._seconds("1e6"))["status"], 0)
+
+
+class Run(unittest.TestCase):
+    """python -m int8q run, where what it needs is not installed."""
+
+    def test_missing_packages(self):
+        (script := folder() / "script.py").write_text("print('ran')")
+        for present, missing in (([], "torch and transformers"), (["torch"], "transformers"), (["transformers"], "torch")):
+            packages = folder()
+            for name in present:
+                (packages / f"{name}.py").touch()
+            environment = {"PYTHONNOUSERSITE": "1"}
+            ran = run("run", str(script), packages=packages, environment=environment, bare=True)
+            self.assertEqual((ran.returncode, ran.stdout), (1, ""))
+            self.assertEqual(len(ran.stderr.splitlines()), 1, ran.stderr)
+            self.assertIn(f"int8q: error: run needs {missing}, not installed here. Run: ", ran.stderr)
+            self.assertTrue(ran.stderr.endswith(f" {missing.replace(' and', '')}\n"), ran.stderr)
+            self.assertIn(sys.executable, ran.stderr)
 
 
 class Doctor(unittest.TestCase):
@@ -454,12 +540,11 @@ class Libraries(unittest.TestCase):
         fault = self.beside(None)
         self.assertEqual(fault["name"], "library-not-installed")
         self.assertRegex(fault["says"], r"looked for /.*/int8q/libint8q\.so\.1 and libint8q\.so\.1$")
-        self.assertRegex(fault["do"], r"install .*--force-reinstall --no-deps \S+$")
+        self.assertEqual(fault["do"], "export INT8Q_LIBRARY=YOUR_LIBINT8Q.so.1")
 
     def test_beside_the_package(self):
         fault = self.beside(stub((2, 0), "0" * 64))
-        self.assertEqual(fault["name"], "abi-newer")
-        self.assertRegex(fault["do"], r"install .*--upgrade \S+$")
+        self.assertEqual((fault["name"], fault["do"]), ("abi-newer", "export INT8Q_LIBRARY=YOUR_LIBINT8Q.so.1"))
         self.assertEqual(self.beside(stub((0, 9), "0" * 64))["name"], "abi-older")
 
     def test_a_library_that_it_needs_is_missing(self):
@@ -481,7 +566,7 @@ class Libraries(unittest.TestCase):
         fault = self.beside(path)
         self.assertEqual(fault["name"], "library-wont-load")
         self.assertIn("`GLIBC_2.99' not found", fault["says"])
-        self.assertIn("--no-binary int8q", fault["do"])
+        self.assertEqual(fault["do"], "export INT8Q_LIBRARY=YOUR_LIBINT8Q.so.1")
 
     def test_what_mends_the_loader(self):
         newer = "/lib/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by l.so)"
@@ -521,6 +606,13 @@ class Libraries(unittest.TestCase):
     def test_older_by_a_minor_level(self):
         library = {"state": "ok", "path": "l.so", "wanted": "1.1", "found": "1.0", "diagnosis": {}, "context": {}}
         self.assertEqual(doctor.findings({**facts(), "library": library})[0]["name"], "abi-older")
+
+    def test_every_mismatch_is_mended_by_force(self):
+        """pip says of the same version that it is there already."""
+        for found in ("0.9", "2.0", None):
+            library = {"state": "ok", "path": "l.so", "wanted": "1.0", "found": found, "mismatch": "another"}
+            (fault,) = doctor.findings({**facts(), "library": library})
+            self.assertRegex(fault["do"], rf"install .*--force-reinstall --no-deps -e {ROOT}$")
 
     def test_newer_by_a_minor_level(self):
         library = {"state": "ok", "path": "l.so", "wanted": "1.0", "found": "1.1", "diagnosis": {}, "context": {}}

@@ -170,6 +170,9 @@ def test_a_corrupt_blob(rng):
     with pytest.raises(ValueError) as caught:
         int8q.Linear.from_bytes(blob[:-64])
     assert caught.value.name == "INT8Q_CORRUPT"
+    for bytes_less in (b"", bytearray(), np.empty(0, np.uint8), bytes(7)):
+        with pytest.raises(int8q.StatusValueError, match=r"^blob: blob_bytes is [07]; expected at least the header's 256"):
+            int8q.Linear.from_bytes(bytes_less)
     blob[len(blob) // 2] ^= 1
     with pytest.raises(int8q.StatusValueError, match="checksum"):
         int8q.Linear.from_bytes(blob)
@@ -196,14 +199,40 @@ CODES, STATS = np.ones((4, 8), np.int8), np.ones(4, np.float32)
         (lambda: int8q.Linear(CODES, col_stats=STATS[:3]), ValueError, r"col_stats has shape \(3,\); expected \(4,\)"),
         (lambda: int8q.Linear(CODES, col_stats=-STATS), ValueError, "col_stats"),
         (lambda: int8q.Linear(W[0]), ValueError, "weight has shape"),
-        (lambda: int8q.Linear(W, np.ones(3, np.float32)), ValueError, "bias"),
+        (lambda: int8q.Linear(W, np.ones(3, np.float32)), ValueError, r"^bias has shape \(3,\); expected \(4,\)$"),
         (lambda: int8q.Linear(W, STATS * np.inf), ValueError, "bias"),
         (lambda: int8q.Linear(W * np.nan), ValueError, "row 0"),
         (lambda: int8q.Linear(W, threshold=0), ValueError, "threshold is 0; .*outliers='off'"),
         (lambda: int8q.Linear(W, outliers=None), ValueError, "outliers is None"),
-        (lambda: int8q.Linear(W, kept_cols=[3, 3]), ValueError, "kept_cols"),
-        (lambda: int8q.Linear(W, kept_cols=[8]), ValueError, "kept_cols"),
-        (lambda: int8q.Linear(CODES, col_stats=STATS, kept_cols=[1]), ValueError, "kept_weights"),
+        (lambda: int8q.Linear(W, threshold="6"), TypeError, "^threshold is '6'; expected a number > 0"),
+        (lambda: int8q.Linear(W, outliers=["off"]), ValueError, r"^outliers is \['off'\]; expected one of"),
+        (lambda: int8q.Linear(W, kept_cols=[3, 3]), ValueError, r"^kept_cols\[1\] is 3; expected ascending columns"),
+        (lambda: int8q.Linear(W, kept_cols=[8]), ValueError, r"^kept_cols\[0\] is 8; expected ascending columns"),
+        (lambda: int8q.Linear(W, kept_cols=range(9)), ValueError, r"^kept_cols has shape \(9,\); expected .* at most 8"),
+        (lambda: int8q.Linear(W, kept_cols=3), ValueError, r"^kept_cols has shape \(\); expected one dimension"),
+        (lambda: int8q.Linear(W, kept_cols=[1.5]), TypeError, "^kept_cols is float64; expected int64"),
+        (
+            lambda: int8q.Linear(CODES, col_stats=STATS, kept_cols=[1]),
+            ValueError,
+            r"^kept_weights is None; expected float16 \(4, 1\) beside int8 weights",
+        ),
+        (
+            lambda: int8q.Linear(W, kept_cols=[1], kept_weights=np.ones((4, 2), np.float16)),
+            ValueError,
+            r"^kept_weights has shape \(4, 2\); expected \(4, 1\)",
+        ),
+        (lambda: int8q.Linear.from_bytes("text"), TypeError, "^blob is a str; expected an object with the buffer"),
+        (lambda: int8q.Linear.from_bytes(np.zeros(512, np.uint8)[::2]), ValueError, "^blob is a ndarray without contig"),
+        (
+            lambda: int8q.forward_many([int8q.Linear(W), int8q.Linear(W, outliers="off")], X),
+            ValueError,
+            r"^linears\[1\] has in_features 8, outliers 'off', threshold 6; expected those of linears\[0\], .*'column'",
+        ),
+        (
+            lambda: int8q.forward_many([int8q.Linear(W)], X, [np.ones((2, 5), np.float32)]),
+            ValueError,
+            r"^outs\[0\] has shape \(2, 5\); expected \(2, 4\)",
+        ),
         (lambda: int8q.Linear(W)(X[:, :7]), ValueError, r"x has shape \(2, 7\); expected \(..., 8\)"),
         (lambda: int8q.Linear(W)(np.float32(1)), ValueError, r"x has shape \(\)"),
         (lambda: int8q.Linear(W)(X.astype(np.int8)), TypeError, "x is int8; expected float32"),
@@ -226,6 +255,22 @@ def test_an_output_that_overlaps_its_input_is_refused_and_left():
         int8q.Linear(np.ones((8, 8), np.float32))(x, out=x)
     assert caught.value.name == "INT8Q_OVERLAP"
     assert (x == 1).all()
+    square = int8q.Linear(np.ones((8, 8), np.float32))
+    for call, name in (
+        (lambda: square(x, x), "x"),
+        (lambda: square.backward(x, x), "dy"),
+        (lambda: int8q.forward_many([square], x, [x]), "x"),
+    ):
+        with pytest.raises(int8q.StatusValueError, match=rf"^out at 0x\w+ overlaps {name} at "):
+            call()
+    y = np.ones((2, 8), np.float32)
+    with pytest.raises(int8q.StatusValueError, match=r"^out at 0x\w+ overlaps an earlier one of outs at "):
+        int8q.forward_many([square, square], x, [y, y])
+
+
+@pytest.mark.parametrize("none", [None, [], (), np.empty(0, np.int64)], ids=repr)
+def test_no_kept_columns(none):
+    assert int8q.Linear(W, kept_cols=none).to_bytes() == int8q.Linear(W).to_bytes()
 
 
 def test_an_output_of_rows_apart():

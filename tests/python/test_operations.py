@@ -60,7 +60,7 @@ def test_multiply_at_the_limit_of_k():
     assert int8q.multiply(a, a)[0, 0] == 127 * 127 * 133144
     with pytest.raises(int8q.StatusValueError, match="133145") as caught:
         int8q.multiply(np.ones((1, 133145), np.int8), np.ones((1, 133145), np.int8))
-    assert caught.value.name == "INT8Q_SIZE_OVERFLOW"
+    assert caught.value.name == "INT8Q_SIZE_OVERFLOW" and str(caught.value).startswith("a.shape[1] is 133145; ")
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -101,6 +101,14 @@ def test_calibration(activations):
     assert 2 in int8q.select_outlier_cols(counts, 11, 0.0) and 2 not in cols
 
 
+def mixed(x=None, cols=(), outliers="column"):
+    return int8q.mixed_scaled_multiply(FLOAT if x is None else x, CODES, STATS, CODES, STATS, cols, outliers=outliers)
+
+
+def test_no_outlier_columns():
+    assert bits(mixed()) == bits(mixed(cols=[])) == bits(int8q.scaled_multiply(CODES, STATS, CODES, STATS))
+
+
 FLOAT, CODES, STATS = np.ones((2, 3), np.float32), np.ones((2, 3), np.int8), np.ones(2, np.float32)
 
 
@@ -118,9 +126,35 @@ FLOAT, CODES, STATS = np.ones((2, 3), np.float32), np.ones((2, 3), np.int8), np.
         (lambda: int8q.quantize_rows(FLOAT, float("nan")), ValueError, "threshold is nan"),
         (lambda: int8q.quantize_rows(FLOAT, outliers="row"), ValueError, "outliers is 'row'; expected one of 'column'"),
         (lambda: int8q.count_outliers(FLOAT, -1.0), ValueError, "threshold is -1.0"),
-        (lambda: int8q.count_outliers(FLOAT, counts=np.zeros(6, np.int64)[::2]), ValueError, "counts is read-only, not"),
+        (lambda: int8q.quantize_rows(FLOAT, "6"), TypeError, "^threshold is '6'; expected a number > 0"),
+        (lambda: int8q.quantize_rows(FLOAT, None), TypeError, "^threshold is None; expected a number > 0"),
+        (lambda: int8q.quantize_rows(FLOAT, "6", "off"), TypeError, "^threshold is '6'; expected a number > 0"),
+        (lambda: int8q.quantize_rows(FLOAT, 10**400), ValueError, "^threshold is larger than a float"),
+        (lambda: int8q.quantize_rows(FLOAT, 1e-50), ValueError, "^threshold is 1e-50; expected a number > 0"),
+        (lambda: int8q.quantize_rows(FLOAT, outliers=["column"]), ValueError, r"^outliers is \['column'\]; expected one"),
+        (
+            lambda: int8q.count_outliers(FLOAT, counts=np.zeros(6, np.int64)[::2]),
+            ValueError,
+            r"^counts has strides \(16,\) and address 0x\w+; expected elements side by side",
+        ),
+        (
+            lambda: int8q.count_outliers(FLOAT, counts=np.zeros(25, np.uint8)[1:].view(np.int64)),
+            ValueError,
+            r"^counts has strides \(8,\) and address 0x\w+; expected .* at a multiple of 8",
+        ),
+        (
+            lambda: int8q.count_outliers(FLOAT, counts=np.frombuffer(bytes(24), np.int64)),
+            ValueError,
+            "^counts is read-only; expected a writable array$",
+        ),
         (lambda: int8q.count_outliers(FLOAT, counts=np.zeros(3, np.int32)), TypeError, "counts is int32; expected int64"),
         (lambda: int8q.select_outlier_cols(np.zeros(3, np.int64), 0), ValueError, "rows is 0"),
+        (lambda: int8q.select_outlier_cols(np.zeros(3, np.int64), 1.5), TypeError, "^rows is 1.5; expected an int"),
+        (
+            lambda: int8q.select_outlier_cols(np.zeros(3, np.int64), 9, "half"),
+            TypeError,
+            "^min_fraction is 'half'; expected 0 to 1",
+        ),
         (
             lambda: int8q.dequantize_rows(CODES, np.ones(3, np.float32)),
             ValueError,
@@ -128,12 +162,23 @@ FLOAT, CODES, STATS = np.ones((2, 3), np.float32), np.ones((2, 3), np.int8), np.
         ),
         (lambda: int8q.dequantize_rows(CODES, STATS.astype(np.float16)), TypeError, "stats is float16; expected float32"),
         (lambda: int8q.dequantize_rows(CODES, STATS, np.float64), TypeError, "dtype is float64"),
+        (lambda: int8q.dequantize_rows(CODES, STATS, "half a"), TypeError, "^dtype is 'half a'; expected float32 or fl"),
         (lambda: int8q.dequantize_rows(FLOAT, STATS), TypeError, "q is float32; expected int8"),
-        (lambda: int8q.multiply(CODES, CODES[:, :2]), ValueError, "b"),
+        (lambda: int8q.multiply(CODES, CODES[:, :2]), ValueError, r"^b\.shape\[1\] is 2; expected 3, to match"),
         (lambda: int8q.multiply(CODES, FLOAT), TypeError, "b is float32; expected int8"),
-        (lambda: int8q.scaled_multiply(CODES, STATS, CODES, STATS, np.ones(3, np.float32)), ValueError, "bias"),
+        (
+            lambda: int8q.scaled_multiply(CODES, STATS, CODES, STATS, np.ones(3, np.float32)),
+            ValueError,
+            r"^bias has shape \(3,\); expected \(2,\)$",
+        ),
         (lambda: int8q.scaled_multiply(CODES, STATS, CODES, STATS, np.ones((1, 2))), ValueError, "bias has shape"),
         (lambda: int8q.matmul(FLOAT, CODES, STATS[:1]), ValueError, r"col_stats has shape \(1,\); expected \(2,\)"),
+        (lambda: int8q.matmul(FLOAT, FLOAT, STATS), TypeError, "^weight is float32; expected int8$"),
+        (lambda: int8q.matmul(FLOAT, CODES[:, :2], STATS), ValueError, r"^weight has shape \(2, 2\); expected \(N, 3\)"),
+        (lambda: mixed(outliers="off"), ValueError, "^outliers is 'off'; expected 'column' or 'element'"),
+        (lambda: mixed(FLOAT[:1]), ValueError, r"^x\.shape\[0\] is 1; expected 2, to match"),
+        (lambda: mixed(cols=[0, 1, 2, 2]), ValueError, r"^outlier_cols has shape \(4,\); expected .* at most 3"),
+        (lambda: mixed(cols=[[1]]), ValueError, r"^outlier_cols has shape \(1, 1\); expected one dimension"),
     ],
 )
 def test_errors(call, error, message):

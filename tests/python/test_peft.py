@@ -461,6 +461,15 @@ def test_enable_lora():
 # ---------------------------------------------------------------------------------------------------- Refusals
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_int8_modules_to_save_are_refused_by_name(family, inside):
+    layer = {"t5": ("SelfAttention", "o"), "gpt2": ("mlp", "c_fc"), "llama": ("mlp", "up_proj")}[family]
+    saved = layer[0] if inside else layer[1]
+    with pytest.raises(ValueError, match=rf"modules_to_save has '{saved}', and .* is int8"):
+        peft.get_peft_model(int8_model(family), config_of(family, modules_to_save=[saved]))
+    assert peft.get_peft_model(int8_model(family), config_of(family, modules_to_save=["lm_head"]))
+
+
 @pytest.mark.parametrize(
     "options",
     [

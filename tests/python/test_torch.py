@@ -397,3 +397,53 @@ def test_weights_are_used_like_a_tensor(layer):
     for copied in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight)), weight.clone(), weight.data):
         assert torch.equal(copied, codes)
     assert weight.data_ptr() and repr(weight) == repr(codes)
+
+
+@pytest.mark.parametrize("made_inside", [True, False])
+def test_inference_mode(linear, made_inside):
+    x, want = torch.randn(3, linear.in_features), nn.Linear8bit.from_linear(linear)
+    with torch.inference_mode():
+        layer = nn.Linear8bit.from_linear(linear) if made_inside else want
+        assert torch.equal(layer(x), want(x))
+        assert torch.equal(copy.deepcopy(layer)(x), want(x))
+    assert torch.equal(layer(x), want(x))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda layer: layer.weight.zero_(),
+        lambda layer: layer.weight.data.zero_(),
+        lambda layer: layer.weight.detach().copy_(torch.zeros(())),
+        lambda layer: torch.nn.init.zeros_(layer.weight),
+        lambda layer: layer.weight.__setitem__(0, 0),
+        lambda layer: setattr(layer.weight, "data", torch.zeros(layer.out_features, layer.in_features, dtype=torch.int8)),
+        lambda layer: torch.add(layer.weight, 1, out=layer.weight),
+    ],
+)
+def test_writing_to_the_weight_is_refused_and_not_lost(layer, write):
+    with pytest.raises(RuntimeError, match="requantize"):
+        write(layer)
+
+
+@pytest.mark.parametrize("name", ["weight", "SCB"])
+def test_setting_the_weight_is_refused(layer, name):
+    with pytest.raises(AttributeError, match="requantize"):
+        setattr(layer, name, torch.nn.Parameter(torch.zeros(layer.out_features, layer.in_features)))
+    layer.weight.requires_grad = False
+    assert not layer.weight.requires_grad
+
+
+def test_from_linear_of_something_else():
+    for module in (torch.nn.Embedding(4, 4), torch.nn.Conv2d(3, 4, 1)):
+        with pytest.raises(TypeError, match=f"linear is a {type(module).__name__}; expected an nn.Linear"):
+            nn.Linear8bit.from_linear(module)
+    with pytest.raises(TypeError, match="weight is torch.float64"):
+        nn.Linear8bit.from_linear(torch.nn.Linear(4, 4, dtype=torch.float64))
+
+
+def test_a_gradient_of_the_gradient_is_an_error(layer):
+    x = torch.randn(2, layer.in_features, requires_grad=True)
+    (dx,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivatives only|once_differentiable"):
+        dx.sum().backward()

@@ -212,7 +212,7 @@ def test_layers_without_weights_are_named(tmp_path):
     source = make("gpt2")
     state = {name: value for name, value in source.state_dict().items() if "h.1.mlp" not in name}
     save(source, tmp_path, state_dict=state)
-    with pytest.raises(ValueError, match=r"transformer\.h\.1\.mlp\.\w+ is to be int8 and the checkpoint has no weights"):
+    with pytest.raises(ValueError, match=r"transformer\.h\.1\.mlp\.\w+ is to be int8 and the checkpoint has no weight"):
         load_in_8bit(transformers.GPT2LMHeadModel, str(tmp_path))
     model = load_in_8bit(transformers.GPT2LMHeadModel, str(tmp_path), llm_int8_skip_modules=["lm_head", "h.1.mlp"])
     assert "transformer.h.1.mlp.c_fc" not in layers(model) and len(layers(model)) == 6
@@ -231,6 +231,186 @@ def test_checkpoints_of_other_methods_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="the checkpoint is quantized by gptq"):
         load_in_8bit(transformers.GPT2LMHeadModel, str(tmp_path))
+
+
+# ---------------------------------------------------------------------------------------------------- int8 checkpoints
+
+
+def int8_checkpoint(family, auto, path, change, **options):
+    """A model, and the folder of its int8 checkpoint whose tensors went through change(name -> tensor), as a .bin file."""
+    model = load_in_8bit(auto, save(make(family), path / "floats"), **options)
+    state = dict(model.state_dict())
+    folder = Path(save(model, path / "int8"))
+    for file in [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        file.unlink()
+    change(state)
+    torch.save(state, folder / "pytorch_model.bin")
+    return model, str(folder)
+
+
+@pytest.mark.parametrize("layout", [None, "row"])
+def test_checkpoints_of_2023(family, auto, tmp_path, layout):
+    """bitsandbytes before 0.40 saved no weight_format, before 0.43.1 a string, which sharding dropped."""
+
+    def change(state):
+        for key in [key for key in state if key.endswith("weight_format")]:
+            del state[key]
+            if layout is not None:
+                state[key] = layout
+
+    model, path = int8_checkpoint(family, auto, tmp_path, change)
+    again = load_in_8bit(auto, path)
+    assert layers(again).keys() == layers(model).keys()
+    assert all(torch.equal(layer.packed, again.get_submodule(name).packed) for name, layer in layers(model).items())
+
+
+def test_layouts_that_nobody_saves_are_refused(family, auto, tmp_path):
+    def change(state):
+        state[next(key for key in state if key.endswith("weight_format"))] += 1
+
+    _, path = int8_checkpoint(family, auto, tmp_path, change)
+    with pytest.raises(ValueError, match="weight_format is 1; expected 0"):
+        load_in_8bit(auto, path)
+
+
+@pytest.mark.parametrize("part", ["weight", "SCB"])
+def test_a_missing_tensor_is_named(family, auto, tmp_path, part):
+    lost = []
+
+    def change(state):
+        lost.append(next(key for key in state if key.endswith(".SCB"))[: -len(".SCB")])
+        del state[f"{lost[0]}.{part}"]
+
+    _, path = int8_checkpoint(family, auto, tmp_path, change)
+    with pytest.raises(ValueError, match=rf"{re.escape(lost[0])} is to be int8 and the checkpoint has no {part} for it"):
+        load_in_8bit(auto, path)
+
+
+def test_an_int8_head_is_read_as_one(family, auto, folder, tmp_path):
+    name = {"t5": "q", "gpt2": "c_attn", "llama": "q_proj"}[family]
+    model = load_in_8bit(auto, folder, llm_int8_skip_modules=[name])
+    if family == "gpt2" and VERSION < (5, 0):
+        assert "lm_head" not in layers(model)  # tied, and tied again when all is loaded
+    again = load_in_8bit(auto, save(model, tmp_path / "int8"))
+    assert layers(again).keys() == layers(model).keys()
+    assert torch.equal(logits(again, family), logits(model, family))
+
+
+def test_other_layers_in_floats_than_the_checkpoint_are_refused(family, auto, folder, tmp_path):
+    path = save(load_in_8bit(auto, folder), tmp_path / "int8")
+    name = {"t5": "v", "gpt2": "c_attn", "llama": "v_proj"}[family]
+    with pytest.raises(ValueError, match=rf"llm_int8_skip_modules=\['{name}'\] has .*{name} in floats, and the checkpoint"):
+        load_in_8bit(auto, path, llm_int8_skip_modules=[name])
+
+
+def test_a_checkpoints_threshold_holds_unless_another_is_said(family, auto, folder, tmp_path):
+    path = save(load_in_8bit(auto, folder, llm_int8_threshold=3.0), tmp_path / "int8")
+    for said, threshold in ((None, 3.0), (5.0, 5.0), (6.0, 6.0)):
+        options = {} if said is None else {"llm_int8_threshold": said}
+        model = load_in_8bit(auto, path, **options)
+        assert {layer.threshold for layer in layers(model).values()} == {threshold}
+
+
+def test_a_config_that_is_passed_stays_as_it_is(family, auto, folder):
+    config = transformers.AutoConfig.from_pretrained(folder)
+    before = config.to_dict()
+    model = load_in_8bit(auto, folder, config=config)
+    assert layers(model)
+    assert {key: value for key, value in config.to_dict().items() if not key.endswith("dtype")} == {
+        key: value for key, value in before.items() if not key.endswith("dtype")
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- Loading
+
+
+MODELING = """
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own"
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+    _no_split_modules = []
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.inner = torch.nn.Linear(32, 32)
+        self.last = torch.nn.Linear(32, 4)
+        self.post_init()
+
+    def _init_weights(self, module):
+        pass
+
+    def forward(self, x):
+        return self.last(self.inner(x))
+"""
+
+
+def test_code_of_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "own.py").write_text(MODELING)
+    names = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": names}))
+    state = {"inner.weight": torch.randn(32, 32), "inner.bias": torch.zeros(32)}
+    state |= {"last.weight": torch.randn(4, 32), "last.bias": torch.zeros(4)}
+    torch.save(state, folder / "pytorch_model.bin")
+    model = load_in_8bit(transformers.AutoModel, str(folder), trust_remote_code=True)
+    assert list(layers(model)) == ["inner"]
+
+
+def test_threads_load_at_once(family, auto, folder):
+    method = vars(transformers.PreTrainedModel).get("_load_pretrained_model")
+    made, errors = [], []
+
+    def load():
+        try:
+            made.extend(len(layers(load_in_8bit(auto, folder))) for _ in range(3))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and made == [FAMILIES[family][2]] * 12
+    assert vars(transformers.PreTrainedModel).get("_load_pretrained_model") is method
+    assert not layers(auto.from_pretrained(folder))
+
+
+def test_low_cpu_mem_usage_is_taken(family, auto, folder):
+    if VERSION >= (5, 0):
+        pytest.skip("transformers 5 has no low_cpu_mem_usage")
+    assert layers(load_in_8bit(auto, folder, low_cpu_mem_usage=True))
+
+
+def test_float64_is_refused_by_name(family, auto, folder):
+    with pytest.raises(ValueError, match=r"\w+: weight is torch.float64; expected float32"):
+        load_in_8bit(auto, folder, torch_dtype=torch.float64)
+
+
+def test_a_layer_in_two_places_stays_one():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    model.again = model[0]
+    quantize_(model)
+    assert isinstance(model[0], Linear8bit) and model.again is model[0]
+
+
+def test_attention_of_torch_keeps_the_projection_that_it_multiplies_by_itself():
+    layer = torch.nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True)
+    model = torch.nn.Sequential(layer, torch.nn.Linear(32, 4))
+    x = torch.randn(2, 5, 32)
+    want = layer(x)
+    quantize_(model)
+    assert sorted(layers(model)) == ["0.linear1", "0.linear2"]
+    for mode in (True, False):
+        with torch.no_grad():
+            assert (layer.train(mode)(x) - want).norm() < 0.05 * want.norm()
 
 
 def test_other_arguments(folder, auto):

@@ -346,6 +346,6 @@ def test_lora_after_undo(t5):
     as_bitsandbytes.undo()
     int8q.peft.uninstall()  # as undo() does where nobody else imported it
     model = load_in_8bit(transformers.AutoModelForSeq2SeqLM, t5)
-    config = peft.LoraConfig(target_modules=["q", "v"], lora_dropout=0.0, task_type="SEQ_2_SEQ_LM")
+    config = peft.LoraConfig(target_modules=["q", "v"], lora_alpha=8, lora_dropout=0.0, task_type="SEQ_2_SEQ_LM")
     model = peft.get_peft_model(model, config)
     assert any(isinstance(layer, int8q.peft.LoraLinear8bit) for layer in model.modules())

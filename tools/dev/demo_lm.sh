@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # demo_lm.sh BUILD_FOLDER [OPTION...] (from the root of the sources): SmolLM2-135M on the library there, beside fp32, bf16 and
-# bitsandbytes; options go to bench/language_model.py. Model, text and results are in build/demo-lm. Some ten minutes.
+# bitsandbytes; options go to bench/language_model.py. Model, text and results are in build/demo-lm. Some fifteen minutes.
 set -euo pipefail
 library=$1/lib/libint8q.so.1
 shift

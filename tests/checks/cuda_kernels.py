@@ -27,11 +27,13 @@ KERNELS = {
         for tail in ("", "_unaligned")
     },
 }
-NOT_BEFORE_75 = re.compile(r"skinny_\w+_(32|64)")
+NOT_BEFORE_75 = re.compile(r"skinny_\w+_(32|64)|backward_f16")
 
 
 def kernels_of(version):
-    return {name: claim for name, claim in KERNELS.items() if version >= 75 or not NOT_BEFORE_75.match(name)}
+    kernels = {name: claim for name, claim in KERNELS.items() if version >= 75 or not NOT_BEFORE_75.match(name)}
+    products = ("f16", "bf16") if version >= 80 else ("f16", "f32") if version >= 75 else ("f32",)
+    return {**kernels, **{f"backward_{product}{tail}": (128, 2) for product in products for tail in ("", "_unaligned")}}
 
 
 REGISTERS_OF_AN_SM = 65536
@@ -112,6 +114,11 @@ def check_code(architecture, version, code):
         expect(products == wanted, f"{architecture}: {products} IMMA in the loop of skinny_s8_{rows}; expected {wanted}")
         wanted = steps * (2 + rows // 8)
         expect(loads == wanted, f"{architecture}: {loads} 16-byte loads in the loop of skinny_s8_{rows}; expected {wanted}")
+    for product in ("f16", "bf16") if version >= 80 else ("f16",):
+        loop = loop_around(code[f"backward_{product}_{architecture.replace('_', '')}"], "HMMA")
+        products = sum(instruction.startswith("HMMA") for _, instruction, _ in loop)
+        wanted = 32 if version >= 80 else 64
+        expect(products == wanted, f"{architecture}: {products} HMMA in the loop of backward_{product}; expected {wanted}")
     narrow = [i for _, i, _ in gemm if re.match(r"LDGSTS|STS", i) and "128" not in i]
     expect(not narrow, f"{architecture}: {narrow} in the loop of gemm_s8; expected 16 bytes")
     most = ", ".join(f"{count} {opcode}" for opcode, count in counts.most_common(6))

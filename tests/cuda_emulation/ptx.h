@@ -10,21 +10,48 @@ namespace int8q::gpu::ptx {
 
 using emulation::Site;
 
-inline void ldmatrix(uint32_t at, uint32_t (&r)[4], const Site& site = Site::current()) {
+struct MatrixRow {
+  uint8_t bytes[16];
+};
+// Each lane reads the row that it addresses; compute deals them out.
+inline void load_matrices(const char* name, uint32_t at, uint32_t (&r)[4], emulation::WarpCompute compute,
+                          const Site& site) {
   emulation::check_shared_alignment(at, 16, site);
-  struct Row {
-    uint8_t bytes[16];
-  } row;
-  emulation::shared_memory().read(at, row.bytes, 16, site);  // each lane reads the row that it addresses
+  MatrixRow row;
+  emulation::shared_memory().read(at, row.bytes, 16, site);
+  emulation::warp_operation(name, &row, &r, compute, site);
+}
+inline void ldmatrix(uint32_t at, uint32_t (&r)[4], const Site& site = Site::current()) {
   const auto compute = [](const void* const* rows, void* const* outputs) {
     for (int lane = 0; lane < kWarp; ++lane) {
       auto& out = *static_cast<uint32_t(*)[4]>(outputs[lane]);
       for (int i = 0; i < 4; ++i) {
-        std::memcpy(&out[i], static_cast<const Row*>(rows[i * 8 + lane / 4])->bytes + lane % 4 * 4, 4);
+        std::memcpy(&out[i], static_cast<const MatrixRow*>(rows[i * 8 + lane / 4])->bytes + lane % 4 * 4, 4);
       }
     }
   };
-  emulation::warp_operation("ldmatrix", &row, &r, compute, site);
+  load_matrices("ldmatrix", at, r, compute, site);
+}
+inline void ldmatrix_trans(uint32_t at, uint32_t (&r)[4], const Site& site = Site::current()) {
+  const auto compute = [](const void* const* rows, void* const* outputs) {
+    for (int lane = 0; lane < kWarp; ++lane) {
+      auto& out = *static_cast<uint32_t(*)[4]>(outputs[lane]);
+      for (int i = 0; i < 8; ++i) {
+        const auto* row = static_cast<const MatrixRow*>(rows[i / 2 * 8 + lane % 4 * 2 + i % 2]);
+        std::memcpy(reinterpret_cast<uint8_t*>(&out[i / 2]) + i % 2 * 2, row->bytes + lane / 4 * 2, 2);
+      }
+    }
+  };
+  load_matrices("ldmatrix_trans", at, r, compute, site);
+}
+
+inline uint32_t subtract_halves(uint32_t a, uint32_t b) {
+  uint32_t difference = 0;
+  for (int i = 0; i < 32; i += 16) {
+    const float low = f16_to_f32(static_cast<uint16_t>(a >> i)) - f16_to_f32(static_cast<uint16_t>(b >> i));
+    difference |= static_cast<uint32_t>(f32_to_f16(low)) << i;
+  }
+  return difference;
 }
 
 // Fragments of a[16][kDepth], b[8][kDepth], with `kBytes` bytes an element, as ptx.h draws them.
@@ -87,7 +114,9 @@ void mma_float(const char* name, float (&c)[4], const uint32_t (&a)[4], const ui
   };
   emulation::warp_operation(name, &input, &c, compute, site);
 }
-inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Site& site = Site::current()) {
+template <class Arch>
+void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Site& site = Site::current()) {
+  static_assert(kHasInt8Mma<Arch>);
   mma_float<INT8Q_F16>("mma_f16", c, a, b, site);
 }
 inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Site& site = Site::current()) {

@@ -20,7 +20,8 @@ struct Case {
   int64_t m, n, k;
   Dtype x = Dtype::kF16, y = Dtype::kF32;
   int32_t mode = INT8Q_OUTLIERS_COLUMN;
-  int outlier_cols = 3;  // beside single ones
+  int outlier_cols = 3;  // and one element more
+  bool exactly = false;  // no other columns than the first `outlier_cols`
   bool bias = true, accumulate = false, accumulators = false;
   bool aligned = true;  // rows of W and X at multiples of 16 bytes
   uint64_t seed = 0;
@@ -42,10 +43,11 @@ void fill_activations(Grid& x, const Case& c, Random& random) {
   }
   if (c.k == 0 || c.m == 0) return;
   for (int t = 0; t < c.outlier_cols; ++t) {
-    const int64_t j = random.below(c.k);
+    const int64_t j = c.exactly ? t : random.below(c.k);
     for (int64_t i = 0; i < c.m; i += 1 + random.below(3)) x.set(i, j, random.uniform(-40, 40));
   }
-  x.set(random.below(c.m), random.below(c.k), 25.0f);
+  if (!c.exactly) x.set(random.below(c.m), random.below(c.k), 25.0f);
+  for (int t = 0; c.exactly && t < c.outlier_cols; ++t) x.set(random.below(c.m), t, -7.0f);
 }
 
 template <class Arch>
@@ -241,6 +243,25 @@ void for_each_float_case(int64_t m, const Run& run) {
 
 TYPED_TEST(GemmOnGpu, Floats) {
   for_each_float_case(33, [](const Case& c) { check<TypeParam>(c, large_gemm<TypeParam>(c)); });
+}
+
+// Columns are brought 32, 16 or 8 at a time; from 16 of a block on they come as a bitmap, here of more words than a warp has
+// lanes.
+TYPED_TEST(GemmOnGpu, NumbersOfOutlierColumns) {
+  uint64_t seed = 1;
+  for (const int columns : {1, 8, 9, 15, 16, 17, 32, 33}) {
+    for (const Dtype x : {Dtype::kF32, Dtype::kF16}) {
+      for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
+        Case c{.m = 3, .n = 9, .k = 70, .x = x, .mode = mode, .outlier_cols = columns, .exactly = true, .seed = seed++};
+        check<TypeParam>(c, large_gemm<TypeParam>(c));
+        c.accumulators = true;
+        check<TypeParam>(c, large_gemm<TypeParam>(c));
+      }
+    }
+  }
+  const Case c{.m = 5, .n = 7, .k = 2100, .outlier_cols = 60, .seed = seed};
+  check<TypeParam>(c, large_gemm<TypeParam>(c));
+  check<TypeParam>(c, skinny_gemm<TypeParam, 1>(c, false));
 }
 
 TYPED_TEST(GemmOnGpu, SkinnyAccumulatorsAreExact) {

@@ -65,4 +65,20 @@ struct Gemm {
   bool accumulate;  // into y
 };
 
+// dX[M,K] = (dY o col_stats / 127) . W.
+struct Backward {
+  int64_t m, n, k;
+  const uint8_t* dy;  // [M] rows of N, of dy_dtype
+  int64_t dy_stride;
+  Dtype dy_dtype;
+  const int8_t* w;  // [N] rows of K codes
+  int64_t w_stride;
+  const float* col_stats;
+  float greatest;  // of col_stats
+  uint8_t* dx;     // [M] rows of K, of dx_dtype
+  int64_t dx_stride;
+  Dtype dx_dtype;
+  bool accumulate;  // into dx
+};
+
 }  // namespace int8q::gpu

@@ -75,6 +75,8 @@ INT8Q_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
 INT8Q_DEVICE int32_t round_to_int(float f) { return __float2int_rn(f); }  // half to even
 // c + the sum of the products of four s8 each.
 INT8Q_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c) { return __dp4a(static_cast<int>(a), static_cast<int>(b), c); }
+// Byte i of the result is byte (selector >> 4 i) % 8 of { a, b }.
+INT8Q_DEVICE uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 INT8Q_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
 INT8Q_DEVICE int lowest_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 INT8Q_DEVICE float half_to_float(uint16_t h) {

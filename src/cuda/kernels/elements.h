@@ -44,6 +44,17 @@ INT8Q_DEVICE uint16_t to_bf16(float f) {
   return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
+// x = term 0 + term 1 + term 2 + what is below 2^-24 of it.
+INT8Q_DEVICE uint16_t bf16_term(float x, int term) {
+  uint16_t h = to_bf16(x);
+  for (; term > 0; --term) {
+    if (magnitude(x) >= kInfBits) return 0;
+    x -= float_of(static_cast<uint32_t>(h) << 16);
+    h = to_bf16(x);
+  }
+  return h;
+}
+
 INT8Q_DEVICE void store_element(Dtype dtype, uint8_t* row, int64_t i, float value) {
   if (dtype == Dtype::kF32) return store(reinterpret_cast<float*>(row + i * 4), value);
   store(reinterpret_cast<uint16_t*>(row + i * 2), dtype == Dtype::kF16 ? float_to_half(value) : to_bf16(value));

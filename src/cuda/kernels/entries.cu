@@ -2,6 +2,7 @@
 //
 // The kernels of one architecture. Compiled once for each with INT8Q_ARCH, the number of its tag in arch.h, and INT8Q_SUFFIX,
 // the end of their names.
+#include "cuda/kernels/backward.h"
 #include "cuda/kernels/gemm.h"
 #include "cuda/kernels/quantize_rows.h"
 #include "cuda/kernels/skinny.h"
@@ -37,6 +38,19 @@ INT8Q_SKINNY(16)
 #if INT8Q_ARCH >= 75
 INT8Q_SKINNY(32)
 INT8Q_SKINNY(64)
+#endif
+
+// For dY of fp16, of bf16 and fp32, and where there are no such products.
+#define INT8Q_BACKWARD(name, how)                                                                                       \
+  INT8Q_KERNEL(backward_##name, BackwardTile<how>::kThreads, 2, Backward) { backward<Arch, how, true>(p); }             \
+  INT8Q_KERNEL(backward_##name##_unaligned, BackwardTile<how>::kThreads, 2, Backward) { backward<Arch, how, false>(p); }
+#if INT8Q_ARCH >= 75
+INT8Q_BACKWARD(f16, Multiply::kF16)
+#endif
+#if INT8Q_ARCH >= 80
+INT8Q_BACKWARD(bf16, Multiply::kBf16)
+#else
+INT8Q_BACKWARD(f32, Multiply::kF32)
 #endif
 
 }  // namespace int8q::gpu

@@ -21,6 +21,7 @@
 #include "cuda/kernels/elements.h"
 #include "cuda/kernels/outlier_columns.h"
 #include "cuda/kernels/ptx.h"
+#include "cuda/kernels/results.h"
 
 namespace int8q::gpu {
 
@@ -265,7 +266,7 @@ class GemmBlock {
 #pragma unroll
       for (int j = 0; j < kTilesN; ++j) {
         if constexpr (kF16) {
-          ptx::mma_f16(f_[i][j], a[i], b[j]);
+          ptx::mma_f16<Arch>(f_[i][j], a[i], b[j]);
         } else {
           ptx::mma_bf16(f_[i][j], a[i], b[j]);
         }
@@ -281,12 +282,11 @@ class GemmBlock {
   INT8Q_DEVICE void bring_columns(const ColumnList& columns, uint32_t first, const A& a, const W& w) const {
     constexpr int kPerWord = kCount / 8, kBits = 32 / kPerWord, kPerChunk = kCount / 2;
     const auto column_at = [&](int t) { return columns.end() + static_cast<uint32_t>(t) * 4; };
-    block_barrier();  // all have read what was there
     if (thread_index() < kCount) {
       const uint32_t r = first + static_cast<uint32_t>(thread_index());
       store_shared(column_at(thread_index()), r < columns.count ? columns.column(r) : -1);
     }
-    block_barrier();
+    block_barrier();  // and all have read what was in the stage
 #pragma unroll 1
     for (int i = thread_index(); i < (Tile::kM + Tile::kN) * 2; i += Tile::kThreads) {
       const int row = i / 2, chunk = i % 2;
@@ -342,17 +342,6 @@ class GemmBlock {
         }
       }
     }
-  }
-
-  // x = term 0 + term 1 + term 2 + what is below 2^-24 of it.
-  INT8Q_DEVICE static uint16_t bf16_term(float x, int term) {
-    uint16_t h = to_bf16(x);
-    for (; term > 0; --term) {
-      if (magnitude(x) >= kInfBits) return 0;
-      x -= float_of(static_cast<uint32_t>(h) << 16);
-      h = to_bf16(x);
-    }
-    return h;
   }
 
   INT8Q_DEVICE void add_elements(const ColumnList& columns) {
@@ -411,40 +400,25 @@ class GemmBlock {
     }
   }
 
-  // Y goes through shared memory, kRowsAtOnce rows at a time, so that a thread has eight neighbours to store: element
-  // (row, col) lies at column col ^ 8 (row % 8), which spreads the eight rows of a fragment over the banks.
-  static constexpr int kRowsAtOnce = Tile::kRowsAtOnce;
-  INT8Q_DEVICE static uint32_t result_at(int row, int col) {
-    return static_cast<uint32_t>((row % kRowsAtOnce * Tile::kN + (col ^ row % 8 * 8)) * 4);
-  }
-
-  // body(row, col, bits) of each eighth of a row of Y, whole or not; element(i, j, c) gives the bits of this thread's.
+  // body(row, col, bits) of eight elements of Y; element(i, j, c) gives the bits of this thread's.
   template <class Element, class Body>
   INT8Q_DEVICE void exchange(const Element& element, const Body& body) const {
-#pragma unroll 1
-    for (int first = 0; first < Tile::kM; first += kRowsAtOnce) {
-      block_barrier();  // all have read what was there
+    const auto write = [&](int first) {
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) {
-        if (local_row(i, 0) / kRowsAtOnce * kRowsAtOnce != first) continue;
+        if (local_row(i, 0) / Tile::kRowsAtOnce * Tile::kRowsAtOnce != first) continue;
 #pragma unroll
         for (int j = 0; j < kTilesN; ++j) {
 #pragma unroll
           for (int c = 0; c < 4; c += 2) {
-            store_shared(result_at(local_row(i, c), local_col(j, c)), U32x2{element(i, j, c), element(i, j, c + 1)});
+            store_shared(Results<Tile>::at(local_row(i, c), local_col(j, c)),
+                         U32x2{element(i, j, c), element(i, j, c + 1)});
           }
         }
       }
-      block_barrier();
-#pragma unroll 1
-      for (int i = thread_index(); i < kRowsAtOnce * Tile::kN / kChunk; i += Tile::kThreads) {
-        const int row = first + i / (Tile::kN / kChunk), col = i % (Tile::kN / kChunk) * kChunk;
-        if (row_ + row >= p_.m || col_ + col >= p_.n) continue;
-        const U32x4 low = load_shared<U32x4>(result_at(row, col)), high = load_shared<U32x4>(result_at(row, col) + 16);
-        const uint32_t bits[kChunk] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-        body(row_ + row, col_ + col, bits);
-      }
-    }
+    };
+    Results<Tile>::exchange(p_.m - row_, p_.n - col_, write,
+                            [&](int row, int col, const uint32_t(&bits)[kChunk]) { body(row_ + row, col_ + col, bits); });
   }
 
   INT8Q_DEVICE void store_accumulators() const {
@@ -467,8 +441,9 @@ class GemmBlock {
       for (int e = 0; e < kChunk; ++e) {
         const bool inside = col + e < p_.n;
         value[e] = float_of(bits[e]) * (inside ? load(p_.col_stats + col + e) * (1.0f / 127.0f) : 0.0f);
-        if (inside && p_.bias != nullptr)
+        if (inside && p_.bias != nullptr) {
           value[e] += load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), col + e);
+        }
         if (inside && p_.accumulate) value[e] += load_element(p_.y_dtype, y, col + e);
       }
       store_chunk(p_.y_dtype, y, col, p_.n, value);

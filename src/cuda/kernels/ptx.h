@@ -4,6 +4,7 @@
 //
 //   ldmatrix  an 8 x 16-byte matrix, rows at the addresses that lanes 8i .. 8i + 7 give for matrix i:
 //             r[i] = bytes 4q .. 4q + 3 of its row g
+//   ..._trans r[i] = the two bytes 2g, 2g + 1 of its row 2q, then of its row 2q + 1
 //   mma_s8    c[16][8] += a[16][32] . b[8][32]^T
 //             a[0], a[1]: rows g, g + 8, k 4q .. 4q + 3;  a[2], a[3]: the same of k 16 ..;  b[0], b[1]: column g, k 4q .., 16 + 4q ..
 //             c[0], c[1]: row g, columns 2q, 2q + 1;  c[2], c[3]: row g + 8
@@ -33,6 +34,20 @@ INT8Q_DEVICE void ldmatrix(uint32_t at, uint32_t (&r)[4]) {
                : "memory");
 }
 
+INT8Q_DEVICE void ldmatrix_trans(uint32_t at, uint32_t (&r)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(at))
+               : "memory");
+}
+
+// a - b of two halves each.
+INT8Q_DEVICE uint32_t subtract_halves(uint32_t a, uint32_t b) {
+  uint32_t difference;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(difference) : "r"(a), "r"(b));
+  return difference;
+}
+
 template <class Arch>
 INT8Q_DEVICE void mma_s8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   if constexpr (Arch::kVersion >= 80) {
@@ -49,10 +64,20 @@ INT8Q_DEVICE void mma_s8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t
   }
 }
 
+template <class Arch>
 INT8Q_DEVICE void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  if constexpr (Arch::kVersion >= 80) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {  // k 8 i ..
+      asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+          : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+          : "r"(a[i * 2]), "r"(a[i * 2 + 1]), "r"(b[i]));
+    }
+  }
 }
 INT8Q_DEVICE void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

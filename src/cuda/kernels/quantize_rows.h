@@ -109,7 +109,6 @@ INT8Q_DEVICE void quantize_rows(const QuantizeRows& p) {
   }
 
   if (p.found == nullptr) return;
-  block_barrier();
   store_found(bitmap, words, p.found + block_index(), p.bitmaps + static_cast<int64_t>(block_index()) * words);
 }
 

@@ -82,8 +82,7 @@ class SkinnyBlock {
       block_barrier();
       multiply(col);
       block_barrier();
-      finish(col);
-      block_barrier();
+      finish(col);  // each thread reads the sums that it clears
     }
   }
 

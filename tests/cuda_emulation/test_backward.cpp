@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The gradient to the input beside float64, within a bound from norms and machine epsilon.
+#include "cuda/kernels/backward.h"
+
+#include <gtest/gtest.h>
+
+#include "cuda_emulation/cases.h"
+
+namespace int8q::gpu {
+namespace {
+
+using emulation::Buffer;
+using test::Grid;
+using test::Random;
+
+struct Case {
+  int64_t m, n, k;
+  Dtype dy, dx;
+  bool accumulate, aligned;
+  uint64_t seed;
+};
+
+int32_t abi(Dtype dtype) { return test::kFloatDtypes[static_cast<int>(dtype)]; }
+
+template <class Arch>
+void launch_backward(const Backward& p, const Case& c) {
+  const auto launch = [&](auto tile, auto kernel) {
+    using Tile = decltype(tile);
+    emulation::launch({.blocks = (c.m + Tile::kM - 1) / Tile::kM * ((c.k + Tile::kN - 1) / Tile::kN),
+                       .threads = Tile::kThreads,
+                       .shared_bytes = Tile::kSharedBytes,
+                       .seed = c.seed,
+                       .most_shared_bytes = Arch::kSharedBytes},
+                      kernel);
+  };
+  if constexpr (Arch::kVersion >= 75) {
+    if (c.dy == Dtype::kF16) {
+      return launch(BackwardTile<Multiply::kF16>(), [&] {
+        c.aligned ? backward<Arch, Multiply::kF16, true>(p) : backward<Arch, Multiply::kF16, false>(p);
+      });
+    }
+  }
+  if constexpr (Arch::kVersion >= 80) {
+    return launch(BackwardTile<Multiply::kBf16>(), [&] {
+      c.aligned ? backward<Arch, Multiply::kBf16, true>(p) : backward<Arch, Multiply::kBf16, false>(p);
+    });
+  }
+  launch(BackwardTile<Multiply::kF32>(),
+         [&] { c.aligned ? backward<Arch, Multiply::kF32, true>(p) : backward<Arch, Multiply::kF32, false>(p); });
+}
+
+// Of g, relative, and below fp16's least.
+double rounding(Dtype dy) { return dy == Dtype::kF16 ? 0x1p-11 : dy == Dtype::kBf16 ? 0x1p-8 : 0x1p-23; }
+
+template <class Arch>
+void check(const Case& c) {
+  SCOPED_TRACE(std::to_string(c.m) + " x " + std::to_string(c.n) + " x " + std::to_string(c.k) + ", dY " +
+               std::to_string(static_cast<int>(c.dy)) + ", dX " + std::to_string(static_cast<int>(c.dx)) +
+               (c.accumulate ? ", accumulate" : "") + (c.aligned ? "" : ", unaligned") + ", seed " +
+               std::to_string(c.seed));
+  Random random(c.seed);
+  Grid dy(abi(c.dy), c.m, c.n), w(INT8Q_S8, c.n, c.k), dx(abi(c.dx), c.m, c.k);
+  std::vector<float> col_stats(static_cast<size_t>(c.n));
+  float greatest = 0;
+  for (int64_t n = 0; n < c.n; ++n) {
+    for (int64_t j = 0; j < c.k; ++j) w.set_integer(n, j, test::provoking_code(random, false));
+    for (int64_t i = 0; i < c.m; ++i) dy.set(i, n, random.uniform(-2, 2));
+    col_stats[static_cast<size_t>(n)] = random.below(9) == 0 ? 0.0f : random.uniform(0.1f, 2.0f);
+    greatest = std::max(greatest, col_stats[static_cast<size_t>(n)]);
+  }
+  for (int64_t i = 0; i < c.m; ++i) {
+    for (int64_t j = 0; j < c.k; ++j) dx.set(i, j, random.uniform(-5, 5));
+  }
+  const int64_t alignment = c.aligned ? 16 : 1;
+  const emulation::Matrix dy_device(dy, alignment, c.seed), w_device(w, alignment, c.seed),
+      dx_device(dx, alignment, c.seed + 1);
+  const Buffer<float> stats_device(col_stats, "col_stats");
+  launch_backward<Arch>({.m = c.m,
+                         .n = c.n,
+                         .k = c.k,
+                         .dy = dy_device.data(),
+                         .dy_stride = dy_device.stride(),
+                         .dy_dtype = c.dy,
+                         .w = reinterpret_cast<const int8_t*>(w_device.data()),
+                         .w_stride = w_device.stride(),
+                         .col_stats = stats_device.device(),
+                         .greatest = greatest,
+                         .dx = dx_device.data(),
+                         .dx_stride = dx_device.stride(),
+                         .dx_dtype = c.dx,
+                         .accumulate = c.accumulate},
+                        c);
+  const double eps = c.dx == Dtype::kF32 ? 0x1p-24 : c.dx == Dtype::kF16 ? 0x1p-11 : 0x1p-8;
+  for (int64_t i = 0; i < c.m; ++i) {
+    for (int64_t j = 0; j < c.k; ++j) {
+      double sum = 0, magnitudes = 0, codes = 0;
+      for (int64_t n = 0; n < c.n; ++n) {
+        const double term = static_cast<double>(dy.at(i, n)) * static_cast<double>(col_stats[static_cast<size_t>(n)]) /
+                            127 * w.integer(n, j);
+        sum += term;
+        magnitudes += std::fabs(term);
+        codes += std::abs(w.integer(n, j));
+      }
+      const double before = c.accumulate ? static_cast<double>(dx.at(i, j)) : 0, want = sum + before;
+      // g is rounded once (fp16's denormals absolutely), each of n sums and the factors in fp32, the result to dX's type.
+      const double bound = (rounding(c.dy) + (static_cast<double>(c.n) + 8) * 0x1p-24) * magnitudes +
+                           (c.dy == Dtype::kF16 ? 0x1p-25 * codes * static_cast<double>(greatest) / 127 : 0) +
+                           1.01 * eps * std::fabs(want) + 0x1p-24 * (1 + std::fabs(before));
+      ASSERT_NEAR(dx_device.element(abi(c.dx), i, j), want, bound) << "row " << i << ", column " << j;
+    }
+  }
+}
+
+template <class A>
+class BackwardOnGpu : public testing::Test {};
+#if defined(INT8Q_FEW_ARCHITECTURES)
+using Architectures = testing::Types<Sm70, Sm75, Sm80>;
+#else
+using Architectures = testing::Types<Sm70, Sm75, Sm80, Sm86, Sm90, Sm120>;
+#endif
+TYPED_TEST_SUITE(BackwardOnGpu, Architectures);
+
+TYPED_TEST(BackwardOnGpu, IsCloseToFloat64) {
+  uint64_t seed = 1;
+  for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{
+           {1, 1, 1}, {3, 33, 17}, {16, 16, 16}, {40, 32, 128}, {129, 65, 40}, {7, 100, 130}, {5, 31, 200}}) {
+    for (const Dtype dy : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
+      for (const bool aligned : {true, false}) {
+        check<TypeParam>({.m = m,
+                          .n = n,
+                          .k = k,
+                          .dy = dy,
+                          .dx = static_cast<Dtype>(seed % 3),
+                          .accumulate = seed % 2 == 0,
+                          .aligned = aligned,
+                          .seed = seed});
+        ++seed;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace int8q::gpu

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """test_matrix.py ENVIRONMENT...: runs tests/python with the wheel that lies in dist/ in each of .venvs/ENVIRONMENT.
 
-Prints what passed, and each test that was skipped with its reason; docs/compatibility.md keeps the same. Exit status 1 if a
-test failed, or if an environment ran none.
+Prints what passed, and each test that was skipped with its reason; docs/compatibility.md keeps the same. Exit status 1, and
+the page as it was, if a test failed, or if an environment ran none.
 """
 
 import ast
@@ -24,7 +24,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "nump
 HEAD = """# Compatibility
 
 One wheel, `{wheel}`, in environments from early 2023 to today, each frozen with every package in
-[python/environments](../python/environments). `make env-NAME` makes one in `.venvs/`; `make test-matrix` runs the Python
+`python/environments`. `make env-NAME` makes one in `.venvs/`; `make test-matrix` runs the Python
 tests in all of them and writes this page. The last run: {where}, no GPU.
 """
 
@@ -105,11 +105,12 @@ if __name__ == "__main__":
     wheel = install()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = dict(zip(sys.argv[1:], pool.map(run, sys.argv[1:])))
-    PAGE.write_text(page(wheel, results))
-    print(PAGE.read_text())
+    text = page(wheel, results)
+    print(text)
     failed = [name for name, (files, _) in results.items() if any(c["failure"] + c["error"] for c in files.values())]
     empty = [name for name, (files, _) in results.items() if not sum(files.values(), Counter())["passed"]]
     if failed or empty:
         sys.exit(
             f"failed: {', '.join(failed) or 'none'} (build/matrix/NAME.log); without tests: {', '.join(empty) or 'none'}"
         )
+    PAGE.write_text(text)

@@ -79,7 +79,7 @@ if(NOT CMAKE_CROSSCOMPILING AND NOT INT8Q_SANITIZE MATCHES thread)
       ${name}
       DISCOVERY_MODE PRE_TEST
       DISCOVERY_TIMEOUT 60
-      PROPERTIES LABELS "unit;cuda" TIMEOUT 300 ENVIRONMENT "${emulation_environment}"
+      PROPERTIES LABELS unit TIMEOUT 300 ENVIRONMENT "${emulation_environment}"
     )
   endforeach()
 endif()

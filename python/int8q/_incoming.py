@@ -119,22 +119,25 @@ class Incoming(Linear8bit):
         dict.__setitem__(self._parameters, "weight", empty)
         self.progress.update(1)
 
-    def absent(self, name, part="weight"):
+    def absent(self, name, part):
         """The error of a checkpoint without this layer's tensors."""
         return ValueError(
             f"{name} is to be int8 and the checkpoint has no {part} for it; load another checkpoint, or name it in "
             f"llm_int8_skip_modules to have it in floats"
         )
 
-    def finish(self, name, missing, flagged):
-        """Becomes a Linear8bit. missing: which of weight and SCB the checkpoint does not have."""
-        if self.error is not None and not missing:
+    def finish(self, name):
+        """Becomes a Linear8bit."""
+        # transformers 5 flags what the checkpoint has, and fills the rest with uninitialized memory; before, expect() looked.
+        if _V5 and self.unflagged:
+            raise self.absent(name, self.unflagged[0])
+        if self.error is not None:
             raise ValueError(f"{name}: {self.error}") from self.error
-        if self.packed is None or missing:
-            raise self.absent(name, *missing[:1])
+        if self.packed is None:
+            raise self.absent(name, "weight")
         layout = self._buffers.get("weight_format")
-        if flagged and not getattr(layout, "_is_hf_initialized", False):
-            layout = None  # uninitialized memory, for what the checkpoint does not have
+        if _V5 and not getattr(layout, "_is_hf_initialized", False):
+            layout = None
         if layout is not None and layout.item() != 0:
             raise ValueError(
                 f"{name}.weight_format is {layout.item()}; expected 0: weights in rows, as bitsandbytes saves them"
@@ -159,22 +162,11 @@ def expect(model, keys):
             found = {
                 part for part in parts if not known.isdisjoint((f"{name}.{part}", f"{name}.{part}".removeprefix(prefix)))
             }
-            refuse_missing(model, [f"{name}.{part}" for part in parts if part not in found])
+            for part in parts:
+                if part in ("weight", "SCB") and part not in found:
+                    raise module.absent(name, part)
             if "weight_format" not in found:  # transformers would initialize what it misses, and all around it
                 module._non_persistent_buffers_set.add("weight_format")
-
-
-def refuse_missing(model, keys):
-    """ValueError where one of these keys, for which a checkpoint has no tensor, is an Incoming layer's."""
-    for key in keys:
-        name, _, part = key.rpartition(".")
-        if part in ("weight", "SCB"):
-            try:
-                module = model.get_submodule(name)
-            except AttributeError:  # another prefix
-                continue
-            if isinstance(module, Incoming):
-                raise module.absent(name, part)
 
 
 def receive(model, skipped, floats, options, progress):
@@ -200,15 +192,9 @@ def untie(model):
             del tied[key]
 
 
-def finish(model, missing_keys=(), flagged=False):
-    """Makes Linear8bit layers of all that receive() put in; ValueError where weights have not come.
-
-    missing_keys: that the loader found no tensors for, and filled with uninitialized memory
-    flagged: whether it sets _is_hf_initialized on all others instead
-    """
-    missing = set(missing_keys)
+def finish(model):
+    """Makes Linear8bit layers of all that receive() put in; ValueError where weights have not come."""
     for name, module in list(model.named_modules()):
         if isinstance(module, Incoming):
             module.progress.close()
-            absent = [part for part in ("weight", "SCB") if f"{name}.{part}" in missing]
-            module.finish(name, absent + (module.unflagged if flagged else []), flagged)
+            module.finish(name)

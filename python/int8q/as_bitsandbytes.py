@@ -31,7 +31,7 @@ stand_in.install()  # before peft and transformers ask
 import transformers  # noqa: E402
 
 from .nn import Linear8bit  # noqa: E402
-from .transformers import HUB_OPTIONS, HfQuantizer, Int8qConfig, load_in_8bit  # noqa: E402
+from .transformers import HUB_OPTIONS, Int8qConfig, load_in_8bit  # noqa: E402
 
 try:
     import peft
@@ -100,8 +100,6 @@ def _translate(cls, path, kwargs):
     if not saved:
         kwargs["quantization_config"].also_skip = offloaded
     _set_dtype(kwargs, saved_dtype)
-    if HfQuantizer is None:
-        kwargs.pop("low_cpu_mem_usage", None)  # there it is always True
     return True
 
 

@@ -100,7 +100,8 @@ class Int8qConfig(_ConfigBase):
 
     def update(self, **kwargs):
         """Sets the options among kwargs; returns the others."""
-        self.__init__(**{name: kwargs.pop(name, getattr(self, name)) for name in _OPTIONS})
+        now = {name: getattr(self, name) for name in _OPTIONS if name != "llm_int8_threshold" or self.says_threshold}
+        self.__init__(**{**now, **{name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}})
         return kwargs
 
     def __repr__(self):
@@ -346,7 +347,7 @@ def _replacing_linears(config, pre_quantized, dtype):
         receive(model, skipped, floats, config.layer_options, progress=True)
         expect(model, loaded_keys)
         result = original.__get__(None, cls)(model, state_dict, loaded_keys, *args, **kwargs)
-        finish(model, result[1])
+        finish(model)
         return result
 
     base._load_pretrained_model = classmethod(_load_pretrained_model)
@@ -404,19 +405,13 @@ if HfQuantizer is not None:
             return model
 
         def _process_model_after_weight_loading(self, model, **kwargs):
-            finish(model, self._missing_keys, flagged=_V5)
+            finish(model)
             _mark(model, self.quantization_config)
             return model
 
-        _missing_keys = ()
-
-        def update_expected_keys(self, model, expected_keys, loaded_keys):  # asked by 4.50 to 4.5x
+        def update_expected_keys(self, model, expected_keys, loaded_keys):  # asked before 5.0
             expect(model, loaded_keys)
             return list(model.state_dict())
-
-        def update_missing_keys(self, model, missing_keys, prefix):
-            self._missing_keys = list(missing_keys)
-            return missing_keys
 
         def check_quantized_param(self, *args, **kwargs):
             return False

@@ -61,7 +61,7 @@ endforeach()
 # Device code on the emulator. Fibers are beyond TSan, and what runs does not depend on the host.
 if(NOT CMAKE_CROSSCOMPILING AND NOT INT8Q_SANITIZE MATCHES thread)
   find_package(Boost REQUIRED COMPONENTS context)
-  add_library(int8q_cuda_emulation STATIC tests/cuda_emulation/emulator.cpp)
+  add_library(int8q_cuda_emulation STATIC tests/cuda_emulation/emulator.cpp tests/cuda_emulation/memory.cpp)
   target_link_libraries(int8q_cuda_emulation PUBLIC int8q_test_support Boost::context)
   target_compile_options(int8q_cuda_emulation PUBLIC -Wno-unknown-pragmas) # unroll
   # A stack frame of ASan's own for each call of each fiber takes minutes; the emulator's memory is checked all the same.

@@ -128,7 +128,7 @@ class Incoming(Linear8bit):
 
     def finish(self, name):
         """Becomes a Linear8bit."""
-        # transformers 5 flags what the checkpoint has, and fills the rest with uninitialized memory; before, expect() looked.
+        # transformers 5 flags what the checkpoint has and fills the rest with whatever lies there; before, expect() looked.
         if _V5 and self.unflagged:
             raise self.absent(name, self.unflagged[0])
         if self.error is not None:

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the tests of kernels share: a matrix of the oracle's in emulated memory.
+// What the tests of kernels share: values, architectures, a matrix of the oracle's in emulated memory.
 #pragma once
+
+#include <gtest/gtest.h>
 
 #include <memory>
 
 #include "core/dtype.h"
+#include "cuda/kernels/arch.h"
 #include "cuda_emulation/emulator.h"
 #include "support/kernel_cases.h"
 #include "support/oracle.h"
@@ -24,6 +27,18 @@ inline void fill_provoking(Grid& x, uint64_t seed) {
 }
 
 }  // namespace int8q::test
+
+namespace int8q::gpu {
+
+inline int32_t abi(Dtype dtype) { return test::kFloatDtypes[static_cast<int>(dtype)]; }
+
+#if defined(INT8Q_FEW_ARCHITECTURES)
+using Architectures = testing::Types<Sm70, Sm75, Sm80>;  // no two run the same code
+#else
+using Architectures = testing::Types<Sm70, Sm75, Sm80, Sm86, Sm90, Sm120>;
+#endif
+
+}  // namespace int8q::gpu
 
 namespace int8q::emulation {
 

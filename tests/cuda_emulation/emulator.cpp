@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <deque>
 #include <exception>
-#include <map>
 #include <numeric>
 #include <random>
 
@@ -24,7 +23,6 @@ namespace context = boost::context::detail;
 
 constexpr int kResident = 3;  // blocks at a time
 constexpr size_t kStackBytes = size_t{256} << 10;
-constexpr uint8_t kPoison = 0xa5;
 constexpr size_t kSharedAlignment = 128;
 
 struct AsyncCopy {
@@ -69,8 +67,6 @@ struct Block {
   std::unique_ptr<Memory> shared;
   uint32_t epoch = 0;
   int at_barrier = 0, done = 0;
-  uint64_t acquired = 0;  // releases up to here are visible
-  bool fenced = false;
 };
 
 struct Engine {
@@ -81,13 +77,7 @@ struct Engine {
   context::fcontext_t scheduler = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_bytes = 0;
-  std::map<const uint8_t*, Memory*> global;  // by end address
   std::vector<void*> free_stacks;
-  // Per block of this launch: the clock at its last release. Per word: the clock of what was released by an atomic on it.
-  std::map<uint32_t, std::pair<uint64_t, uint32_t>> released;  // block -> (clock, block epoch)
-  std::map<const Memory*, std::map<int64_t, uint64_t>> words;
-  uint64_t clock = 0;
-  Counters counters;
 };
 
 Engine engine;
@@ -106,7 +96,9 @@ std::string who(const Thread& t) {
   return "thread " + std::to_string(t.index) + " of block " + std::to_string(t.block->index);
 }
 
-[[noreturn]] void fault(FaultKind kind, const std::string& what, const Site& site) {
+}  // namespace
+
+void fault(FaultKind kind, const std::string& what, const Site& site) {
   throw Fault(kind, describe(site) + ": " + who(self()) + " " + what);
 }
 
@@ -114,190 +106,6 @@ Moment now() {
   const Thread& t = self();
   return {engine.launch, static_cast<uint32_t>(t.block->index), static_cast<uint32_t>(t.index), t.block->epoch,
           t.block->warps[static_cast<size_t>(t.warp())].epoch};
-}
-
-bool same_warp(const Moment& a, const Moment& b) { return a.block == b.block && a.thread / kWarp == b.thread / kWarp; }
-
-// Whether what was done at `then` is over for who is at `at`.
-bool ordered(const Moment& then, const Moment& at) {
-  if (then.launch != at.launch) return true;
-  if (then.block != at.block) {
-    const auto found = engine.released.find(then.block);
-    return found != engine.released.end() && found->second.second > then.block_epoch &&
-           found->second.first <= self().block->acquired;
-  }
-  if (then.thread == at.thread || then.block_epoch < at.block_epoch) return true;
-  return same_warp(then, at) && then.warp_epoch < at.warp_epoch;
-}
-
-}  // namespace
-
-// ---------------------------------------------------------------------------------------------------- Memory
-
-void Memory::mark_written(int64_t at, int64_t count) {
-  for (int64_t i = at; i < at + count; ++i) {
-    shadow_[static_cast<size_t>(i)] = Byte{};
-    shadow_[static_cast<size_t>(i)].state = Byte::kWritten;
-  }
-}
-
-void Memory::check(int64_t at, int64_t count, const Site& site) const {
-  ++engine.counters.accesses;
-  if (at < 0 || at + count > size()) {
-    fault(FaultKind::kBounds,
-          "touches " + std::to_string(count) + " bytes at " + std::to_string(at) + " of " + std::to_string(size()) +
-              " of " + name_,
-          site);
-  }
-}
-
-void Memory::race(const char* what, const Moment& other, int64_t at, const Site& site) const {
-  fault(FaultKind::kRace,
-        std::string(what) + " thread " + std::to_string(other.thread) + " of block " + std::to_string(other.block) +
-            ", byte " + std::to_string(at) + " of " + name_,
-        site);
-}
-
-void Memory::read(int64_t at, void* to, int64_t count, const Site& site) {
-  check(at, count, site);
-  const Moment moment = now();
-  for (int64_t i = at; i < at + count; ++i) {
-    Byte& byte = shadow_[static_cast<size_t>(i)];
-    if (byte.state == Byte::kOnItsWay) {
-      fault(FaultKind::kMissingWait, "reads byte " + std::to_string(i) + " of " + name_ + " before its copy is waited for",
-            site);
-    }
-    if (byte.state == Byte::kUnwritten) {
-      fault(FaultKind::kUninitialized, "reads byte " + std::to_string(i) + " of " + name_ + ", which nobody wrote", site);
-    }
-    if (!ordered(byte.write, moment)) race("reads what is being written by", byte.write, i, site);
-    note_read(byte);
-  }
-  std::memcpy(to, bytes_ + at, static_cast<size_t>(count));
-}
-
-void Memory::note_read(Byte& byte) {
-  const Moment moment = now();
-  const bool old = byte.readers == Byte::kNone || ordered(byte.read, moment);
-  if (old && (byte.read.launch != moment.launch || byte.read.block != moment.block ||
-              byte.read.block_epoch < moment.block_epoch || byte.readers == Byte::kNone)) {
-    byte.readers = Byte::kThread;
-  } else if (byte.read.block != moment.block) {
-    byte.readers = Byte::kBlocks;
-  } else if (!same_warp(byte.read, moment)) {
-    byte.readers = std::max(byte.readers, Byte::kBlock);
-  } else if (byte.read.thread != moment.thread && byte.read.warp_epoch == moment.warp_epoch) {
-    byte.readers = std::max(byte.readers, Byte::kWarp);
-  }
-  byte.read = moment;
-}
-
-void Memory::check_write(Byte& byte, int64_t at, bool atomic, const Site& site) {
-  const Moment moment = now();
-  if (byte.state == Byte::kOnItsWay) {
-    fault(FaultKind::kMissingWait, "writes byte " + std::to_string(at) + " of " + name_ + ", which a copy is to fill",
-          site);
-  }
-  if (byte.state == Byte::kWritten && !(atomic && byte.atomic) && !ordered(byte.write, moment)) {
-    race("writes what is being written by", byte.write, at, site);
-  }
-  const Moment& read = byte.read;
-  bool over = byte.readers == Byte::kNone || read.launch != moment.launch;
-  if (!over && byte.readers != Byte::kBlocks) {
-    over = ordered(read, moment);
-    if (read.block == moment.block && read.block_epoch == moment.block_epoch) {
-      if (byte.readers == Byte::kBlock) over = false;
-      if (byte.readers == Byte::kWarp) over = same_warp(read, moment) && read.warp_epoch < moment.warp_epoch;
-    }
-  }
-  if (!over) race("writes what is being read by", read, at, site);
-  byte.write = moment;
-  byte.readers = Byte::kNone;
-  byte.atomic = atomic;
-}
-
-void Memory::write(int64_t at, const void* from, int64_t count, const Site& site) {
-  check(at, count, site);
-  for (int64_t i = at; i < at + count; ++i) {
-    Byte& byte = shadow_[static_cast<size_t>(i)];
-    check_write(byte, i, false, site);
-    byte.state = Byte::kWritten;
-  }
-  std::memcpy(bytes_ + at, from, static_cast<size_t>(count));
-}
-
-uint32_t Memory::atomic(int64_t at, const std::function<uint32_t(uint32_t)>& change, const Site& site) {
-  check(at, 4, site);
-  for (int64_t i = at; i < at + 4; ++i) {
-    Byte& byte = shadow_[static_cast<size_t>(i)];
-    if (byte.state == Byte::kUnwritten) {
-      fault(FaultKind::kUninitialized, "changes byte " + std::to_string(i) + " of " + name_ + ", which nobody wrote", site);
-    }
-    check_write(byte, i, true, site);
-  }
-  Block& block = *self().block;
-  uint64_t& word = engine.words[this][at];
-  if (block.fenced) {
-    ++engine.clock;
-    engine.released[static_cast<uint32_t>(block.index)] = {engine.clock, block.epoch + 1};
-    word = engine.clock;
-  }
-  block.acquired = std::max(block.acquired, word);
-  uint32_t before;
-  std::memcpy(&before, bytes_ + at, 4);
-  const uint32_t after = change(before);
-  std::memcpy(bytes_ + at, &after, 4);
-  return before;
-}
-
-void Memory::begin_copy(int64_t at, int64_t count, const Site& site) {
-  check(at, count, site);
-  for (int64_t i = at; i < at + count; ++i) {
-    Byte& byte = shadow_[static_cast<size_t>(i)];
-    check_write(byte, i, false, site);
-    byte.state = Byte::kOnItsWay;
-  }
-  std::memset(bytes_ + at, kPoison, static_cast<size_t>(count));
-}
-
-void Memory::end_copy(int64_t at, const void* from, int64_t count, const Site& site) {
-  check(at, count, site);
-  for (int64_t i = at; i < at + count; ++i) {
-    Byte& byte = shadow_[static_cast<size_t>(i)];
-    byte.state = Byte::kWritten;
-    byte.write = now();
-  }
-  std::memcpy(bytes_ + at, from, static_cast<size_t>(count));
-}
-
-Registered::Registered(void* bytes, int64_t size, const char* name)
-    : memory_(std::make_unique<Memory>(static_cast<uint8_t*>(bytes), size, name)) {
-  engine.global[memory_->bytes() + std::max<int64_t>(size, 1)] = memory_.get();
-}
-
-Registered::~Registered() {
-  engine.global.erase(memory_->bytes() + std::max<int64_t>(memory_->size(), 1));
-  engine.words.erase(memory_.get());
-}
-
-void check_shared_alignment(int64_t at, int64_t count, const Site& site) {
-  if (at % count == 0) return;
-  fault(FaultKind::kAlignment,
-        "touches " + std::to_string(count) + " bytes at " + std::to_string(at) + " of shared memory, no multiple of that",
-        site);
-}
-
-Place global_place(const void* p, int64_t count, const Site& site) {
-  const auto* bytes = static_cast<const uint8_t*>(p);
-  const auto found = engine.global.upper_bound(bytes);
-  if (found == engine.global.end() || bytes < found->second->bytes()) {
-    fault(FaultKind::kBounds, "touches " + std::to_string(count) + " bytes of memory that is no buffer", site);
-  }
-  if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(count) != 0) {
-    fault(FaultKind::kAlignment, "touches " + std::to_string(count) + " bytes at an address that is no multiple of that",
-          site);
-  }
-  return {*found->second, bytes - found->second->bytes()};
 }
 
 // ---------------------------------------------------------------------------------------------------- Fibers
@@ -335,7 +143,6 @@ void yield() {
   Thread& t = self();
   void* fake = nullptr;
   leave_for(t.waiting == Waiting::kDone ? nullptr : &fake, engine.scheduler_stack, engine.scheduler_bytes);
-  ++engine.counters.switches;
   const context::transfer_t back = context::jump_fcontext(engine.scheduler, nullptr);
   arrive(fake, &engine.scheduler_stack, &engine.scheduler_bytes);
   engine.scheduler = back.fctx;
@@ -436,9 +243,6 @@ void launch(const LaunchShape& shape, const std::function<void()>& kernel) {
   engine.kernel = &kernel;
   engine.blocks = shape.blocks;
   ++engine.launch;
-  ++engine.counters.launches;
-  engine.released.clear();
-  engine.words.clear();
 
   std::vector<int64_t> blocks(static_cast<size_t>(shape.blocks));
   std::iota(blocks.begin(), blocks.end(), int64_t{0});
@@ -472,15 +276,12 @@ void launch(const LaunchShape& shape, const std::function<void()>& kernel) {
   }
 }
 
-const Counters& counters() { return engine.counters; }
-
 // ---------------------------------------------------------------------------------------------------- What device.h calls
 
 int thread_index() { return self().index; }
 int block_index() { return static_cast<int>(self().block->index); }
 int block_count() { return static_cast<int>(engine.blocks); }
 Memory& shared_memory() { return *self().block->shared; }
-void fence() { self().block->fenced = true; }
 
 void block_barrier(const Site& site) {
   Thread& t = self();
@@ -521,7 +322,6 @@ void warp_operation(const char* name, const void* input, void* output, WarpCompu
     t.waiting = Waiting::kWarpOperation;
     return yield();
   }
-  ++engine.counters.warp_operations;
   warp.arrived = 0;
   if (compute != nullptr) {
     compute(warp.inputs, warp.outputs);

@@ -16,8 +16,7 @@
 //   kUnfinished          a thread leaves with copies on their way
 //
 // Order: blocks run kResident at a time, their threads by turns, each until it has to wait; `seed` permutes both. What a
-// barrier orders: __syncthreads the whole block, __syncwarp the warp; shuffles and votes order nothing. What a block wrote
-// before a fence and an atomic is there for who does an atomic on the same word and a fence after it.
+// barrier orders: __syncthreads the whole block, __syncwarp the warp; shuffles order nothing, and nothing orders blocks.
 // Copies by cp.async move nothing until that thread waits for them, and fill their destination with a pattern until then.
 //
 // It knows nothing of registers, bank conflicts, caches or weak ordering inside a warp.
@@ -78,7 +77,8 @@ class Memory {
 
  private:
   void check(int64_t at, int64_t count, const Site& site) const;
-  void check_write(Byte& byte, int64_t at, bool atomic, const Site& site);
+  void claim(int64_t at, int64_t count, Byte::State state, bool atomic, const Site& site);
+  void check_write(const Byte& byte, int64_t at, bool atomic, const Site& site) const;
   void note_read(Byte& byte);
   [[noreturn]] void race(const char* what, const Moment& other, int64_t at, const Site& site) const;
 
@@ -158,6 +158,10 @@ class Buffer {
   Registered registered_;
 };
 
+// For memory.cpp: where the running thread is, and its fault.
+Moment now();
+[[noreturn]] void fault(FaultKind kind, const std::string& what, const Site& site);
+
 // ---------------------------------------------------------------------------------------------------- Launch
 
 struct LaunchShape {
@@ -171,12 +175,6 @@ struct LaunchShape {
 inline constexpr int kWarp = 32;
 
 void launch(const LaunchShape& shape, const std::function<void()>& kernel);
-
-// Counted since the process began: switches between fibers, warp operations, checked accesses.
-struct Counters {
-  int64_t launches = 0, switches = 0, warp_operations = 0, accesses = 0;
-};
-const Counters& counters();
 
 // ---------------------------------------------------------------------------------------------------- For device.h
 
@@ -195,7 +193,6 @@ Place global_place(const void* p, int64_t count, const Site& site);
 
 void block_barrier(const Site& site);
 void warp_barrier(const Site& site);
-void fence();
 
 // All 32 lanes meet at `name`; the last one calls compute(inputs, outputs), arrays of 32 pointers to what each lane passed.
 using WarpCompute = void (*)(const void* const* inputs, void* const* outputs);

@@ -54,7 +54,7 @@ inline uint32_t subtract_halves(uint32_t a, uint32_t b) {
   return difference;
 }
 
-// Fragments of a[16][kDepth], b[8][kDepth], with `kBytes` bytes an element, as ptx.h draws them.
+// Fragments of a[16][kDepth], b[8][kDepth], as cuda/kernels/ptx.h draws them.
 struct Fragments {
   const uint32_t* a;
   const uint32_t* b;

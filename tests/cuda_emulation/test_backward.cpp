@@ -21,8 +21,6 @@ struct Case {
   uint64_t seed;
 };
 
-int32_t abi(Dtype dtype) { return test::kFloatDtypes[static_cast<int>(dtype)]; }
-
 template <class Arch>
 void launch_backward(const Backward& p, const Case& c) {
   const auto launch = [&](auto tile, auto kernel) {
@@ -114,11 +112,6 @@ void check(const Case& c) {
 
 template <class A>
 class BackwardOnGpu : public testing::Test {};
-#if defined(INT8Q_FEW_ARCHITECTURES)
-using Architectures = testing::Types<Sm70, Sm75, Sm80>;
-#else
-using Architectures = testing::Types<Sm70, Sm75, Sm80, Sm86, Sm90, Sm120>;
-#endif
 TYPED_TEST_SUITE(BackwardOnGpu, Architectures);
 
 TYPED_TEST(BackwardOnGpu, IsCloseToFloat64) {

@@ -35,8 +35,6 @@ struct Case {
   }
 };
 
-int32_t abi(Dtype dtype) { return test::kFloatDtypes[static_cast<int>(dtype)]; }
-
 void fill_activations(Grid& x, const Case& c, Random& random) {
   for (int64_t i = 0; i < c.m; ++i) {
     for (int64_t j = 0; j < c.k; ++j) x.set(i, j, random.uniform(-3, 3));
@@ -197,11 +195,6 @@ auto skinny_gemm(const Case& c, bool fused) {
 
 template <class A>
 class GemmOnGpu : public testing::Test {};
-#if defined(INT8Q_FEW_ARCHITECTURES)
-using Architectures = testing::Types<Sm70, Sm75, Sm80>;  // no two run the same code
-#else
-using Architectures = testing::Types<Sm70, Sm75, Sm80, Sm86, Sm90, Sm120>;
-#endif
 TYPED_TEST_SUITE(GemmOnGpu, Architectures);
 
 TYPED_TEST(GemmOnGpu, AccumulatorsAreExact) {

@@ -26,7 +26,7 @@ void check(Dtype dtype, int64_t rows, int64_t k, int32_t mode, bool aligned, int
   SCOPED_TRACE("dtype " + std::to_string(static_cast<int>(dtype)) + ", " + std::to_string(rows) + " x " +
                std::to_string(k) + ", mode " + std::to_string(mode) + (aligned ? ", aligned, " : ", ") +
                std::to_string(blocks) + " blocks");
-  Grid x(test::kFloatDtypes[static_cast<int>(dtype)], rows, k);
+  Grid x(abi(dtype), rows, k);
   test::fill_provoking(x, seed);
   const emulation::Matrix on_device(x, aligned ? 16 : 1, seed);
   const int64_t stride = (k + 15) / 16 * 16 + 16;
@@ -102,7 +102,7 @@ TEST_P(QuantizeRowsOnGpu, EqualsTheOracle) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, QuantizeRowsOnGpu, testing::Values(Dtype::kF32, Dtype::kF16, Dtype::kBf16),
-                         [](const auto& dtype) { return dtype_name(test::kFloatDtypes[static_cast<int>(dtype.param)]); });
+                         [](const auto& dtype) { return dtype_name(abi(dtype.param)); });
 
 }  // namespace
 }  // namespace int8q::gpu

@@ -311,6 +311,15 @@ def test_a_checkpoints_threshold_holds_unless_another_is_said(family, auto, fold
         assert {layer.threshold for layer in layers(model).values()} == {threshold}
 
 
+def test_an_update_says_no_threshold_by_itself():
+    config = Int8qConfig()
+    assert config.update(outliers="element", other=1) == {"other": 1}
+    assert (config.outliers, config.llm_int8_threshold, config.says_threshold) == ("element", 6.0, False)
+    config.update(llm_int8_threshold=3.0)
+    config.update(outliers="column")
+    assert (config.outliers, config.llm_int8_threshold, config.says_threshold) == ("column", 3.0, True)
+
+
 def test_a_config_that_is_passed_stays_as_it_is(family, auto, folder):
     config = transformers.AutoConfig.from_pretrained(folder)
     before = config.to_dict()

@@ -75,9 +75,6 @@ class BackwardBlock {
  private:
   // ---- Stages
 
-  INT8Q_DEVICE static uint32_t g_at(int row, int chunk) {
-    return static_cast<uint32_t>(row * 64 + (chunk ^ (row / 2 % 4)) * kCodeChunk);
-  }
   INT8Q_DEVICE static uint32_t w_at(int n, int chunk) {
     return static_cast<uint32_t>(Tile::kM * 64 + n * Tile::kN + (chunk ^ n % 8) * kCodeChunk);
   }
@@ -99,7 +96,7 @@ class BackwardBlock {
 #pragma unroll
     for (int c = 0; c < kChunksG; ++c) {
       const int i = thread_index() + c * Tile::kThreads;
-      store_shared(stage + g_at(i / 4, i % 4), held[c]);
+      store_shared(stage + swizzled(i / 4, i % 4), held[c]);
     }
 #pragma unroll
     for (int c = 0; c < kChunksW; ++c) {
@@ -134,10 +131,7 @@ class BackwardBlock {
   }
 
   INT8Q_DEVICE U32x4 weights(int64_t n, int64_t k) const {
-    const int64_t left = n < p_.n ? p_.k - k : 0;
-    const int8_t* from = p_.w + n * p_.w_stride + k;
-    if (kAligned && left >= kCodeChunk) return load(reinterpret_cast<const U32x4*>(from));
-    return load_codes(from, static_cast<int>(left < 0 ? 0 : left < kCodeChunk ? left : kCodeChunk));
+    return load_codes<kAligned>(p_.w, p_.w_stride, p_.n, p_.k, n, k);
   }
 
   // ---- Products
@@ -148,7 +142,7 @@ class BackwardBlock {
     uint32_t a[kTilesM][4];
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
-      ptx::ldmatrix(stage + g_at(warp_row_ + i * 16 + matrix % 2 * 8 + row, half * 2 + matrix / 2), a[i]);
+      ptx::ldmatrix(stage + swizzled(warp_row_ + i * 16 + matrix % 2 * 8 + row, half * 2 + matrix / 2), a[i]);
     }
 #pragma unroll
     for (int pair = 0; pair < kPairsN; pair += 2) {
@@ -192,7 +186,7 @@ class BackwardBlock {
       for (int i = 0; i < kTilesM; ++i) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          g[i][r] = load_shared<float>(stage + g_at(local_row(i, r), n / 4) + static_cast<uint32_t>(n % 4 * 4));
+          g[i][r] = load_shared<float>(stage + swizzled(local_row(i, r), n / 4) + static_cast<uint32_t>(n % 4 * 4));
         }
       }
 #pragma unroll

@@ -40,7 +40,7 @@ INT8Q_DEVICE float load_element(Dtype dtype, const uint8_t* row, int64_t i) {
 // Rounds half to even.
 INT8Q_DEVICE uint16_t to_bf16(float f) {
   const uint32_t bits = bits_of(f);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+  if (magnitude(f) > kInfBits) return 0x7fff;
   return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
@@ -100,6 +100,21 @@ INT8Q_DEVICE U32x4 load_codes(const int8_t* from, int valid) {
     if (i < valid) words[i / 4] |= static_cast<uint32_t>(load(reinterpret_cast<const uint8_t*>(from) + i)) << i % 4 * 8;
   }
   return {words[0], words[1], words[2], words[3]};
+}
+
+// 16 codes of row n at column k of a matrix [rows][cols], whose rows begin at multiples of 16 bytes if kAligned; outside of it 0.
+INT8Q_DEVICE int valid_codes(int64_t left) { return static_cast<int>(left < 0 ? 0 : left < kCodeChunk ? left : kCodeChunk); }
+template <bool kAligned>
+INT8Q_DEVICE U32x4 load_codes(const int8_t* matrix, int64_t stride, int64_t rows, int64_t cols, int64_t n, int64_t k) {
+  const int valid = n < rows ? valid_codes(cols - k) : 0;
+  const int8_t* from = matrix + n * stride + k;
+  return kAligned && valid == kCodeChunk ? load(reinterpret_cast<const U32x4*>(from)) : load_codes(from, valid);
+}
+
+// Place of 16-byte chunk `chunk` of row `row` in a stage of rows of 64 bytes: eight rows of one chunk, which ldmatrix reads at
+// once, lie in all 32 banks.
+INT8Q_DEVICE uint32_t swizzled(int row, int chunk) {
+  return static_cast<uint32_t>(row * 64 + (chunk ^ (row / 2 % 4)) * kCodeChunk);
 }
 
 // Stores elements [i, i + 8) of a row of k, i a multiple of 8, at once where their place is a multiple of 16 bytes.

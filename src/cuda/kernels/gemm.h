@@ -12,7 +12,7 @@
 // a row does not depend on the others; so are columns where there is no bf16 product, before sm_80.
 //
 // Layout of a stage in shared memory: kM rows of A, then kN rows of B, of kK = 64 bytes, whose four chunks of 16 are swizzled:
-// chunk c of row r lies at c ^ (r / 2 % 4). Eight rows of one chunk, which ldmatrix reads at once, then lie in all 32 banks.
+// chunk c of row r lies at c ^ (r / 2 % 4).
 // Outlier columns are brought as a stage whose rows begin with 32 bytes of them: 32 codes, 16 halves or 8 floats.
 //
 // C fragments of s32 and fp32 have one layout, so acc becomes f in the same registers.
@@ -61,10 +61,6 @@ using LargeTile = typename LargeTileOf<Arch>::Tile;
 static_assert(2 * LargeTile<Sm75>::shared_bytes(0, false) <= Sm75::kSharedBytes);
 static_assert(2 * LargeTile<Sm86>::shared_bytes(0, false) <= Sm86::kSharedBytes);
 static_assert(2 * LargeTile<Sm80>::shared_bytes(0, false) <= Sm80::kSharedBytes);
-
-INT8Q_DEVICE uint32_t swizzled(int row, int chunk) {
-  return static_cast<uint32_t>(row * 64 + (chunk ^ (row / 2 % 4)) * kCodeChunk);
-}
 
 template <class Arch, class Tile, bool kAligned>
 class GemmBlock {
@@ -153,7 +149,7 @@ class GemmBlock {
     const int i = thread_index() + c * Tile::kThreads, row = i / 4;
     const int64_t k = step * Tile::kK + i % 4 * kCodeChunk, left = p_.k - k;
     if constexpr (kW) {
-      const int valid = col_ + row < p_.n ? static_cast<int>(left < 0 ? 0 : left < kCodeChunk ? left : kCodeChunk) : 0;
+      const int valid = col_ + row < p_.n ? valid_codes(left) : 0;
       return {Tile::kM + row, i % 4, p_.w + (col_ + row) * p_.w_stride + k, valid};
     } else {  // codes are padded to whole chunks
       return {row, i % 4, p_.codes + (row_ + row) * p_.codes_stride + k, row_ + row < p_.m && left > 0 ? kCodeChunk : 0};
@@ -207,8 +203,7 @@ class GemmBlock {
 #pragma unroll
     for (int j = 0; j < kTilesN; j += 2) {
       uint32_t two[4];
-      ptx::ldmatrix(stage + Tile::kM * Tile::kK + swizzled(warp_col_ + j * 8 + matrix / 2 * 8 + row, half * 2 + matrix % 2),
-                    two);
+      ptx::ldmatrix(stage + swizzled(Tile::kM + warp_col_ + j * 8 + matrix / 2 * 8 + row, half * 2 + matrix % 2), two);
       b[j][0] = two[0], b[j][1] = two[1], b[j + 1][0] = two[2], b[j + 1][1] = two[3];
     }
   }

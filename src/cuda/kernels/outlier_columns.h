@@ -20,6 +20,11 @@ INT8Q_DEVICE void clear_bitmap(uint32_t bitmap, int words, int threads) {
   for (int w = thread_index(); w < words; w += threads) store_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4, 0);
 }
 
+// Marks columns [column, column + 32) by their bits; column % 32 + the highest bit < 32.
+INT8Q_DEVICE void mark_columns(uint32_t bitmap, int64_t column, uint32_t bits) {
+  atomic_or_shared(bitmap + static_cast<uint32_t>(column / 32) * 4, bits << column % 32);
+}
+
 // Sum of `value` over the lanes up to this one.
 INT8Q_DEVICE uint32_t inclusive_sum(uint32_t value) {
 #pragma unroll
@@ -66,9 +71,7 @@ struct ColumnList {
     block_barrier();
   }
 
-  INT8Q_DEVICE void mark(int64_t column, uint32_t bits) const {
-    atomic_or_shared(bitmap + static_cast<uint32_t>(column / 32) * 4, bits << column % 32);
-  }
+  INT8Q_DEVICE void mark(int64_t column, uint32_t bits) const { mark_columns(bitmap, column, bits); }
 
   // Marks what any block found, by the whole block.
   INT8Q_DEVICE void merge(const FoundColumns* found, const uint32_t* bitmaps, int blocks, int threads) const {

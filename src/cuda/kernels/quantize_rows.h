@@ -79,35 +79,44 @@ INT8Q_DEVICE uint32_t block_maximum(uint32_t value, uint32_t at) {
   return value;
 }
 
+// Quantizes a row of k elements by the whole block and gives its stat. load(i, v) gives elements [i, i + 8), those from k on 0;
+// mark(i, bits) hears of the outliers among them; store(i, codes) takes their codes, for i up to `padded`. Two barriers.
+template <int kThreads, class Load, class Mark, class Store>
+INT8Q_DEVICE float quantize_row(int64_t k, int64_t padded, uint32_t limit, uint32_t maxima, const Load& load, const Mark& mark,
+                                const Store& store) {
+  const int64_t first = thread_index() * kChunk, step = kThreads * kChunk;
+  float v[kChunk];
+  uint32_t absmax = 0;
+  for (int64_t i = first; i < k; i += step) {
+    load(i, v);
+    const ChunkScan scan = scan_chunk(v, limit);
+    absmax = scan.absmax > absmax ? scan.absmax : absmax;
+    if (scan.outliers != 0) mark(i, scan.outliers);
+  }
+  const RowScale scale(block_maximum<kThreads>(absmax, maxima));
+  for (int64_t i = first; i < padded; i += step) {
+    load(i, v);
+    store(i, encode_chunk(v, scale, limit));
+  }
+  return scale.stat;
+}
+
 template <Dtype D, bool kAligned>
 INT8Q_DEVICE void quantize_rows(const QuantizeRows& p) {
   constexpr int kThreads = QuantizeRows::kThreads;
   const int words = bitmap_words(p.k);
   const uint32_t bitmap = 0, maxima = static_cast<uint32_t>(words) * 4;
-  const int64_t first = thread_index() * kChunk, step = kThreads * kChunk;
   clear_bitmap(bitmap, words, kThreads);
   block_barrier();
-
   for (int64_t row = block_index(); row < p.rows; row += block_count()) {
     const uint8_t* x = p.x + row * p.x_stride;
-    float v[kChunk];
-    uint32_t absmax = 0;
-    for (int64_t k = first; k < p.k; k += step) {
-      load_chunk<D, kAligned>(x, k, p.k, v);
-      const ChunkScan scan = scan_chunk(v, p.limit);
-      absmax = scan.absmax > absmax ? scan.absmax : absmax;
-      if (scan.outliers != 0) atomic_or_shared(bitmap + static_cast<uint32_t>(k / 32) * 4, scan.outliers << k % 32);
-    }
-    const RowScale scale(block_maximum<kThreads>(absmax, maxima));
-    if (thread_index() == 0) store(&p.row_stats[row], scale.stat);
-
     int8_t* codes = p.codes + row * p.codes_stride;
-    for (int64_t k = first; k < p.codes_stride; k += step) {
-      load_chunk<D, kAligned>(x, k, p.k, v);
-      store(reinterpret_cast<U32x2*>(codes + k), encode_chunk(v, scale, p.limit));
-    }
+    const float stat = quantize_row<kThreads>(
+        p.k, p.codes_stride, p.limit, maxima, [&](int64_t k, float(&v)[kChunk]) { load_chunk<D, kAligned>(x, k, p.k, v); },
+        [&](int64_t k, uint32_t outliers) { mark_columns(bitmap, k, outliers); },
+        [&](int64_t k, U32x2 eight) { store(reinterpret_cast<U32x2*>(codes + k), eight); });
+    if (thread_index() == 0) store(&p.row_stats[row], stat);
   }
-
   if (p.found == nullptr) return;
   store_found(bitmap, words, p.found + block_index(), p.bitmaps + static_cast<int64_t>(block_index()) * words);
 }

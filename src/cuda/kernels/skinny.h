@@ -13,8 +13,8 @@
 // Sixteen rows of W are an MMA's rows, eight rows of activations its columns. Lane (g, q) = (l / 4, l % 4) takes 16 bytes of rows
 // g and g + 8 of W at k = 64 j + 16 q, and of each eight activations row g at the same k: those are operands of two MMAs, whose k
 // is permuted, alike for both. A warp takes every kWarps-th j, eight loads of 16 bytes before it touches one: 8 warps of two
-// blocks have 64 KiB on their way (from 64 rows on half of that). Warps' sums meet in shared memory. Before sm_75 a lane multiplies the same
-// bytes by dp4a, for M <= 16.
+// blocks have 64 KiB on their way (from 64 rows on half of that). Warps' sums meet in shared memory. Before sm_75 a lane
+// multiplies the same bytes by dp4a, for M <= 16.
 //
 // kFused: x is quantized by each block into its shared memory, M * K <= 48 KiB; else quantize_rows did it, and codes come
 // through L1.
@@ -89,31 +89,18 @@ class SkinnyBlock {
  private:
   // ---- Codes
 
-  // As quantize_rows, but for where codes go. Rows from M on are zero.
+  // Rows from M on are zero.
   INT8Q_DEVICE void quantize() {
     const uint32_t maxima = static_cast<uint32_t>(Shape::maxima_at(kRows, p_.k));
-    const int64_t first = thread_index() * kChunk, step = kThreads * kChunk;
     for (int row = 0; row < kRows; ++row) {
-      const bool inside = row < p_.m;
       const uint8_t* x = p_.x + row * p_.x_stride;
-      float v[kChunk];
-      uint32_t absmax = 0;
-      for (int64_t k = first; inside && k < p_.k; k += step) {
-        load_chunk<kAligned>(p_.x_dtype, x, k, p_.k, v);
-        const ChunkScan scan = scan_chunk(v, p_.limit);
-        absmax = scan.absmax > absmax ? scan.absmax : absmax;
-        if (scan.outliers != 0) columns_.mark(k, scan.outliers);
-      }
-      const RowScale scale(block_maximum<kThreads>(absmax, maxima));
-      if (thread_index() == 0) store_shared(stats_ + static_cast<uint32_t>(row) * 4, scale.stat);
-      for (int64_t k = first; k < code_stride_; k += step) {
-        U32x2 codes{0, 0};
-        if (inside && k < p_.k) {
-          load_chunk<kAligned>(p_.x_dtype, x, k, p_.k, v);
-          codes = encode_chunk(v, scale, p_.limit);
-        }
-        store_shared(code_at(row, static_cast<uint32_t>(k)), codes);
-      }
+      const int64_t cols = row < p_.m ? p_.k : 0;
+      const float stat = quantize_row<kThreads>(
+          cols, code_stride_, p_.limit, maxima,
+          [&](int64_t k, float(&v)[kChunk]) { load_chunk<kAligned>(p_.x_dtype, x, k, cols, v); },
+          [&](int64_t k, uint32_t outliers) { columns_.mark(k, outliers); },
+          [&](int64_t k, U32x2 codes) { store_shared(code_at(row, static_cast<uint32_t>(k)), codes); });
+      if (thread_index() == 0) store_shared(stats_ + static_cast<uint32_t>(row) * 4, stat);
     }
   }
   INT8Q_DEVICE uint32_t code_at(int row, uint32_t k) const {
@@ -132,10 +119,7 @@ class SkinnyBlock {
   }
 
   INT8Q_DEVICE U32x4 weights(int64_t n, int64_t k) const {
-    const int64_t left = n < p_.n ? p_.k - k : 0;
-    const int8_t* from = p_.w + n * p_.w_stride + k;
-    if (kAligned && left >= kCodeChunk) return load(reinterpret_cast<const U32x4*>(from));
-    return load_codes(from, static_cast<int>(left < 0 ? 0 : left < kCodeChunk ? left : kCodeChunk));
+    return load_codes<kAligned>(p_.w, p_.w_stride, p_.n, p_.k, n, k);
   }
 
   // ---- The product of 16 rows of W

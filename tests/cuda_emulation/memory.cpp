@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What each byte of shared and global memory went through, and which accesses that forbids.
+#include <algorithm>
+#include <map>
+
+#include "cuda_emulation/emulator.h"
+
+namespace int8q::emulation {
+namespace {
+
+constexpr uint8_t kPoison = 0xa5;
+
+std::map<const uint8_t*, Memory*> global;  // by end address
+
+bool same_warp(const Moment& a, const Moment& b) { return a.block == b.block && a.thread / kWarp == b.thread / kWarp; }
+
+// Whether what was done at `then` is over for who is at `at`.
+bool ordered(const Moment& then, const Moment& at) {
+  if (then.launch != at.launch) return true;
+  if (then.block != at.block) return false;
+  if (then.thread == at.thread || then.block_epoch < at.block_epoch) return true;
+  return same_warp(then, at) && then.warp_epoch < at.warp_epoch;
+}
+
+}  // namespace
+
+void Memory::mark_written(int64_t at, int64_t count) {
+  for (int64_t i = at; i < at + count; ++i) {
+    shadow_[static_cast<size_t>(i)] = Byte{};
+    shadow_[static_cast<size_t>(i)].state = Byte::kWritten;
+  }
+}
+
+void Memory::check(int64_t at, int64_t count, const Site& site) const {
+  if (at < 0 || at + count > size()) {
+    fault(FaultKind::kBounds,
+          "touches " + std::to_string(count) + " bytes at " + std::to_string(at) + " of " + std::to_string(size()) +
+              " of " + name_,
+          site);
+  }
+}
+
+void Memory::race(const char* what, const Moment& other, int64_t at, const Site& site) const {
+  fault(FaultKind::kRace,
+        std::string(what) + " thread " + std::to_string(other.thread) + " of block " + std::to_string(other.block) +
+            ", byte " + std::to_string(at) + " of " + name_,
+        site);
+}
+
+void Memory::read(int64_t at, void* to, int64_t count, const Site& site) {
+  check(at, count, site);
+  const Moment moment = now();
+  for (int64_t i = at; i < at + count; ++i) {
+    Byte& byte = shadow_[static_cast<size_t>(i)];
+    if (byte.state == Byte::kOnItsWay) {
+      fault(FaultKind::kMissingWait, "reads byte " + std::to_string(i) + " of " + name_ + " before its copy is waited for",
+            site);
+    }
+    if (byte.state == Byte::kUnwritten) {
+      fault(FaultKind::kUninitialized, "reads byte " + std::to_string(i) + " of " + name_ + ", which nobody wrote", site);
+    }
+    if (!ordered(byte.write, moment)) race("reads what is being written by", byte.write, i, site);
+    note_read(byte);
+  }
+  std::memcpy(to, bytes_ + at, static_cast<size_t>(count));
+}
+
+void Memory::note_read(Byte& byte) {
+  const Moment moment = now();
+  const bool old = byte.readers == Byte::kNone || ordered(byte.read, moment);
+  if (old && (byte.read.launch != moment.launch || byte.read.block != moment.block ||
+              byte.read.block_epoch < moment.block_epoch || byte.readers == Byte::kNone)) {
+    byte.readers = Byte::kThread;
+  } else if (byte.read.block != moment.block) {
+    byte.readers = Byte::kBlocks;
+  } else if (!same_warp(byte.read, moment)) {
+    byte.readers = std::max(byte.readers, Byte::kBlock);
+  } else if (byte.read.thread != moment.thread && byte.read.warp_epoch == moment.warp_epoch) {
+    byte.readers = std::max(byte.readers, Byte::kWarp);
+  }
+  byte.read = moment;
+}
+
+void Memory::check_write(const Byte& byte, int64_t at, bool atomic, const Site& site) const {
+  const Moment moment = now();
+  if (byte.state == Byte::kOnItsWay) {
+    fault(FaultKind::kMissingWait, "writes byte " + std::to_string(at) + " of " + name_ + ", which a copy is to fill", site);
+  }
+  if (byte.state == Byte::kWritten && !(atomic && byte.atomic) && !ordered(byte.write, moment)) {
+    race("writes what is being written by", byte.write, at, site);
+  }
+  const Moment& read = byte.read;
+  bool over = byte.readers == Byte::kNone || read.launch != moment.launch;
+  if (!over && byte.readers != Byte::kBlocks) {
+    over = ordered(read, moment);
+    if (read.block == moment.block && read.block_epoch == moment.block_epoch) {
+      if (byte.readers == Byte::kBlock) over = false;
+      if (byte.readers == Byte::kWarp) over = same_warp(read, moment) && read.warp_epoch < moment.warp_epoch;
+    }
+  }
+  if (!over) race("writes what is being read by", read, at, site);
+}
+
+// Makes the running thread the writer of these bytes.
+void Memory::claim(int64_t at, int64_t count, Byte::State state, bool atomic, const Site& site) {
+  check(at, count, site);
+  for (int64_t i = at; i < at + count; ++i) {
+    Byte& byte = shadow_[static_cast<size_t>(i)];
+    check_write(byte, i, atomic, site);
+    byte.write = now();
+    byte.readers = Byte::kNone;
+    byte.state = state;
+    byte.atomic = atomic;
+  }
+}
+
+void Memory::write(int64_t at, const void* from, int64_t count, const Site& site) {
+  claim(at, count, Byte::kWritten, false, site);
+  std::memcpy(bytes_ + at, from, static_cast<size_t>(count));
+}
+
+uint32_t Memory::atomic(int64_t at, const std::function<uint32_t(uint32_t)>& change, const Site& site) {
+  check(at, 4, site);
+  for (int64_t i = at; i < at + 4; ++i) {
+    if (shadow_[static_cast<size_t>(i)].state == Byte::kUnwritten) {
+      fault(FaultKind::kUninitialized, "changes byte " + std::to_string(i) + " of " + name_ + ", which nobody wrote", site);
+    }
+  }
+  claim(at, 4, Byte::kWritten, true, site);
+  uint32_t before;
+  std::memcpy(&before, bytes_ + at, 4);
+  const uint32_t after = change(before);
+  std::memcpy(bytes_ + at, &after, 4);
+  return before;
+}
+
+void Memory::begin_copy(int64_t at, int64_t count, const Site& site) {
+  claim(at, count, Byte::kOnItsWay, false, site);
+  std::memset(bytes_ + at, kPoison, static_cast<size_t>(count));
+}
+
+void Memory::end_copy(int64_t at, const void* from, int64_t count, const Site& site) {
+  check(at, count, site);
+  for (int64_t i = at; i < at + count; ++i) {
+    Byte& byte = shadow_[static_cast<size_t>(i)];
+    byte.state = Byte::kWritten;
+    byte.write = now();
+  }
+  std::memcpy(bytes_ + at, from, static_cast<size_t>(count));
+}
+
+Registered::Registered(void* bytes, int64_t size, const char* name)
+    : memory_(std::make_unique<Memory>(static_cast<uint8_t*>(bytes), size, name)) {
+  global[memory_->bytes() + std::max<int64_t>(size, 1)] = memory_.get();
+}
+
+Registered::~Registered() {
+  global.erase(memory_->bytes() + std::max<int64_t>(memory_->size(), 1));
+}
+
+void check_shared_alignment(int64_t at, int64_t count, const Site& site) {
+  if (at % count == 0) return;
+  fault(FaultKind::kAlignment,
+        "touches " + std::to_string(count) + " bytes at " + std::to_string(at) + " of shared memory, no multiple of that",
+        site);
+}
+
+Place global_place(const void* p, int64_t count, const Site& site) {
+  const auto* bytes = static_cast<const uint8_t*>(p);
+  const auto found = global.upper_bound(bytes);
+  if (found == global.end() || bytes < found->second->bytes()) {
+    fault(FaultKind::kBounds, "touches " + std::to_string(count) + " bytes of memory that is no buffer", site);
+  }
+  if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(count) != 0) {
+    fault(FaultKind::kAlignment, "touches " + std::to_string(count) + " bytes at an address that is no multiple of that",
+          site);
+  }
+  return {*found->second, bytes - found->second->bytes()};
+}
+
+}  // namespace int8q::emulation

@@ -85,7 +85,8 @@ void Memory::note_read(Byte& byte) {
 void Memory::check_write(const Byte& byte, int64_t at, bool atomic, const Site& site) const {
   const Moment moment = now();
   if (byte.state == Byte::kOnItsWay) {
-    fault(FaultKind::kMissingWait, "writes byte " + std::to_string(at) + " of " + name_ + ", which a copy is to fill", site);
+    fault(FaultKind::kMissingWait, "writes byte " + std::to_string(at) + " of " + name_ + ", which a copy is to fill",
+          site);
   }
   if (byte.state == Byte::kWritten && !(atomic && byte.atomic) && !ordered(byte.write, moment)) {
     race("writes what is being written by", byte.write, at, site);
@@ -155,9 +156,7 @@ Registered::Registered(void* bytes, int64_t size, const char* name)
   global[memory_->bytes() + std::max<int64_t>(size, 1)] = memory_.get();
 }
 
-Registered::~Registered() {
-  global.erase(memory_->bytes() + std::max<int64_t>(memory_->size(), 1));
-}
+Registered::~Registered() { global.erase(memory_->bytes() + std::max<int64_t>(memory_->size(), 1)); }
 
 void check_shared_alignment(int64_t at, int64_t count, const Site& site) {
   if (at % count == 0) return;

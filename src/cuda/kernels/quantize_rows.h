@@ -82,8 +82,8 @@ INT8Q_DEVICE uint32_t block_maximum(uint32_t value, uint32_t at) {
 // Quantizes a row of k elements by the whole block and gives its stat. load(i, v) gives elements [i, i + 8), those from k on 0;
 // mark(i, bits) hears of the outliers among them; store(i, codes) takes their codes, for i up to `padded`. Two barriers.
 template <int kThreads, class Load, class Mark, class Store>
-INT8Q_DEVICE float quantize_row(int64_t k, int64_t padded, uint32_t limit, uint32_t maxima, const Load& load, const Mark& mark,
-                                const Store& store) {
+INT8Q_DEVICE float quantize_row(int64_t k, int64_t padded, uint32_t limit, uint32_t maxima, const Load& load,
+                                const Mark& mark, const Store& store) {
   const int64_t first = thread_index() * kChunk, step = kThreads * kChunk;
   float v[kChunk];
   uint32_t absmax = 0;

@@ -102,6 +102,8 @@ endforeach()
 # No GPU and no toolkit: the kernels are compiled by NVRTC, and read.
 if(CMAKE_BUILD_TYPE STREQUAL Release AND isa_folders)
   int8q_add_check(cuda_kernels ${INT8Q_TEST_PYTHON} ${checks}/cuda_kernels.py ${PROJECT_BINARY_DIR}/cubins)
+  int8q_add_check(cuda_mutations ${INT8Q_TEST_PYTHON} ${checks}/cuda_mutations.py ${CMAKE_CXX_COMPILER} ${PROJECT_BINARY_DIR})
+  set_tests_properties(check_cuda_mutations PROPERTIES LABELS slow TIMEOUT 3000)
 endif()
 
 add_executable(check_reload tests/checks/reload.c)

@@ -15,6 +15,9 @@ configure = cmake --preset $(1) $$([ -f build/$(1)/CMakeCache.txt ] || ! command
 make_preset = cmake --build build/$(1) -j $(jobs)
 run_tests = ctest --preset $(1) -j $(jobs)
 
+# Compiles the CUDA kernels; neither a toolkit nor a GPU is needed.
+nvrtc = tools/dev/venv.sh tools/cuda/requirements.txt
+
 environments = $(basename $(notdir $(wildcard python/environments/*.txt)))
 
 # g++ 12's ThreadSanitizer does not start where the kernel randomizes more than 28 bits of addresses.
@@ -22,23 +25,27 @@ unrandomized = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
 build: ## build the library, the int8q command, tests, examples and benchmarks in build/release
 	@$(deps) build test
+	@$(nvrtc)
 	$(call configure,release)
 	$(call make_preset,release)
 
 demo: ## build what it needs, then show int8 against fp32 on a real model
 	@$(deps) build demo
+	@$(nvrtc)
 	$(call configure,release)
 	$(call make_preset,release) --target int8q_cli minilm
 	tools/dev/demo.sh build/release
 
 demo-lm: ## SmolLM2-135M: text, KL, perplexity, tokens/s and memory beside fp32, bf16 and bitsandbytes (downloads 3 GB the first time)
 	@$(deps) build demo
+	@$(nvrtc)
 	$(call configure,release)
 	$(call make_preset,release) --target int8q
 	tools/dev/demo_lm.sh build/release
 
 demo-lora: ## LoRA in 8 bits: a T5 in the versions of 2023, SmolLM2 in today's (downloads 6 GB the first time)
 	@$(deps) build demo
+	@$(nvrtc)
 	$(call configure,release)
 	$(call make_preset,release) --target int8q
 	tools/dev/demo_lora.sh build/release
@@ -55,6 +62,7 @@ test: ## build and run every test that is not slow, with the ABI and packaging c
 
 test-full: ## the slow tests, then all under AddressSanitizer + UBSan, under ThreadSanitizer, and on Arm under qemu
 	@$(deps) build test full demo
+	@$(nvrtc)
 	$(call configure,release)
 	$(call make_preset,release)
 	$(call run_tests,release-slow)
@@ -76,6 +84,7 @@ env-%: ## .venvs/NAME with what python/environments/NAME.txt pins (up to 6 GB)
 
 bench: ## measure against the machine's peaks, oneDNN, torch and bitsandbytes; table, pictures and raw results in build/release/bench
 	@$(deps) build test bench
+	@$(nvrtc)
 	$(call configure,release)
 	$(call make_preset,release)
 	tools/dev/bench.sh build/release
@@ -84,6 +93,7 @@ bench: ## measure against the machine's peaks, oneDNN, torch and bitsandbytes; t
 
 bench-python: ## of that, only the comparison with torch and bitsandbytes (downloads 3 GB the first time)
 	@$(deps) build bench
+	@$(nvrtc)
 	$(call configure,release)
 	$(call make_preset,release) --target int8q
 	tools/dev/bench_python.sh build/release
@@ -102,6 +112,7 @@ lint: ## check formatting, clang-tidy, Python and shell scripts, and that genera
 
 install: ## install under prefix=/usr/local (DESTDIR is honoured)
 	@$(deps) build
+	@$(nvrtc)
 	$(call configure,install) --install-prefix $(prefix)
 	cmake --build build/install -j $(jobs)
 	cmake --install build/install

@@ -106,6 +106,13 @@ if(CMAKE_BUILD_TYPE STREQUAL Release AND isa_folders)
   set_tests_properties(check_cuda_mutations PROPERTIES LABELS slow TIMEOUT 3000)
 endif()
 
+# Which GPUs are found and what they run, by a driver that plays them.
+if(TARGET int8q_libcuda AND TARGET int8q_cli AND NOT INT8Q_SANITIZE)
+  int8q_add_check(cuda_presence ${INT8Q_PYTHON} ${checks}/cuda_presence.py $<TARGET_FILE:int8q> $<TARGET_FILE:int8q_cli>
+                  ${libcuda_folder}
+  )
+endif()
+
 add_executable(check_reload tests/checks/reload.c)
 target_include_directories(check_reload PRIVATE include)
 target_link_libraries(check_reload PRIVATE int8q_warnings ${CMAKE_DL_LIBS})

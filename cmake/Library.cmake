@@ -42,7 +42,14 @@ file(
   src/checkpoint/*.cpp
   src/cpu/*.cpp
   src/cpu/generic/*.cpp
+  src/cuda/*.cpp
 )
+if(INT8Q_HAS_KERNELS)
+  set_source_files_properties(
+    src/cuda/images.cpp
+    PROPERTIES COMPILE_DEFINITIONS INT8Q_HAS_KERNELS=1 INCLUDE_DIRECTORIES ${cubins} OBJECT_DEPENDS ${cubins}/images.inc
+  )
+endif()
 set(hooked_sources ${PROJECT_SOURCE_DIR}/src/cpu/registry.cpp)
 foreach(isa IN LISTS isa_folders)
   file(GLOB isa_sources CONFIGURE_DEPENDS src/cpu/${isa}/*.cpp)

@@ -84,6 +84,62 @@ if(NOT CMAKE_CROSSCOMPILING AND NOT INT8Q_SANITIZE MATCHES thread)
   endforeach()
 endif()
 
+# The CUDA backend through the C boundary, on a driver whose GPU is the emulator. On a machine with a GPU test_cuda runs on it.
+if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
+  add_library(
+    int8q_libcuda
+    SHARED
+    tests/cuda_emulation/libcuda.cpp
+    tests/cuda_emulation/emulator.cpp
+    tests/cuda_emulation/memory.cpp
+  )
+  foreach(
+    arch
+    IN
+    ITEMS 70 75 80 86 90 120
+  )
+    add_library(int8q_kernels_${arch} OBJECT tests/cuda_emulation/entries.cpp)
+    target_compile_definitions(int8q_kernels_${arch} PRIVATE INT8Q_ARCH=${arch} INT8Q_SUFFIX=sm${arch})
+    target_sources(int8q_libcuda PRIVATE $<TARGET_OBJECTS:int8q_kernels_${arch}>)
+    list(APPEND emulated_kernels int8q_kernels_${arch})
+  endforeach()
+  foreach(target IN ITEMS int8q_libcuda ${emulated_kernels})
+    target_include_directories(
+      ${target}
+      PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/tests
+    )
+    target_link_libraries(${target} PRIVATE int8q_warnings int8q_numerics Boost::context)
+    target_compile_options(${target} PRIVATE -Wno-unknown-pragmas -fvisibility=hidden)
+    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  endforeach()
+  set(libcuda_folder ${PROJECT_BINARY_DIR}/libcuda)
+  set_target_properties(
+    int8q_libcuda
+    PROPERTIES OUTPUT_NAME cuda SOVERSION 1 LIBRARY_OUTPUT_DIRECTORY ${libcuda_folder}
+  )
+
+  file(GLOB cuda_test_sources CONFIGURE_DEPENDS tests/cuda/*.cpp)
+  add_executable(test_cuda ${cuda_test_sources})
+  target_link_libraries(test_cuda PRIVATE int8q_test_support)
+  add_dependencies(test_cuda int8q_libcuda)
+  foreach(
+    capability
+    IN
+    ITEMS 7.0 7.5 8.0 8.6 9.0 12.0
+  )
+    gtest_discover_tests(
+      test_cuda
+      TEST_PREFIX "GPU_${capability}."
+      DISCOVERY_MODE PRE_TEST
+      DISCOVERY_TIMEOUT 60
+      PROPERTIES
+        LABELS unit
+        TIMEOUT 600
+        ENVIRONMENT "${emulation_environment};LD_LIBRARY_PATH=${libcuda_folder};INT8Q_STUB_GPUS=${capability}"
+    )
+  endforeach()
+endif()
+
 file(GLOB c_test_sources CONFIGURE_DEPENDS tests/test_*.c)
 foreach(source IN LISTS c_test_sources)
   cmake_path(GET source STEM name)

@@ -362,7 +362,8 @@ const std::vector<Case>& linear_cases() {
       CASE(INVALID_ARGUMENT, "col_stats", t.create(t.w.get(), nullptr, t.col_stats.data())),
       CASE(INVALID_ARGUMENT, "linear is NULL",
            int8q_create_linear(t.context.get(), t.w.get(), nullptr, nullptr, nullptr, nullptr)),
-      CASE(INVALID_ARGUMENT, "options->reserved", t.create_with([](auto& o) { o.reserved = 1; })),
+      CASE(INVALID_ARGUMENT, "options->flags is 2", t.create_with([](auto& o) { o.flags = 2; })),
+      CASE(INVALID_ARGUMENT, "BORROW_WEIGHT", t.create_with([](auto& o) { o.flags = INT8Q_BORROW_WEIGHT; })),
       CASE(INVALID_ARGUMENT, "outlier_mode", t.create_with([](auto& o) { o.outlier_mode = 9; })),
       CASE(INVALID_ARGUMENT, "threshold", t.create_with([](auto& o) { o.threshold = kNan; })),
       CASE(INVALID_ARGUMENT, "threshold", t.create_with([](auto& o) { o.threshold = -1; })),
@@ -416,6 +417,7 @@ const std::vector<Case>& linear_cases() {
       CASE(INVALID_HANDLE, "linear", int8q_destroy_linear(nullptr)),
       CASE(INVALID_HANDLE, "context", int8q_destroy_context(nullptr)),
       CASE(INVALID_HANDLE, "context", int8q_prepare_context(nullptr)),
+      CASE(INVALID_HANDLE, "context", int8q_set_stream(nullptr, nullptr)),
       CASE(INVALID_HANDLE, "linear", int8q_describe_linear(reinterpret_cast<int8q_linear*>(t.context.get()), &t.out.info)),
       CASE(INVALID_HANDLE, "context", int8q_prepare_context(reinterpret_cast<int8q_context*>(t.linear.get()))),
       CASE(INVALID_HANDLE, "context",
@@ -501,7 +503,7 @@ const std::vector<Case>& forward_cases() {
       CASE(OVERLAP, "overlaps x",
            int8q_quantize_part(t.context.get(), t.linear.get(), keep(matrix(INT8Q_F32, kM, kK, t.workspace.get())),
                                t.workspace.get(), t.workspace.bytes(), 0, 2)),
-      CASE(OVERLAP, "overlaps the linear's blob",
+      CASE(OVERLAP, "overlaps the linear's weights",
            int8q_quantize_part(t.context.get(), t.opened.get(), t.x.get(), t.packed.get(), t.packed.bytes(), 0, 2)),
       CASE(OVERLAP, "overlaps dy",
            int8q_backward(t.context.get(), t.linear.get(), keep(matrix(INT8Q_F32, kM, kN, t.workspace.get())), 0, &t.dx,
@@ -523,7 +525,7 @@ const std::vector<Case>& forward_cases() {
           t.forward_two(t.linear_with(kK + 1, 6.0f).get(), keep(matrix(INT8Q_F32, kM, kN, t.out.dx)), t.workspace.bytes())),
       CASE(OVERLAP, "ys", t.forward_two(t.no_bias.get(), &t.y, t.workspace.bytes())),
       // The first output lies in the second layer's blob.
-      CASE(OVERLAP, "overlaps the linear's blob",
+      CASE(OVERLAP, "overlaps the linear's weights",
            [&] {
              t.y.data = t.packed.get();
              return t.forward_two(t.opened.get(), keep(matrix(INT8Q_F32, kM, kN, t.out.dx)), t.workspace.bytes());
@@ -622,12 +624,26 @@ int32_t corrupt_file(Calls& t) {
 const std::vector<Case>& context_cases() {
   static const std::vector<Case> cases = {
       CASE(INVALID_ARGUMENT, "context is NULL", int8q_create_context(nullptr, nullptr)),
-      CASE(INVALID_ARGUMENT, "options->reserved", t.context_with([](auto& o) { o.reserved = 1; })),
+      CASE(INVALID_ARGUMENT, "options->device", t.context_with([](auto& o) { o.device = 1; })),
+      CASE(INVALID_ARGUMENT, "options->device", t.context_with([](auto& o) { o.device = -1; })),
+      CASE(INVALID_ARGUMENT, "options->stream", t.context_with([](auto& o) { o.stream = &o; })),
+      CASE(INVALID_ARGUMENT, "options->threads", t.context_with([](auto& o) {
+        o.backend = INT8Q_BACKEND_CUDA;
+        o.threads = 2;
+      })),
+      CASE(INVALID_ARGUMENT, "options->isa", t.context_with([](auto& o) {
+        o.backend = INT8Q_BACKEND_CUDA;
+        o.isa = "avx2";
+      })),
+      CASE(INVALID_ARGUMENT, "CUDA", int8q_set_stream(t.context.get(), nullptr)),
       CASE(INVALID_ARGUMENT, "options->threads", t.context_with([](auto& o) { o.threads = -1; })),
       CASE(INVALID_ARGUMENT, "options->threads", t.context_with([](auto& o) { o.threads = 1025; })),
       CASE(ABI_MISMATCH, "options->size", t.context_with([](auto& o) { o.size = 0; })),
       CASE(UNSUPPORTED, "options->backend", t.context_with([](auto& o) { o.backend = 3; })),
-      CASE(NO_DEVICE, "options->backend", t.context_with([](auto& o) { o.backend = INT8Q_BACKEND_CUDA; })),
+      CASE(NO_DEVICE, "GPU", t.context_with([](auto& o) {
+        o.backend = INT8Q_BACKEND_CUDA;
+        o.device = 1000;  // of which no machine has so many
+      })),
       CASE(UNSUPPORTED, "options->isa", t.context_with([](auto& o) { o.isa = "avx1024"; })),
       CASE(UNSUPPORTED, "options->isa", t.context_with([](auto& o) { o.isa = ""; })),
       CASE(INVALID_ARGUMENT, "runner->run", t.context_with([](auto& o) {
@@ -713,7 +729,8 @@ TEST(Status, EachIsReturnedNamesItsArgumentAndLeavesOutputs) {
   for (int32_t status = INT8Q_INVALID_ARGUMENT; status <= INT8Q_INTERNAL; ++status) {
     EXPECT_EQ(1u, seen.count(status)) << int8q_status_name(status) << " was never returned";
   }
-  EXPECT_STREQ("INT8Q_UNKNOWN_STATUS", int8q_status_name(INT8Q_INTERNAL + 1)) << "a new status needs cases here";
+  // DEVICE_FAILED needs a device: tests/cuda.
+  EXPECT_STREQ("INT8Q_UNKNOWN_STATUS", int8q_status_name(INT8Q_DEVICE_FAILED + 1)) << "a new status needs cases here";
 }
 
 // Every function that takes a handle, with NULL, with memory that never was one, and with a handle of the other kind.
@@ -893,6 +910,7 @@ TEST(Status, TextBuffersGetTheNeededLength) {
 TEST(Status, NamesVersionAndNegotiation) {
   EXPECT_STREQ("INT8Q_OK", int8q_status_name(0));
   EXPECT_STREQ("INT8Q_INTERNAL", int8q_status_name(19));
+  EXPECT_STREQ("INT8Q_DEVICE_FAILED", int8q_status_name(20));
   EXPECT_STREQ("INT8Q_UNKNOWN_STATUS", int8q_status_name(-1));
   EXPECT_STREQ("INT8Q_UNKNOWN_STATUS", int8q_status_name(1 << 30));
   EXPECT_EQ(INT8Q_ABI_LEVEL, int8q_abi_version());

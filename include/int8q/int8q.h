@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * int8q.h: the whole stable C ABI of int8q, LLM.int8() on the CPU (arXiv 2208.07339).
+ * int8q.h: the whole stable C ABI of int8q, LLM.int8() on the CPU and on CUDA GPUs (arXiv 2208.07339).
  *
  * Notation. X[M,K] activations, W[N,K] weights, Y[M,N] = X . W^T + bias. row_stats[M] and col_stats[N] are absmax in
  * input units (bitsandbytes' SCA and SCB), not scales: a code q stands for q * stat / 127.
@@ -9,12 +9,18 @@
  *  - It returns an int32_t status, INT8Q_OK or one of the numbers pinned below, unless it says otherwise. On any other
  *    status than INT8Q_OK nothing was written to the caller's outputs, unless it says otherwise, and int8q_last_error()
  *    names the argument, its value and what was expected. Which ones it returns is said behind "Returns", without the
- *    prefix and without INTERNAL, which any function may return.
+ *    prefix and without INTERNAL, which any function may return, and DEVICE_FAILED, which any may with a CUDA context.
  *  - No exception, signal, abort or output leaves the library. A caller's callback must return normally; a C++ exception
  *    thrown through one is caught and becomes INT8Q_INTERNAL.
  *  - Sizes, strides and indices are int64_t in elements; byte counts are uint64_t.
- *  - Pointers are host memory and may be NULL only where it is said. Matrices may start at any byte address; arrays that
- *    are passed as float* or int64_t* have that type's natural alignment (else INT8Q_MISALIGNED).
+ *  - Pointers are host memory and may be NULL only where it is said. Matrices may start at any byte address (with a CUDA
+ *    context: at a multiple of their element's size); arrays that are passed as float* or int64_t* have that type's natural
+ *    alignment (else INT8Q_MISALIGNED).
+ *  - With a CUDA context, what matrices' data, arrays and workspaces point to is memory of its device; handles, structs,
+ *    what structs point to but for kept_weights' data, and single results that are returned through a pointer to a scalar
+ *    are host memory, outlier_count of int8q_quantize_rows excepted. Work is put on the context's stream, behind what is
+ *    there, and the call returns before it is done, so outputs may be read once the stream has reached it. A fault in a
+ *    kernel is seen by a later call (INT8Q_DEVICE_FAILED).
  *  - Outputs must not overlap inputs or each other, unless it is said (else INT8Q_OVERLAP).
  *  - A handle that is NULL, destroyed or foreign gives INT8Q_INVALID_HANDLE, on best effort.
  *  - A struct's first member is its size: set it to sizeof(struct). Smaller than in the level that brought the struct, or,
@@ -72,7 +78,8 @@ enum {
   INT8Q_CORRUPT = 16,         /* a file or blob contradicts itself: truncated, lying header, wrong checksum */
   INT8Q_CANCELLED = 17,       /* a progress callback asked to stop; nothing is left behind */
   INT8Q_RUNNER_FAILED = 18,   /* the caller's parallel runner failed; outputs of this call are undefined */
-  INT8Q_INTERNAL = 19         /* a defect of the library, or an exception thrown through a caller's callback */
+  INT8Q_INTERNAL = 19,        /* a defect of the library, or an exception thrown through a caller's callback */
+  INT8Q_DEVICE_FAILED = 20    /* the CUDA driver refused a call, or reports a fault of earlier work; see the message */
 };
 
 /* Element types. Computation takes F32, F16, BF16, S8 and S32 as said by each function; the rest name what safetensors
@@ -110,6 +117,7 @@ enum { INT8Q_FORWARD = 1, INT8Q_BACKWARD = 2 }; /* operations, for int8q_query_w
 
 enum { INT8Q_ACCUMULATE = 1 };     /* flag: add to the output instead of overwriting it */
 enum { INT8Q_TRUST_CHECKSUM = 1 }; /* flag: int8q_open_linear skips the checksum over the packed weights */
+enum { INT8Q_BORROW_WEIGHT = 1 };  /* flag of int8q_linear_options */
 
 /* ---------------------------------------------------------------------------------------------------- Structs */
 
@@ -129,8 +137,9 @@ typedef struct int8q_matrix {
   void* data;
 } int8q_matrix;
 
-/* The caller's memory for everything that a context allocates. Thread-safe if contexts are used from several threads.
- * allocate returns `bytes` bytes aligned to `alignment` (a power of two, at most 4096), or NULL. */
+/* The caller's memory for everything that a context allocates; of a CUDA context, for everything on its device. Thread-safe if
+ * contexts are used from several threads. allocate returns `bytes` bytes aligned to `alignment` (a power of two, at most
+ * 4096), or NULL. What deallocate gets may still be in use by work on the context's stream. */
 typedef struct int8q_allocator {
   uint32_t size;
   uint32_t reserved;
@@ -157,17 +166,18 @@ typedef struct int8q_context_options {
   uint32_t size;
   int32_t backend; /* INT8Q_BACKEND_*; AUTO takes the CPU at this level */
   int32_t threads; /* of the library's own pool; 0: from affinity mask and cgroup quota; at most 1024 */
-  uint32_t reserved;
+  int32_t device;  /* CUDA: the GPU's ordinal, as CUDA counts them; the CPU: 0 */
   const char* isa; /* "generic", "avx2", ...; NULL: INT8Q_CPU_ISA of the environment, else the best of this machine */
   const int8q_parallel_runner* runner; /* NULL: the library's own pool. Copied. */
-  const int8q_allocator* allocator;    /* NULL: aligned_alloc and free. Copied. */
+  const int8q_allocator* allocator;    /* NULL: aligned_alloc and free, or cuMemAlloc and cuMemFree. Copied. */
+  void* stream; /* CUDA: a CUstream or cudaStream_t of the device's primary context; NULL: the default stream. CPU: NULL */
 } int8q_context_options;
 
 typedef struct int8q_linear_options {
   uint32_t size;
-  int32_t outlier_mode; /* INT8Q_OUTLIERS_*; 0 is COLUMN */
-  float threshold;      /* > 0; 0 selects 6.0 */
-  uint32_t reserved;
+  int32_t outlier_mode;     /* INT8Q_OUTLIERS_*; 0 is COLUMN */
+  float threshold;          /* > 0; 0 selects 6.0 */
+  uint32_t flags;           /* 0 or INT8Q_BORROW_WEIGHT */
   const int64_t* kept_cols; /* [kept_count] ascending columns whose weights are also kept in fp16; NULL if none */
   int64_t kept_count;
   const int8q_matrix* kept_weights; /* F16 [N, kept_count]; NULL: rounded from a float weight; needed for S8 weights */
@@ -181,7 +191,7 @@ typedef struct int8q_linear_info {
   int64_t out_features; /* N */
   int64_t in_features;  /* K */
   int64_t kept_count;
-  uint64_t blob_bytes;
+  uint64_t blob_bytes; /* of a CUDA context's linear: bytes of device memory that it allocated */
 } int8q_linear_info;
 
 /* One tensor of a safetensors file. Pointers belong to the file handle. */
@@ -263,21 +273,29 @@ INT8Q_API const char* int8q_status_name(int32_t status);
 INT8Q_API const char* int8q_version_string(void);
 
 /* Writes a JSON object, NUL-terminated, that describes library, CPU, ISAs (found, runnable, chosen and why), threads and
- * GPU state. *length (may be NULL) is set to the needed bytes without the NUL, also when the text does not fit in
+ * GPUs: {"state": "works", "no driver", "driver too old", "no GPU", "no kernels" or "not built", "why":, "driver": CUDA's version,
+ * "images": [the architectures that it has kernels for], "devices": [{"device":, "name":, "capability":, "image":}, ...]}.
+ * Looking for GPUs initializes CUDA in this process, if it is there. *length (may be NULL) is set to the needed bytes without the NUL, also when the text does not fit in
  * `capacity` bytes (buffer may be NULL if capacity is 0): then BUFFER_TOO_SMALL.
  * Returns INVALID_ARGUMENT, OUT_OF_MEMORY, BUFFER_TOO_SMALL. */
 INT8Q_API int32_t int8q_diagnose_json(char* buffer, uint64_t capacity, uint64_t* length);
 
 /* ---------------------------------------------------------------------------------------------------- Context */
 
-/* Makes a context: an ISA, threads and an allocator.
+/* Makes a context: an ISA, threads and an allocator; or a GPU, a stream and an allocator.
+ *
+ * A CUDA context works in the device's primary context, which CUDA's runtime and torch share, and loads the kernels of that
+ * GPU's architecture, once a process and device; isa, threads and runner are of no use to it and must be their zeros. CUDA is
+ * reached by dlopen of libcuda.so.1, which comes with the driver; nothing else of CUDA need be installed. After a fork a
+ * process that had used CUDA gets NO_DEVICE, as CUDA itself would.
  *
  * options  NULL: all defaults. Environment variables are read here, once: INT8Q_CPU_ISA (if options->isa is NULL) and
  *          INT8Q_NUM_THREADS (if options->threads is 0).
  * context  receives the handle; INT8Q_OK only.
  *
  * Returns INVALID_ARGUMENT, ABI_MISMATCH, OUT_OF_MEMORY; UNSUPPORTED for an ISA that is unknown (the message lists the
- * names) or that this CPU lacks; NO_DEVICE for the CUDA backend without a usable GPU.
+ * names) or that this CPU lacks; NO_DEVICE for the CUDA backend without a usable GPU: no driver, one before CUDA 12.0, no
+ * such GPU, no kernels for it.
  *
  * Thread safety: a context belongs to one call at a time; make one a thread. What happens if it is shared all the same is
  * still defined: int8q_forward, int8q_forward_many and int8q_backward find the pool busy and run serially on their own
@@ -290,11 +308,19 @@ INT8Q_API int32_t int8q_create_context(const int8q_context_options* options, int
 INT8Q_API int32_t int8q_destroy_context(int8q_context* context);
 
 /* Starts the pool's threads now instead of at the first parallel call. Threads that the system refuses to start are done
- * without. Returns INVALID_HANDLE. */
+ * without. A CUDA context is prepared when it is made: its first call can be captured in a CUDA graph.
+ * Returns INVALID_HANDLE. */
 INT8Q_API int32_t int8q_prepare_context(int8q_context* context);
 
-/* Writes a JSON object: {"backend":, "isa":, "threads":, "runner":, "kernels": {operation: kernel name, ...}}. Buffer and
- * length as in int8q_diagnose_json. Returns INVALID_ARGUMENT, INVALID_HANDLE, OUT_OF_MEMORY, BUFFER_TOO_SMALL. */
+/* The stream on which a CUDA context puts work from now on, as int8q_context_options.stream. It waits for nothing: order
+ * streams yourself where the new one reads what the old one writes, the context's scratch memory included, which the
+ * stateless operations use. Returns INVALID_ARGUMENT (a CPU context), INVALID_HANDLE. Since level 1.0. */
+INT8Q_API int32_t int8q_set_stream(int8q_context* context, void* stream);
+
+/* Writes a JSON object: {"backend": "cpu", "isa":, "threads":, "runner":, "kernels": {operation: kernel name, ...}}, or
+ * {"backend": "cuda", "device":, "name":, "capability":, "image":, "launches":}, of which launches counts the kernels that this
+ * context has launched. Buffer and length as in int8q_diagnose_json. Returns INVALID_ARGUMENT, INVALID_HANDLE,
+ * OUT_OF_MEMORY, BUFFER_TOO_SMALL. */
 INT8Q_API int32_t int8q_describe_context(int8q_context* context, char* buffer, uint64_t capacity, uint64_t* length);
 
 /* Fills a runner that runs tasks on the OpenMP threads of a runtime that the process has loaded already, torch's libgomp say.
@@ -314,8 +340,9 @@ INT8Q_API int32_t int8q_find_openmp_runner(const char* library, int32_t threads,
  * bitsandbytes' shape: nothing is kept from call to call but the context's scratch memory, which grows on need through
  * the context's allocator. All of them succeed on empty matrices; K = 0 gives accumulators of 0.
  * Returns (each, unless it has a list of its own) INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH,
- * SIZE_OVERFLOW, OUT_OF_MEMORY, MISALIGNED, OVERLAP, BUSY, RUNNER_FAILED. Results do not depend on ISA, threads or runner.
- * Since level 1.0. */
+ * SIZE_OVERFLOW, OUT_OF_MEMORY, MISALIGNED, OVERLAP, BUSY, RUNNER_FAILED. Results do not depend on ISA, threads
+ * or runner; of a GPU, integers and what is quantized are the same bits, floating-point results are within the bound of
+ * docs/numerics. Since level 1.0. */
 
 /* Quantizes each row on its own (vector-wise, paper section 3.1; bitsandbytes' int8_vectorwise_quant).
  *
@@ -337,7 +364,8 @@ INT8Q_API int32_t int8q_quantize_rows(int8q_context* context, const int8q_matrix
                                       int64_t* outlier_count);
 
 /* C = A . B^T in 32-bit integers, exact (bitsandbytes' int8_linear_matmul).
- * a S8 [M,K], b S8 [N,K], c S32 [M,N]. K <= 133,144, and <= 131,071 where a or b holds -128 (else SIZE_OVERFLOW). */
+ * a S8 [M,K], b S8 [N,K], c S32 [M,N]. K <= 133,144, and <= 131,071 where a or b holds -128, or on a GPU, whose memory is not
+ * looked at (else SIZE_OVERFLOW). */
 INT8Q_API int32_t int8q_multiply(int8q_context* context, const int8q_matrix* a, const int8q_matrix* b,
                                  const int8q_matrix* c);
 
@@ -359,7 +387,7 @@ INT8Q_API int32_t int8q_scaled_multiply(int8q_context* context, const int8q_matr
  * x             F32, F16 or BF16 [M,K]
  * a             S8 [M,K], zero where x's part is taken by o, as int8q_quantize_rows makes it
  * outlier_mode  COLUMN or ELEMENT; in ELEMENT only elements with |x| >= threshold enter o
- * outlier_cols  [outlier_count] ascending, in [0, K); may be NULL if outlier_count is 0
+ * outlier_cols  [outlier_count] ascending, in [0, K); may be NULL if outlier_count is 0. On a GPU other columns are passed over.
  * The others as in int8q_scaled_multiply. */
 INT8Q_API int32_t int8q_mixed_scaled_multiply(int8q_context* context, const int8q_matrix* x, const int8q_matrix* a,
                                               const float* row_stats, const int8q_matrix* b, const float* col_stats,
@@ -383,9 +411,11 @@ INT8Q_API int32_t int8q_select_outlier_cols(const int64_t* counts, int64_t cols,
                                             int64_t* outlier_cols, int64_t* outlier_count);
 
 /* ---------------------------------------------------------------------------------------------------- The linear layer
- * An int8q_linear is immutable and may be used from any thread and with any context, whatever its ISA: there is one packed
- * layout. Its blob (magic, layout id, sizes, checksums, panels of 16 rows of W) can lie in the library's memory or in the
- * caller's, an mmap'ed file's for example. Since level 1.0. */
+ * An int8q_linear is immutable and may be used from any thread and with any context of its backend and device, whatever its
+ * ISA: there is one packed layout. Its blob (magic, layout id, sizes, checksums, panels of 16 rows of W) can lie in the
+ * library's memory or in the caller's, an mmap'ed file's for example. A linear of a CUDA context has no blob: its codes are
+ * rows as in a checkpoint, on the device. int8q_open_linear makes one from a blob, and int8q_export_linear brings it back.
+ * Since level 1.0. */
 
 /* Bytes of the blob of a linear [N,K]; has_bias is 0 or 1. Returns INVALID_ARGUMENT, SIZE_OVERFLOW (K > 133,144). */
 INT8Q_API int32_t int8q_query_blob(int64_t out_features, int64_t in_features, int32_t has_bias, int64_t kept_count,
@@ -398,7 +428,11 @@ INT8Q_API int32_t int8q_query_blob(int64_t out_features, int64_t in_features, in
  * bias       F32, F16 or BF16 [1,N]; may be NULL
  * options    NULL: mode COLUMN, threshold 6, no kept columns. Kept columns stay in the int8 weights as well; where such a
  *            column is an outlier column of X, its fp16 weights are used in place of q * col_stats / 127.
+ *            INT8Q_BORROW_WEIGHT, CUDA and S8 alone: the codes are used where they are, a checkpoint's in place, and must
+ *            stay valid and unchanged while the linear lives; rows that begin at multiples of 16 bytes are fastest.
  * linear     receives the handle
+ *
+ * A CUDA context waits for its stream here, since stats and bias are checked on the host: not within a capture.
  *
  * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW (K as in int8q_multiply),
  * OUT_OF_MEMORY, MISALIGNED, BUSY, RUNNER_FAILED; NOT_FINITE names the row of a NaN or Inf in weight, col_stats, bias or
@@ -407,12 +441,12 @@ INT8Q_API int32_t int8q_create_linear(int8q_context* context, const int8q_matrix
                                       const int8q_matrix* bias, const int8q_linear_options* options, int8q_linear** linear);
 
 /* The same into the caller's blob of blob_bytes >= int8q_query_blob, 64-byte aligned. Use int8q_open_linear on it.
- * Returns also BUFFER_TOO_SMALL, OVERLAP. When it fails, the blob's contents are undefined and do not open. */
+ * Returns also BUFFER_TOO_SMALL, OVERLAP, UNSUPPORTED (a CUDA context). When it fails, the blob's contents are undefined and do not open. */
 INT8Q_API int32_t int8q_pack_linear(int8q_context* context, const int8q_matrix* weight, const float* col_stats,
                                     const int8q_matrix* bias, const int8q_linear_options* options, void* blob,
                                     uint64_t blob_bytes);
 
-/* Validates a blob and makes a linear over it, without copying. The blob is only read, is 64-byte aligned, and must stay
+/* Validates a blob and makes a linear over it, without copying; a CUDA context copies it to its device and waits. The blob is only read, is 64-byte aligned, and must stay
  * valid and unchanged while the linear lives. flags: INT8Q_TRUST_CHECKSUM skips reading the packed weights (everything
  * that memory safety depends on is validated all the same). Returns CORRUPT, MISALIGNED, UNSUPPORTED (a newer layout),
  * INVALID_ARGUMENT, INVALID_HANDLE, OUT_OF_MEMORY. */
@@ -420,7 +454,7 @@ INT8Q_API int32_t int8q_open_linear(int8q_context* context, const void* blob, ui
                                     int8q_linear** linear);
 
 /* The linear's blob: *blob points to *bytes bytes that live as long as the linear. Returns INVALID_ARGUMENT,
- * INVALID_HANDLE. */
+ * INVALID_HANDLE, UNSUPPORTED (a linear of a CUDA context). */
 INT8Q_API int32_t int8q_get_blob(const int8q_linear* linear, const void** blob, uint64_t* bytes);
 
 /* Fills *info; set info->size before. Returns INVALID_ARGUMENT, INVALID_HANDLE, ABI_MISMATCH. */
@@ -438,7 +472,7 @@ INT8Q_API int32_t int8q_export_linear(int8q_context* context, const int8q_linear
 INT8Q_API int32_t int8q_destroy_linear(int8q_linear* linear);
 
 /* Bytes of workspace for `operation` (INT8Q_FORWARD, INT8Q_BACKWARD) on `rows` rows with this context; monotone in rows.
- * parts: 0 for the context's own threads, else the number of parts of the part-wise calls, at most 1024.
+ * parts: 0 for the context's own threads, else the number of parts of the part-wise calls, at most 1024; ignored by CUDA.
  * Returns INVALID_ARGUMENT, INVALID_HANDLE, SIZE_OVERFLOW. */
 INT8Q_API int32_t int8q_query_workspace(int8q_context* context, const int8q_linear* linear, int32_t operation, int64_t rows,
                                         int32_t parts, uint64_t* bytes);
@@ -473,7 +507,7 @@ INT8Q_API int32_t int8q_forward_many(int8q_context* context, const int8q_linear*
  * linears'. part is in [0, parts), parts 1 to 1024. The context may be shared by these threads. Once all parts have
  * returned, y is bit for bit what int8q_forward gives. An engine that calls forward_part before the barrier gets undefined
  * values, no more. Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, BUFFER_TOO_SMALL,
- * MISALIGNED, OVERLAP. */
+ * MISALIGNED, OVERLAP, UNSUPPORTED (a CUDA context). */
 INT8Q_API int32_t int8q_quantize_part(int8q_context* context, const int8q_linear* linear, const int8q_matrix* x,
                                       void* workspace, uint64_t workspace_bytes, int32_t part, int32_t parts);
 INT8Q_API int32_t int8q_forward_part(int8q_context* context, const int8q_linear* linear, const int8q_matrix* x,
@@ -519,7 +553,7 @@ INT8Q_API int32_t int8q_close_safetensors(int8q_safetensors* file);
  * progress  may be NULL
  *
  * Memory is bounded by a few row blocks, not by the model. Returns NOT_FOUND, IO (full disk), CORRUPT, UNSUPPORTED (already
- * quantized; no safetensors in the folder), SIZE_OVERFLOW (K > 133,144), NOT_FINITE (names tensor and row), CANCELLED,
+ * quantized; no safetensors in the folder; a CUDA context), SIZE_OVERFLOW (K > 133,144), NOT_FINITE (names tensor and row), CANCELLED,
  * INVALID_ARGUMENT (a bad regex), INVALID_HANDLE, ABI_MISMATCH, OUT_OF_MEMORY, BUSY, RUNNER_FAILED. */
 INT8Q_API int32_t int8q_quantize_checkpoint(int8q_context* context, const char* in, const char* out,
                                             const int8q_checkpoint_options* options, int8q_progress_fn progress,

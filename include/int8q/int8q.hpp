@@ -386,7 +386,10 @@ class Context : public detail::Owner<int8q_context, detail::destroy_context> {
   // Starts the threads now.
   int32_t prepare() { return detail::check(INT8Q_CALL(int8q_prepare_context, handle_)); }
 
-  // JSON: ISA, threads, the kernel of each operation.
+  // Of a CUDA context: where work goes from now on.
+  int32_t set_stream(void* stream) { return detail::check(INT8Q_CALL(int8q_set_stream, handle_, stream)); }
+
+  // JSON: ISA, threads, the kernel of each operation; or GPU and launches.
   std::string describe() const {
     return detail::text_of([this](char* buffer, uint64_t capacity, uint64_t* length) {
       return INT8Q_CALL(int8q_describe_context, handle_, buffer, capacity, length);
@@ -402,22 +405,29 @@ class Context : public detail::Owner<int8q_context, detail::destroy_context> {
   }
 };
 
-// 64-byte aligned memory that grows on need; contents undefined.
+// 64-byte aligned memory that grows on need; contents undefined. Or the caller's, of a GPU for example, which stays as it is: a
+// call that needs more says so.
 class Workspace {
  public:
   Workspace() = default;
+  Workspace(void* memory, uint64_t bytes) noexcept : memory_(memory), bytes_(bytes), owned_(false) {}
   Workspace(Workspace&& other) noexcept
-      : memory_(std::exchange(other.memory_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+      : memory_(std::exchange(other.memory_, nullptr)),
+        bytes_(std::exchange(other.bytes_, 0)),
+        owned_(std::exchange(other.owned_, true)) {}
   Workspace& operator=(Workspace&& other) noexcept {
     std::swap(memory_, other.memory_);
     std::swap(bytes_, other.bytes_);
+    std::swap(owned_, other.owned_);
     return *this;
   }
-  ~Workspace() { std::free(memory_); }
+  ~Workspace() {
+    if (owned_) std::free(memory_);
+  }
 
   // At least `bytes` bytes; NULL if there is no memory, which the call that is given it then refuses.
   void* reserve(uint64_t bytes) {
-    if (bytes > bytes_) {
+    if (bytes > bytes_ && owned_) {
       std::free(memory_);
       memory_ = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
       bytes_ = memory_ == nullptr ? 0 : bytes;
@@ -430,6 +440,7 @@ class Workspace {
  private:
   void* memory_ = nullptr;
   uint64_t bytes_ = 0;
+  bool owned_ = true;
 };
 
 // An int8 linear layer (int8q_create_linear).

@@ -146,7 +146,7 @@ LEVEL = (1, 0)  # the newest ABI level that this binding knows
 
 # SHA-256 over the declarations of each level.
 HASHES = {
-    (1, 0): "8f328a916396a4038ccaedb5bdcc874133525360dbb9b5e42ebad555329f0b76",
+    (1, 0): "a97c74b249367760792fe82902787d6ad1f5d9d948171ace4a4d64b234faa07e",
 }
 
 INT8Q_OK = 0
@@ -169,6 +169,7 @@ INT8Q_CORRUPT = 16
 INT8Q_CANCELLED = 17
 INT8Q_RUNNER_FAILED = 18
 INT8Q_INTERNAL = 19
+INT8Q_DEVICE_FAILED = 20
 INT8Q_DTYPE_INVALID = 0
 INT8Q_F32 = 1
 INT8Q_F16 = 2
@@ -195,6 +196,7 @@ INT8Q_FORWARD = 1
 INT8Q_BACKWARD = 2
 INT8Q_ACCUMULATE = 1
 INT8Q_TRUST_CHECKSUM = 1
+INT8Q_BORROW_WEIGHT = 1
 INT8Q_PHASE_PLAN = 0
 INT8Q_PHASE_WRITE = 1
 INT8Q_PHASE_FINISH = 2
@@ -281,16 +283,17 @@ int8q_context_options._fields_ = [
     ("size", c_uint32),
     ("backend", c_int32),
     ("threads", c_int32),
-    ("reserved", c_uint32),
+    ("device", c_int32),
     ("isa", c_char_p),
     ("runner", ctypes.POINTER(int8q_parallel_runner)),
     ("allocator", ctypes.POINTER(int8q_allocator)),
+    ("stream", c_void_p),
 ]
 int8q_linear_options._fields_ = [
     ("size", c_uint32),
     ("outlier_mode", c_int32),
     ("threshold", c_float),
-    ("reserved", c_uint32),
+    ("flags", c_uint32),
     ("kept_cols", ctypes.POINTER(c_int64)),
     ("kept_count", c_int64),
     ("kept_weights", ctypes.POINTER(int8q_matrix)),
@@ -390,6 +393,11 @@ PROTOTYPES = {
         (1, 0),
         c_int32,
         [ctypes.POINTER(int8q_context)],  # noqa: E501
+    ),
+    "int8q_set_stream": (
+        (1, 0),
+        c_int32,
+        [ctypes.POINTER(int8q_context), c_void_p],  # noqa: E501
     ),
     "int8q_describe_context": (
         (1, 0),

@@ -212,7 +212,12 @@ def _shown_library(library):
     cpu = diagnosis["cpu"]
     yield from _wrap("cpu       ", f"{cpu['brand']}: {cpu['chosen']['name'] or 'none'}, {cpu['chosen']['why']}")
     yield from _wrap("threads   ", f"{context.get('threads', 0)} used, {diagnosis['threads']} available")
-    yield from _wrap("gpu       ", f"{diagnosis['gpu']['state']}: {diagnosis['gpu']['why']}")
+    gpu = diagnosis["gpu"]
+    yield from _wrap("gpu       ", f"{gpu['state']}: {gpu['why']}")
+    for one in gpu["devices"]:
+        runs = one["image"] or "nothing that is here"
+        yield from _wrap("          ", f"{one['device']}: {one['name']}, capability {one['capability']}, runs {runs}")
+    yield from _wrap("          ", "kernels for " + (", ".join(gpu["images"]) or "none"))
 
 
 def _wrap(label, text):

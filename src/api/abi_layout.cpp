@@ -25,20 +25,21 @@ static_assert(offsetof(int8q_parallel_runner, max_threads) == 4 && sizeof(int8q_
 static_assert(offsetof(int8q_parallel_runner, opaque) == 8 && sizeof(int8q_parallel_runner::opaque) == 8);
 static_assert(offsetof(int8q_parallel_runner, run) == 16 && sizeof(int8q_parallel_runner::run) == 8);
 
-static_assert(sizeof(int8q_context_options) == 40 && alignof(int8q_context_options) == 8);
+static_assert(sizeof(int8q_context_options) == 48 && alignof(int8q_context_options) == 8);
 static_assert(offsetof(int8q_context_options, size) == 0 && sizeof(int8q_context_options::size) == 4);
 static_assert(offsetof(int8q_context_options, backend) == 4 && sizeof(int8q_context_options::backend) == 4);
 static_assert(offsetof(int8q_context_options, threads) == 8 && sizeof(int8q_context_options::threads) == 4);
-static_assert(offsetof(int8q_context_options, reserved) == 12 && sizeof(int8q_context_options::reserved) == 4);
+static_assert(offsetof(int8q_context_options, device) == 12 && sizeof(int8q_context_options::device) == 4);
 static_assert(offsetof(int8q_context_options, isa) == 16 && sizeof(int8q_context_options::isa) == 8);
 static_assert(offsetof(int8q_context_options, runner) == 24 && sizeof(int8q_context_options::runner) == 8);
 static_assert(offsetof(int8q_context_options, allocator) == 32 && sizeof(int8q_context_options::allocator) == 8);
+static_assert(offsetof(int8q_context_options, stream) == 40 && sizeof(int8q_context_options::stream) == 8);
 
 static_assert(sizeof(int8q_linear_options) == 40 && alignof(int8q_linear_options) == 8);
 static_assert(offsetof(int8q_linear_options, size) == 0 && sizeof(int8q_linear_options::size) == 4);
 static_assert(offsetof(int8q_linear_options, outlier_mode) == 4 && sizeof(int8q_linear_options::outlier_mode) == 4);
 static_assert(offsetof(int8q_linear_options, threshold) == 8 && sizeof(int8q_linear_options::threshold) == 4);
-static_assert(offsetof(int8q_linear_options, reserved) == 12 && sizeof(int8q_linear_options::reserved) == 4);
+static_assert(offsetof(int8q_linear_options, flags) == 12 && sizeof(int8q_linear_options::flags) == 4);
 static_assert(offsetof(int8q_linear_options, kept_cols) == 16 && sizeof(int8q_linear_options::kept_cols) == 8);
 static_assert(offsetof(int8q_linear_options, kept_count) == 24 && sizeof(int8q_linear_options::kept_count) == 8);
 static_assert(offsetof(int8q_linear_options, kept_weights) == 32 && sizeof(int8q_linear_options::kept_weights) == 8);

@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include "cuda/layer.h"
+
 namespace int8q::api {
 namespace {
 
@@ -62,7 +64,28 @@ const Linear& check_linear(const int8q_linear* linear) {
   return *linear;
 }
 
-int8q_matrix check_matrix(const int8q_matrix* matrix, const char* name, DtypeSet dtypes, int64_t rows, int64_t cols) {
+Context& check_cpu_context(int8q_context* context) {
+  Context& c = check_context(context);
+  if (c.gpu) fail(INT8Q_UNSUPPORTED, "context is a GPU's; this function needs one of INT8Q_BACKEND_CPU");
+  return c;
+}
+
+const Linear& check_linear(const Context& context, const int8q_linear* linear) {
+  const Linear& l = check_linear(linear);
+  const auto place = [](const cuda::Device* device) {
+    return device == nullptr ? std::string("the CPU") : "GPU " + std::to_string(device->ordinal);
+  };
+  const cuda::Device* wanted = context.gpu ? &context.gpu->device : nullptr;
+  const cuda::Device* found = l.on_device != nullptr ? l.on_device->device : nullptr;
+  if (found != wanted) {
+    fail(INT8Q_INVALID_ARGUMENT, "linear is on %s; expected one made by a context of %s", place(found).c_str(),
+         place(wanted).c_str());
+  }
+  return l;
+}
+
+int8q_matrix check_matrix(const Context& context, const int8q_matrix* matrix, const char* name, DtypeSet dtypes,
+                          int64_t rows, int64_t cols) {
   int8q_matrix m = read_struct(matrix, name);
   if (!contains(dtypes, m.dtype)) {
     fail(INT8Q_INVALID_DTYPE, "%s->dtype is %d (INT8Q_%s); expected one of %s", name, m.dtype, dtype_name(m.dtype),
@@ -84,6 +107,7 @@ int8q_matrix check_matrix(const int8q_matrix* matrix, const char* name, DtypeSet
     fail(INT8Q_INVALID_ARGUMENT, "%s->data is NULL; expected %lld x %lld elements", name, static_cast<long long>(m.rows),
          static_cast<long long>(m.cols));
   }
+  if (context.gpu) check_array(m.data, 0, static_cast<size_t>(dtype_bytes(m.dtype)), name);
   return m;
 }
 

@@ -19,13 +19,17 @@ using DtypeSet = std::initializer_list<int32_t>;
 inline constexpr DtypeSet kFloats = {INT8Q_F32, INT8Q_F16, INT8Q_BF16};
 
 Context& check_context(int8q_context* context);
+Context& check_cpu_context(int8q_context* context);  // UNSUPPORTED for a GPU's
 const Linear& check_linear(const int8q_linear* linear);
+// One of the context's backend and device.
+const Linear& check_linear(const Context& context, const int8q_linear* linear);
 
 // Overwrites the magic, the first member of a handle whose life has ended; volatile, or the compiler would drop the store.
 inline void poison(void* handle) { *static_cast<volatile uint64_t*>(handle) = 0; }
 
-// A validated copy; row_stride is cols where there is one row. rows or cols of -1 expect any size.
-int8q_matrix check_matrix(const int8q_matrix* matrix, const char* name, DtypeSet dtypes, int64_t rows, int64_t cols);
+// A validated copy; row_stride is cols where there is one row. rows or cols of -1 expect any size. A GPU's elements are aligned.
+int8q_matrix check_matrix(const Context& context, const int8q_matrix* matrix, const char* name, DtypeSet dtypes,
+                          int64_t rows, int64_t cols);
 
 // A float or int64_t array: naturally aligned, not NULL unless count is 0.
 void check_array(const void* array, int64_t count, size_t alignment, const char* name);

@@ -64,6 +64,7 @@ const char* int8q_status_name(int32_t status) {
     case INT8Q_CANCELLED: return "INT8Q_CANCELLED";
     case INT8Q_RUNNER_FAILED: return "INT8Q_RUNNER_FAILED";
     case INT8Q_INTERNAL: return "INT8Q_INTERNAL";
+    case INT8Q_DEVICE_FAILED: return "INT8Q_DEVICE_FAILED";
     default: return "INT8Q_UNKNOWN_STATUS";
   }
 }

@@ -48,7 +48,7 @@ extern "C" int32_t int8q_quantize_checkpoint(int8q_context* context, const char*
                                              void* opaque) {
   using namespace int8q;
   return api::guarded([&] {
-    Context& checked_context = api::check_context(context);
+    Context& checked_context = api::check_cpu_context(context);
     api::require(in != nullptr, "in", "the path of a safetensors file or a folder");
     const checkpoint::QuantizeOptions checked = api::check_options(options);
     api::require(out != nullptr || checked.dry_run, "out", "a path, or dry_run = 1");

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "api/arguments.h"
 
@@ -46,14 +47,24 @@ int choose_threads(int32_t threads) {
   return static_cast<int>(wanted);
 }
 
-void check_backend(int32_t backend) {
-  if (backend == INT8Q_BACKEND_CUDA) {
-    fail(INT8Q_NO_DEVICE,
-         "options->backend is INT8Q_BACKEND_CUDA; this build has no CUDA backend; use INT8Q_BACKEND_CPU or AUTO");
-  }
-  if (backend != INT8Q_BACKEND_AUTO && backend != INT8Q_BACKEND_CPU) {
+// What the other backend's options must be.
+void check_backend(const int8q_context_options& options) {
+  const int32_t backend = options.backend;
+  if (backend != INT8Q_BACKEND_AUTO && backend != INT8Q_BACKEND_CPU && backend != INT8Q_BACKEND_CUDA) {
     fail(INT8Q_UNSUPPORTED, "options->backend is %d; expected INT8Q_BACKEND_AUTO (0), _CPU (1) or _CUDA (2)", backend);
   }
+  if (options.device < 0 || (options.device > 0 && backend != INT8Q_BACKEND_CUDA)) {
+    fail(INT8Q_INVALID_ARGUMENT, "options->device is %d; expected %s", options.device,
+         backend == INT8Q_BACKEND_CUDA ? "a GPU's ordinal, >= 0" : "0, since the backend is the CPU");
+  }
+  const auto refuse = [](const char* name, const char* backend_name) {
+    fail(INT8Q_INVALID_ARGUMENT, "options->%s is given; expected none, since the backend is %s", name, backend_name);
+  };
+  if (backend != INT8Q_BACKEND_CUDA && options.stream != nullptr) refuse("stream", "the CPU");
+  if (backend != INT8Q_BACKEND_CUDA) return;
+  if (options.isa != nullptr) refuse("isa", "CUDA");
+  if (options.threads != 0) refuse("threads", "CUDA");
+  if (options.runner != nullptr) refuse("runner", "CUDA");
 }
 
 void check_reserved(uint32_t reserved, const char* name) {
@@ -78,23 +89,37 @@ int8q_parallel_runner check_runner(const int8q_parallel_runner* theirs) {
   return mine;
 }
 
+// The handle in memory of `handles`, made by arguments.
+template <class... Arguments>
+Context* make_handle(const Allocator& handles, Arguments&&... arguments) {
+  void* memory = handles.allocate(sizeof(Context), "context");
+  try {
+    return new (memory) Context(std::forward<Arguments>(arguments)...);
+  } catch (...) {
+    handles.deallocate(memory, sizeof(Context));
+    throw;
+  }
+}
+
+Context* create_on_gpu(const int8q_context_options& options) {
+  const Allocator theirs = choose_allocator(options.allocator);
+  cuda::Device& device = cuda::Device::open(options.device);
+  const cuda::Queue queue{.device = device, .stream = options.stream};
+  return make_handle(Allocator(), cpu::best_isa().kernels(), options.allocator != nullptr ? theirs : device.allocator(),
+                     queue);
+}
+
 Context* create(const int8q_context_options* theirs) {
   int8q_context_options options{};
   if (theirs != nullptr) options = read_struct(theirs, "options");
-  check_reserved(options.reserved, "options->reserved");
-  check_backend(options.backend);
+  check_backend(options);
+  if (options.backend == INT8Q_BACKEND_CUDA) return create_on_gpu(options);
   const cpu::Kernels& kernels = choose_kernels(options.isa);
   const Allocator allocator = choose_allocator(options.allocator);
   int8q_parallel_runner runner{};
   if (options.runner != nullptr) runner = check_runner(options.runner);
   const int threads = options.runner != nullptr ? 1 : choose_threads(options.threads);
-  void* memory = allocator.allocate(sizeof(Context), "context");
-  try {
-    return new (memory) Context(kernels, allocator, threads, options.runner != nullptr ? &runner : nullptr);
-  } catch (...) {
-    allocator.deallocate(memory, sizeof(Context));
-    throw;
-  }
+  return make_handle(allocator, kernels, allocator, threads, options.runner != nullptr ? &runner : nullptr);
 }
 
 }  // namespace
@@ -114,15 +139,26 @@ int32_t int8q_create_context(const int8q_context_options* options, int8q_context
 int32_t int8q_destroy_context(int8q_context* context) {
   return guarded([&] {
     int8q::Context& c = check_context(context);
-    const int8q::Allocator allocator = c.allocator;
+    const int8q::Allocator handles = c.handles;
     c.~int8q_context();
     poison(context);
-    allocator.deallocate(context, sizeof(int8q::Context));
+    handles.deallocate(context, sizeof(int8q::Context));
   });
 }
 
 int32_t int8q_prepare_context(int8q_context* context) {
-  return guarded([&] { check_context(context).pool.start(); });
+  return guarded([&] {
+    int8q::Context& c = check_context(context);
+    if (!c.gpu) c.pool.start();
+  });
+}
+
+int32_t int8q_set_stream(int8q_context* context, void* stream) {
+  return guarded([&] {
+    int8q::Context& c = check_context(context);
+    if (!c.gpu) int8q::fail(INT8Q_INVALID_ARGUMENT, "context is the CPU's; expected one of INT8Q_BACKEND_CUDA");
+    c.gpu->stream = stream;
+  });
 }
 
 }  // extern "C"

@@ -10,13 +10,14 @@
 
 #include "api/arguments.h"
 #include "cpu/cpuid.h"
+#include "cuda/device.h"
 
 namespace int8q::api {
 namespace {
 
 // JSON text is put together in strings; the library escapes them. A DOM of nlohmann::json would end the process if memory
 // ran out in its destructor. Text that is no UTF-8 (a path, an environment variable) becomes U+FFFD.
-std::string quoted(const std::string& text) {
+std::string as_json(const std::string& text) {
   return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
@@ -28,7 +29,7 @@ class Members {
   explicit Members(char open) : text_(1, open), close_(open == '{' ? '}' : ']') {}
   Members& add(const char* name, const std::string& json) {
     separate();
-    text_ += quoted(name) + ": " + json;
+    text_ += as_json(name) + ": " + json;
     return *this;
   }
   Members& add(const std::string& json) {
@@ -55,13 +56,13 @@ std::string library_path() {
 
 std::string environment(const char* name) {
   const char* value = std::getenv(name);
-  return value == nullptr ? "null" : quoted(value);
+  return value == nullptr ? "null" : as_json(value);
 }
 
 // Which ISA a context with default options would take, and why.
 std::string chosen_isa() {
   const auto choice = [](const char* name, const std::string& why) {
-    return Members('{').add("name", name == nullptr ? "null" : quoted(name)).add("why", quoted(why)).text();
+    return Members('{').add("name", name == nullptr ? "null" : as_json(name)).add("why", as_json(why)).text();
   };
   const char* forced = std::getenv("INT8Q_CPU_ISA");
   if (forced == nullptr || *forced == '\0') return choice(cpu::best_isa().name, "the best that this CPU runs");
@@ -81,7 +82,7 @@ std::string describe_cpu() {
 #endif
   Members isas('[');
   for (const cpu::Isa& isa : cpu::isas()) {
-    isas.add(Members('{').add("name", quoted(isa.name)).add("runnable", boolean(isa.supported())).text());
+    isas.add(Members('{').add("name", as_json(isa.name)).add("runnable", boolean(isa.supported())).text());
   }
   const std::string features = Members('{')
                                    .add("avx2", boolean(f.avx2))
@@ -91,11 +92,63 @@ std::string describe_cpu() {
                                    .add("avx512bf16", boolean(f.avx512bf16))
                                    .text();
   return Members('{')
-      .add("architecture", quoted(architecture))
-      .add("brand", quoted(f.brand))
+      .add("architecture", as_json(architecture))
+      .add("brand", as_json(f.brand))
       .add("features", features)
       .add("isas", isas.text())
       .add("chosen", chosen_isa())
+      .text();
+}
+
+std::string capability(int major, int minor) { return std::to_string(major) + "." + std::to_string(minor); }
+
+std::string image_name(const cuda::Image* image) { return image == nullptr ? "null" : as_json(image->name); }
+
+// One GPU; whether there are kernels for it.
+std::string describe_gpu(int ordinal, bool& works) {
+  const cuda::Gpu gpu = cuda::describe_gpu(ordinal);
+  works = works || gpu.image != nullptr;
+  return Members('{')
+      .add("device", std::to_string(ordinal))
+      .add("name", as_json(gpu.name))
+      .add("capability", as_json(capability(gpu.major, gpu.minor)))
+      .add("image", image_name(gpu.image))
+      .text();
+}
+
+std::string describe_gpus() {
+  Members embedded('['), devices('[');
+  for (const cuda::Image& image : cuda::images()) embedded.add(as_json(image.name));
+  std::string state, why;
+  std::string driver = "null";
+  if (cuda::images().empty()) {
+    state = "not built";
+    why = "this build has no CUDA kernels, since NVRTC was not there";
+  } else {
+    const cuda::Presence& presence = cuda::look_for_driver();
+    const char* const states[] = {"no driver", "driver too old", "no GPU", "works"};
+    state = states[presence.state];
+    why = presence.why;
+    if (presence.version > 0) driver = as_json(capability(presence.version / 1000, presence.version % 1000 / 10));
+    bool works = false;
+    try {
+      for (int i = 0; i < presence.devices; ++i) devices.add(describe_gpu(i, works));
+      if (presence.state == cuda::Presence::kPresent) {
+        why = works ? std::to_string(presence.devices) + (presence.devices == 1 ? " GPU" : " GPUs")
+                    : "no kernels in this build for the GPU's compute capability";
+        if (!works) state = "no kernels";
+      }
+    } catch (const Error&) {  // in a forked process, say
+      state = "no GPU";
+      why = last_error();
+    }
+  }
+  return Members('{')
+      .add("state", as_json(state))
+      .add("why", as_json(why))
+      .add("driver", driver)
+      .add("images", embedded.text())
+      .add("devices", devices.text())
       .text();
 }
 
@@ -103,34 +156,46 @@ std::string diagnose() {
   const std::string abi = Members('{')
                               .add("major", std::to_string(INT8Q_ABI_MAJOR))
                               .add("minor", std::to_string(INT8Q_ABI_MINOR))
-                              .add("hash", quoted(int8q_abi_hash(INT8Q_ABI_LEVEL)))
+                              .add("hash", as_json(int8q_abi_hash(INT8Q_ABI_LEVEL)))
                               .text();
   const std::string variables = Members('{')
                                     .add("INT8Q_CPU_ISA", environment("INT8Q_CPU_ISA"))
                                     .add("INT8Q_NUM_THREADS", environment("INT8Q_NUM_THREADS"))
                                     .text();
   return Members('{')
-      .add("version", quoted(INT8Q_VERSION))
+      .add("version", as_json(INT8Q_VERSION))
       .add("abi", abi)
-      .add("library", quoted(library_path()))
+      .add("library", as_json(library_path()))
       .add("cpu", describe_cpu())
       .add("threads", std::to_string(available_threads()))
       .add("environment", variables)
-      .add("gpu", R"({"state": "not built", "why": "this build has no CUDA backend"})")
+      .add("gpu", describe_gpus())
+      .text();
+}
+
+std::string describe_queue(const cuda::Queue& queue) {
+  return Members('{')
+      .add("backend", as_json("cuda"))
+      .add("device", std::to_string(queue.device.ordinal))
+      .add("name", as_json(queue.device.name))
+      .add("capability", as_json(capability(queue.device.major, queue.device.minor)))
+      .add("image", image_name(queue.device.image))
+      .add("launches", std::to_string(queue.launches))
       .text();
 }
 
 std::string describe(const Context& context) {
+  if (context.gpu) return describe_queue(*context.gpu);
   Members kernels('{');
   cpu::for_each_kernel(
       *context.kernels,
       [](void* into, const char* operation, const char* name) {
-        static_cast<Members*>(into)->add(operation, quoted(name));
+        static_cast<Members*>(into)->add(operation, as_json(name));
       },
       &kernels);
   return Members('{')
-      .add("backend", quoted("cpu"))
-      .add("isa", quoted(context.kernels->isa))
+      .add("backend", as_json("cpu"))
+      .add("isa", as_json(context.kernels->isa))
       .add("threads", std::to_string(context.pool.threads()))
       .add("runner", boolean(context.pool.has_runner()))
       .add("kernels", kernels.text())

@@ -25,7 +25,7 @@ inline constexpr FirstSize kFirstSize<int8q_allocator> = {32, "1.0"};
 template <>
 inline constexpr FirstSize kFirstSize<int8q_parallel_runner> = {24, "1.0"};
 template <>
-inline constexpr FirstSize kFirstSize<int8q_context_options> = {40, "1.0"};
+inline constexpr FirstSize kFirstSize<int8q_context_options> = {48, "1.0"};
 template <>
 inline constexpr FirstSize kFirstSize<int8q_linear_options> = {40, "1.0"};
 template <>

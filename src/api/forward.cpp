@@ -2,6 +2,7 @@
 //
 // Forward, part-wise forward, backward: validate without allocating, then delegate to cpu/layer.h.
 #include "api/arguments.h"
+#include "cuda/layer.h"
 
 namespace int8q::api {
 namespace {
@@ -29,8 +30,25 @@ void check_workspace(const void* workspace, uint64_t bytes, int64_t needed) {
   }
 }
 
+int64_t forward_workspace(const Context& context, const Linear& linear, int64_t rows, int64_t parts) {
+  if (context.gpu) return cuda::forward_workspace_bytes(context.gpu->device, linear.k(), rows);
+  return forward_workspace_bytes(*context.kernels, linear, rows, parts == 0 ? context.pool.threads() : parts);
+}
+
+int64_t backward_workspace(const Context& context, const Linear& linear, int64_t rows, int64_t parts) {
+  if (context.gpu) return kAlignment;
+  return backward_workspace_bytes(linear, rows, parts == 0 ? context.pool.threads() : parts);
+}
+
+void run_forward(Context& context, const Linear* const* linears, int64_t count, const FloatRows& x, const Output* ys,
+                 bool accumulate, void* workspace) {
+  if (context.gpu) return cuda::forward(*context.gpu, linears, count, x, ys, accumulate, workspace);
+  forward(context, linears, count, x, ys, accumulate, workspace);
+}
+
 Extent blob_extent(const Linear& linear) {
-  return extent(linear.blob.header, static_cast<int64_t>(linear.blob.header->blob_bytes), "the linear's blob");
+  const void* blob = linear.on_device != nullptr ? linear.on_device->memory : linear.blob.header;
+  return extent(blob, static_cast<int64_t>(linear.blob.header->blob_bytes), "the linear's weights");
 }
 
 // x [M,K], y [M,N], the workspace, and that none of the written ones overlaps another.
@@ -38,11 +56,11 @@ struct Call {
   int8q_matrix x, y;
 };
 
-Call check_forward(const Linear& linear, const int8q_matrix* x, const int8q_matrix* y, const void* workspace,
-                   int64_t needed, uint64_t bytes) {
+Call check_forward(const Context& context, const Linear& linear, const int8q_matrix* x, const int8q_matrix* y,
+                   const void* workspace, int64_t needed, uint64_t bytes) {
   Call call{};
-  call.x = check_matrix(x, "x", kFloats, -1, linear.k());
-  call.y = check_matrix(y, "y", kFloats, call.x.rows, linear.n());
+  call.x = check_matrix(context, x, "x", kFloats, -1, linear.k());
+  call.y = check_matrix(context, y, "y", kFloats, call.x.rows, linear.n());
   check_workspace(workspace, bytes, needed);
   const Extent own = extent(workspace, needed, "workspace"), ys = extent(call.y, "y"), xs = extent(call.x, "x");
   check_overlap(ys, {xs, own, blob_extent(linear)});
@@ -74,15 +92,14 @@ int32_t int8q_query_workspace(int8q_context* context, const int8q_linear* linear
                               int32_t parts, uint64_t* bytes) {
   return guarded([&] {
     const Context& c = check_context(context);
-    const Linear& l = check_linear(linear);
+    const Linear& l = check_linear(c, linear);
     require(bytes != nullptr, "bytes", "where to put the size");
     if (rows < 0) fail(INT8Q_INVALID_ARGUMENT, "rows is %lld; expected a size >= 0", static_cast<long long>(rows));
     if (parts < 0 || parts > kMaxParts) fail(INT8Q_INVALID_ARGUMENT, "parts is %d; expected 0 to %d", parts, kMaxParts);
-    const int64_t threads = parts == 0 ? c.pool.threads() : parts;
     if (operation == INT8Q_FORWARD) {
-      *bytes = static_cast<uint64_t>(int8q::forward_workspace_bytes(*c.kernels, l, rows, threads));
+      *bytes = static_cast<uint64_t>(forward_workspace(c, l, rows, parts));
     } else if (operation == INT8Q_BACKWARD) {
-      *bytes = static_cast<uint64_t>(int8q::backward_workspace_bytes(l, rows, threads));
+      *bytes = static_cast<uint64_t>(backward_workspace(c, l, rows, parts));
     } else {
       fail(INT8Q_INVALID_ARGUMENT, "operation is %d; expected INT8Q_FORWARD (1) or INT8Q_BACKWARD (2)", operation);
     }
@@ -93,14 +110,14 @@ int32_t int8q_forward(int8q_context* context, const int8q_linear* linear, const 
                       const int8q_matrix* y, void* workspace, uint64_t workspace_bytes) {
   return guarded([&] {
     Context& c = check_context(context);
-    const Linear* l = &check_linear(linear);
+    const Linear* l = &check_linear(c, linear);
     check_flags(flags);
     if (x == nullptr) fail(INT8Q_INVALID_ARGUMENT, "x is NULL; pass a struct");
-    const int64_t rows = check_matrix(x, "x", kFloats, -1, l->k()).rows;
-    const int64_t needed = int8q::forward_workspace_bytes(*c.kernels, *l, rows, c.pool.threads());
-    const Call call = check_forward(*l, x, y, workspace, needed, workspace_bytes);
+    const int64_t rows = check_matrix(c, x, "x", kFloats, -1, l->k()).rows;
+    const int64_t needed = forward_workspace(c, *l, rows, 0);
+    const Call call = check_forward(c, *l, x, y, workspace, needed, workspace_bytes);
     const Output out = output(call.y);
-    int8q::forward(c, &l, 1, float_rows(call.x), &out, (flags & INT8Q_ACCUMULATE) != 0, workspace);
+    run_forward(c, &l, 1, float_rows(call.x), &out, (flags & INT8Q_ACCUMULATE) != 0, workspace);
   });
 }
 
@@ -113,33 +130,34 @@ int32_t int8q_forward_many(int8q_context* context, const int8q_linear* const* li
     if (count == 0) return;
     check_array(linears, count, alignof(void*), "linears");
     check_array(ys, count, alignof(void*), "ys");
-    const Linear& first = check_linear(linears[0]);
-    const int64_t rows = check_matrix(x, "x", kFloats, -1, first.k()).rows;
-    const int64_t needed = int8q::forward_workspace_bytes(*c.kernels, first, rows, c.pool.threads());
+    const Linear& first = check_linear(c, linears[0]);
+    const int64_t rows = check_matrix(c, x, "x", kFloats, -1, first.k()).rows;
+    const int64_t needed = forward_workspace(c, first, rows, 0);
     Output outs[kMaxLinears];
     int8q_matrix views[kMaxLinears];
     int8q_matrix in{};
     for (int32_t i = 0; i < count; ++i) {
-      check_alike(first, check_linear(linears[i]), i);
-      const Call call = check_forward(*linears[i], x, ys[i], workspace, needed, workspace_bytes);
+      check_alike(first, check_linear(c, linears[i]), i);
+      const Call call = check_forward(c, *linears[i], x, ys[i], workspace, needed, workspace_bytes);
       for (int32_t j = 0; j < i; ++j) check_overlap(extent(call.y, "ys[i]"), {extent(views[j], "an earlier one of ys")});
-      for (int32_t j = 0; j < count; ++j) check_overlap(extent(call.y, "ys[i]"), {blob_extent(check_linear(linears[j]))});
+      for (int32_t j = 0; j < count; ++j)
+        check_overlap(extent(call.y, "ys[i]"), {blob_extent(check_linear(c, linears[j]))});
       views[i] = call.y;
       outs[i] = output(call.y);
       in = call.x;
     }
-    int8q::forward(c, linears, count, float_rows(in), outs, (flags & INT8Q_ACCUMULATE) != 0, workspace);
+    run_forward(c, linears, count, float_rows(in), outs, (flags & INT8Q_ACCUMULATE) != 0, workspace);
   });
 }
 
 int32_t int8q_quantize_part(int8q_context* context, const int8q_linear* linear, const int8q_matrix* x, void* workspace,
                             uint64_t workspace_bytes, int32_t part, int32_t parts) {
   return guarded([&] {
-    const Context& c = check_context(context);
-    const Linear& l = check_linear(linear);
+    const Context& c = check_cpu_context(context);
+    const Linear& l = check_linear(c, linear);
     check_parts(part, parts);
-    const int8q_matrix in = check_matrix(x, "x", kFloats, -1, l.k());
-    const int64_t needed = int8q::forward_workspace_bytes(*c.kernels, l, in.rows, parts);
+    const int8q_matrix in = check_matrix(c, x, "x", kFloats, -1, l.k());
+    const int64_t needed = forward_workspace(c, l, in.rows, parts);
     check_workspace(workspace, workspace_bytes, needed);
     check_overlap(extent(workspace, needed, "workspace"), {extent(in, "x"), blob_extent(l)});
     int8q::quantize_input_part(*c.kernels, l, float_rows(in), workspace, part, parts);
@@ -149,13 +167,13 @@ int32_t int8q_quantize_part(int8q_context* context, const int8q_linear* linear, 
 int32_t int8q_forward_part(int8q_context* context, const int8q_linear* linear, const int8q_matrix* x, uint32_t flags,
                            const int8q_matrix* y, void* workspace, uint64_t workspace_bytes, int32_t part, int32_t parts) {
   return guarded([&] {
-    const Context& c = check_context(context);
-    const Linear& l = check_linear(linear);
+    const Context& c = check_cpu_context(context);
+    const Linear& l = check_linear(c, linear);
     check_flags(flags);
     check_parts(part, parts);
-    const int64_t rows = check_matrix(x, "x", kFloats, -1, l.k()).rows;
-    const int64_t needed = int8q::forward_workspace_bytes(*c.kernels, l, rows, parts);
-    const Call call = check_forward(l, x, y, workspace, needed, workspace_bytes);
+    const int64_t rows = check_matrix(c, x, "x", kFloats, -1, l.k()).rows;
+    const int64_t needed = forward_workspace(c, l, rows, parts);
+    const Call call = check_forward(c, l, x, y, workspace, needed, workspace_bytes);
     if (rows == 0 || l.n() == 0) return;
     int8q::forward_part(*c.kernels, l, float_rows(call.x), output(call.y), (flags & INT8Q_ACCUMULATE) != 0, workspace, part,
                         parts);
@@ -166,15 +184,16 @@ int32_t int8q_backward(int8q_context* context, const int8q_linear* linear, const
                        const int8q_matrix* dx, void* workspace, uint64_t workspace_bytes) {
   return guarded([&] {
     Context& c = check_context(context);
-    const Linear& l = check_linear(linear);
+    const Linear& l = check_linear(c, linear);
     check_flags(flags);
-    const int8q_matrix in = check_matrix(dy, "dy", kFloats, -1, l.n());
-    const int8q_matrix out = check_matrix(dx, "dx", kFloats, in.rows, l.k());
-    const int64_t needed = int8q::backward_workspace_bytes(l, in.rows, c.pool.threads());
+    const int8q_matrix in = check_matrix(c, dy, "dy", kFloats, -1, l.n());
+    const int8q_matrix out = check_matrix(c, dx, "dx", kFloats, in.rows, l.k());
+    const int64_t needed = backward_workspace(c, l, in.rows, 0);
     check_workspace(workspace, workspace_bytes, needed);
     const Extent own = extent(workspace, needed, "workspace");
     check_overlap(extent(out, "dx"), {extent(in, "dy"), own, blob_extent(l)});
     check_overlap(own, {extent(in, "dy"), blob_extent(l)});
+    if (c.gpu) return int8q::cuda::backward(*c.gpu, l, float_rows(in), output(out), (flags & INT8Q_ACCUMULATE) != 0);
     int8q::backward(c, l, float_rows(in), output(out), (flags & INT8Q_ACCUMULATE) != 0, workspace);
   });
 }

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "api/arguments.h"
+#include "cuda/layer.h"
 
 namespace int8q::api {
 namespace {
@@ -18,7 +19,7 @@ struct Source {
   int8q_linear_options options;
 };
 
-void check_kept(Source& source) {
+void check_kept(const Context& context, Source& source) {
   const int8q_linear_options& options = source.options;
   const int64_t n = source.matrix.rows, k = source.matrix.cols;
   if (options.kept_count < 0 || options.kept_count > k) {
@@ -34,7 +35,8 @@ void check_kept(Source& source) {
     }
   }
   if (options.kept_weights != nullptr) {
-    source.kept_weights = check_matrix(options.kept_weights, "options->kept_weights", {INT8Q_F16}, n, options.kept_count);
+    source.kept_weights =
+        check_matrix(context, options.kept_weights, "options->kept_weights", {INT8Q_F16}, n, options.kept_count);
     source.weight.kept_weights = static_cast<const uint8_t*>(source.kept_weights.data);
     source.weight.kept_row_bytes = source.kept_weights.row_stride * 2;
   } else if (options.kept_count > 0 && source.matrix.dtype == INT8Q_S8) {
@@ -45,15 +47,16 @@ void check_kept(Source& source) {
   source.weight.kept_cols = options.kept_cols;
 }
 
-Source check_source(const int8q_matrix* weight, const float* col_stats, const int8q_matrix* bias,
+Source check_source(const Context& context, const int8q_matrix* weight, const float* col_stats, const int8q_matrix* bias,
                     const int8q_linear_options* options) {
   Source source{};
   if (options != nullptr) source.options = read_struct(options, "options");
-  if (source.options.reserved != 0) {
-    fail(INT8Q_INVALID_ARGUMENT, "options->reserved is %u; expected 0", source.options.reserved);
+  const uint32_t flags = source.options.flags;
+  if ((flags & ~static_cast<uint32_t>(INT8Q_BORROW_WEIGHT)) != 0) {
+    fail(INT8Q_INVALID_ARGUMENT, "options->flags is %u; expected 0 or INT8Q_BORROW_WEIGHT (1)", flags);
   }
   outlier_limit(source.options.outlier_mode, source.options.threshold);
-  source.matrix = check_matrix(weight, "weight", {INT8Q_F32, INT8Q_F16, INT8Q_BF16, INT8Q_S8}, -1, -1);
+  source.matrix = check_matrix(context, weight, "weight", {INT8Q_F32, INT8Q_F16, INT8Q_BF16, INT8Q_S8}, -1, -1);
   const int8q_matrix& m = source.matrix;
   const bool s8 = m.dtype == INT8Q_S8;
   if (s8) check_array(col_stats, m.rows, alignof(float), "col_stats");
@@ -61,7 +64,18 @@ Source check_source(const int8q_matrix* weight, const float* col_stats, const in
     fail(INT8Q_INVALID_ARGUMENT, "col_stats is %p; expected NULL for %s weights, whose absmax the library computes",
          static_cast<const void*>(col_stats), dtype_name(m.dtype));
   }
-  if (bias != nullptr) source.bias = check_matrix(bias, "bias", kFloats, 1, m.rows);
+  if (flags != 0 && !(context.gpu && s8)) {
+    fail(INT8Q_INVALID_ARGUMENT,
+         "options->flags is INT8Q_BORROW_WEIGHT (1) for %s weights and a context of %s; expected 0, unless they are S8 and "
+         "the "
+         "backend is CUDA",
+         dtype_name(m.dtype), context.gpu ? "CUDA" : "the CPU");
+  }
+  if (s8 && context.gpu && m.cols > kMaxKForeign) {
+    fail(INT8Q_SIZE_OVERFLOW, "weight->cols is %lld; S8 weights of a GPU are not looked at, and exact up to K = %lld",
+         static_cast<long long>(m.cols), static_cast<long long>(kMaxKForeign));
+  }
+  if (bias != nullptr) source.bias = check_matrix(context, bias, "bias", kFloats, 1, m.rows);
   source.weight = {.dtype = m.dtype,
                    .data = static_cast<const uint8_t*>(m.data),
                    .row_bytes = m.row_stride * dtype_bytes(m.dtype),
@@ -71,7 +85,7 @@ Source check_source(const int8q_matrix* weight, const float* col_stats, const in
                    .kept_cols = nullptr,
                    .kept_weights = nullptr,
                    .kept_row_bytes = 0};
-  check_kept(source);
+  check_kept(context, source);
   return source;
 }
 
@@ -114,9 +128,23 @@ class OwnedBlob {
   void* memory_;
 };
 
-Linear* make_handle(const Allocator& allocator, void* owned, const BlobSections& sections) {
-  void* memory = allocator.allocate(sizeof(Linear), "linear");
-  return new (memory) Linear{.allocator = allocator, .owned = owned, .blob = sections};
+Linear* make_handle(const Context& c, void* owned, const BlobSections& sections) {
+  void* memory = c.handles.allocate(sizeof(Linear), "linear");
+  return new (memory)
+      Linear{.handles = c.handles, .allocator = c.allocator, .owned = owned, .blob = sections, .on_device = nullptr};
+}
+
+Linear* make_device_handle(const Context& c, cuda::DeviceWeights* weights) {
+  try {
+    BlobSections header_alone{};
+    header_alone.header = &weights->header;
+    Linear* linear = make_handle(c, nullptr, header_alone);
+    linear->on_device = weights;
+    return linear;
+  } catch (...) {
+    cuda::free_weights(c.allocator, weights);
+    throw;
+  }
 }
 
 void check_sizes(int64_t n, int64_t k, int32_t has_bias, int64_t kept_count) {
@@ -153,11 +181,16 @@ int32_t int8q_create_linear(int8q_context* context, const int8q_matrix* weight, 
   return guarded([&] {
     Context& c = check_context(context);
     require(linear != nullptr, "linear", "where to put the handle");
-    const Source source = check_source(weight, col_stats, bias, options);
+    const Source source = check_source(c, weight, col_stats, bias, options);
     const int64_t bytes = bytes_of(source, bias != nullptr);
+    if (c.gpu) {
+      *linear = make_device_handle(
+          c, int8q::cuda::make_weights(c, {source.matrix, col_stats, source.bias, source.kept_weights, source.options}));
+      return;
+    }
     OwnedBlob blob(c.allocator, static_cast<uint64_t>(bytes));
     pack(c, source, bias != nullptr, blob.get(), bytes);
-    *linear = make_handle(c.allocator, blob.get(), int8q::blob_sections(blob.get()));
+    *linear = make_handle(c, blob.get(), int8q::blob_sections(blob.get()));
     blob.release();
   });
 }
@@ -165,8 +198,8 @@ int32_t int8q_create_linear(int8q_context* context, const int8q_matrix* weight, 
 int32_t int8q_pack_linear(int8q_context* context, const int8q_matrix* weight, const float* col_stats,
                           const int8q_matrix* bias, const int8q_linear_options* options, void* blob, uint64_t blob_bytes) {
   return guarded([&] {
-    Context& c = check_context(context);
-    const Source source = check_source(weight, col_stats, bias, options);
+    Context& c = check_cpu_context(context);
+    const Source source = check_source(c, weight, col_stats, bias, options);
     const int64_t bytes = bytes_of(source, bias != nullptr);
     require(blob != nullptr, "blob", "memory of int8q_query_blob bytes");
     check_array(blob, 1, int8q::kAlignment, "blob");
@@ -186,14 +219,14 @@ int32_t int8q_pack_linear(int8q_context* context, const int8q_matrix* weight, co
 int32_t int8q_open_linear(int8q_context* context, const void* blob, uint64_t blob_bytes, uint32_t flags,
                           int8q_linear** linear) {
   return guarded([&] {
-    const Context& c = check_context(context);
+    Context& c = check_context(context);
     require(linear != nullptr, "linear", "where to put the handle");
     require(blob != nullptr, "blob", "a blob of int8q_pack_linear or int8q_get_blob");
     if ((flags & ~static_cast<uint32_t>(INT8Q_TRUST_CHECKSUM)) != 0) {
       fail(INT8Q_INVALID_ARGUMENT, "flags is %u; expected 0 or INT8Q_TRUST_CHECKSUM (1)", flags);
     }
     const BlobSections sections = int8q::validate_blob(blob, blob_bytes, (flags & INT8Q_TRUST_CHECKSUM) != 0);
-    *linear = make_handle(c.allocator, nullptr, sections);
+    *linear = c.gpu ? make_device_handle(c, int8q::cuda::copy_blob(c, sections)) : make_handle(c, nullptr, sections);
   });
 }
 
@@ -202,6 +235,8 @@ int32_t int8q_get_blob(const int8q_linear* linear, const void** blob, uint64_t* 
     const Linear& l = check_linear(linear);
     require(blob != nullptr, "blob", "where to put the address");
     require(bytes != nullptr, "bytes", "where to put the size");
+    if (l.on_device != nullptr)
+      fail(INT8Q_UNSUPPORTED, "linear is on a GPU, where it has no blob; int8q_export_linear gives its parts");
     *blob = l.blob.header;
     *bytes = l.blob.header->blob_bytes;
   });
@@ -226,26 +261,30 @@ int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, 
                             const int8q_matrix* bias, int64_t* kept_cols, const int8q_matrix* kept_weights) {
   return guarded([&] {
     Context& c = check_context(context);
-    const BlobSections& blob = check_linear(linear).blob;
+    const Linear& l = check_linear(c, linear);
+    const BlobSections& blob = l.blob;
     const int64_t n = blob.header->n, k = blob.header->k, kept = blob.header->kept_count;
     int8q_matrix q{}, b{}, w{};
-    if (codes != nullptr) q = check_matrix(codes, "codes", {INT8Q_S8}, n, k);
+    if (codes != nullptr) q = check_matrix(c, codes, "codes", {INT8Q_S8}, n, k);
     if (bias != nullptr) {
-      if (blob.bias == nullptr) fail(INT8Q_INVALID_ARGUMENT, "bias is given; expected NULL, since the linear has none");
-      b = check_matrix(bias, "bias", {INT8Q_F32}, 1, n);
+      if (blob.header->has_bias == 0)
+        fail(INT8Q_INVALID_ARGUMENT, "bias is given; expected NULL, since the linear has none");
+      b = check_matrix(c, bias, "bias", {INT8Q_F32}, 1, n);
     }
-    if (kept_weights != nullptr) w = check_matrix(kept_weights, "kept_weights", {INT8Q_F16}, n, kept);
+    if (kept_weights != nullptr) w = check_matrix(c, kept_weights, "kept_weights", {INT8Q_F16}, n, kept);
     check_array(col_stats, 0, alignof(float), "col_stats");
     check_array(kept_cols, 0, alignof(int64_t), "kept_cols");
     const Extent qs = extent(q, "codes"), bs = extent(b, "bias"), ws = extent(w, "kept_weights");
     const Extent stats = extent(col_stats, n * 4, "col_stats"), cols = extent(kept_cols, kept * 8, "kept_cols");
-    const Extent self = extent(blob.header, static_cast<int64_t>(blob.header->blob_bytes), "the linear's blob");
+    const void* memory = l.on_device != nullptr ? l.on_device->memory : blob.header;
+    const Extent self = extent(memory, static_cast<int64_t>(blob.header->blob_bytes), "the linear's weights");
     check_overlap(qs, {self, bs, ws, stats, cols});
     check_overlap(bs, {self, ws, stats, cols});
     check_overlap(ws, {self, stats, cols});
     check_overlap(stats, {self, cols});
     check_overlap(cols, {self});
 
+    if (c.gpu) return int8q::cuda::export_weights(c, *l.on_device, q, col_stats, b, kept_cols, w);
     const int64_t parts = c.pool.threads();
     if (codes != nullptr) {
       c.pool.run(parts, [&](int64_t part) {
@@ -272,10 +311,11 @@ int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, 
 int32_t int8q_destroy_linear(int8q_linear* linear) {
   return guarded([&] {
     check_linear(linear);
-    const int8q::Allocator allocator = linear->allocator;
+    const int8q::Allocator handles = linear->handles, allocator = linear->allocator;
+    if (linear->on_device != nullptr) int8q::cuda::free_weights(allocator, linear->on_device);
     if (linear->owned != nullptr) allocator.deallocate(linear->owned, linear->blob.header->blob_bytes);
     poison(linear);
-    allocator.deallocate(linear, sizeof(Linear));
+    handles.deallocate(linear, sizeof(Linear));
   });
 }
 

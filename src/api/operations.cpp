@@ -7,13 +7,14 @@
 
 #include "api/arguments.h"
 #include "cpu/stateless.h"
+#include "cuda/stateless.h"
 
 namespace int8q::api {
 namespace {
 
 // bias as check_matrix gives it; data NULL if there is none.
-int8q_matrix check_bias(const int8q_matrix* bias, int64_t n) {
-  return bias == nullptr ? int8q_matrix{} : check_matrix(bias, "bias", kFloats, 1, n);
+int8q_matrix check_bias(const Context& context, const int8q_matrix* bias, int64_t n) {
+  return bias == nullptr ? int8q_matrix{} : check_matrix(context, bias, "bias", kFloats, 1, n);
 }
 
 void check_stats(const float* row_stats, int64_t m, const float* col_stats, int64_t n) {
@@ -21,11 +22,12 @@ void check_stats(const float* row_stats, int64_t m, const float* col_stats, int6
   check_array(col_stats, n, alignof(float), "col_stats");
 }
 
-// K for which the s32 product of foreign codes is exact: looks for -128 only where it matters.
-void check_depth(const int8q_matrix& a, const char* name) {
-  if (a.cols > kMaxK) {
+// K for which the s32 product of foreign codes is exact: looks for -128 only where it matters, and where it can.
+void check_depth(const Context& context, const int8q_matrix& a, const char* name) {
+  const int64_t most = context.gpu ? kMaxKForeign : kMaxK;
+  if (a.cols > most) {
     fail(INT8Q_SIZE_OVERFLOW, "%s->cols is %lld; the s32 product is exact up to K = %lld; split the product along K", name,
-         static_cast<long long>(a.cols), static_cast<long long>(kMaxK));
+         static_cast<long long>(a.cols), static_cast<long long>(most));
   }
   if (a.cols <= kMaxKForeign) return;
   for (int64_t i = 0; i < a.rows; ++i) {
@@ -40,15 +42,15 @@ struct Operands {
   int8q_matrix a, b, bias, y;
 };
 
-Operands check_operands(const int8q_matrix* a, const int8q_matrix* b, const int8q_matrix* bias, const int8q_matrix* y,
-                        DtypeSet outputs, const char* y_name) {
+Operands check_operands(const Context& context, const int8q_matrix* a, const int8q_matrix* b, const int8q_matrix* bias,
+                        const int8q_matrix* y, DtypeSet outputs, const char* y_name) {
   Operands o{};
-  o.a = check_matrix(a, "a", {INT8Q_S8}, -1, -1);
-  o.b = check_matrix(b, "b", {INT8Q_S8}, -1, o.a.cols);
-  o.bias = check_bias(bias, o.b.rows);
-  o.y = check_matrix(y, y_name, outputs, o.a.rows, o.b.rows);
-  check_depth(o.a, "a");
-  check_depth(o.b, "b");
+  o.a = check_matrix(context, a, "a", {INT8Q_S8}, -1, -1);
+  o.b = check_matrix(context, b, "b", {INT8Q_S8}, -1, o.a.cols);
+  o.bias = check_bias(context, bias, o.b.rows);
+  o.y = check_matrix(context, y, y_name, outputs, o.a.rows, o.b.rows);
+  check_depth(context, o.a, "a");
+  check_depth(context, o.b, "b");
   return o;
 }
 
@@ -73,18 +75,25 @@ Product make_product(const Operands& o, const float* row_stats, const float* col
   return p;
 }
 
-void check_outlier_cols(const int64_t* cols, int64_t count, int64_t k) {
+void check_outlier_cols(const Context& context, const int64_t* cols, int64_t count, int64_t k) {
   if (count < 0 || count > k) {
     fail(INT8Q_INVALID_ARGUMENT, "outlier_count is %lld; expected 0 to K = %lld", static_cast<long long>(count),
          static_cast<long long>(k));
   }
   check_array(cols, count, alignof(int64_t), "outlier_cols");
+  if (context.gpu) return;
   for (int64_t t = 0; t < count; ++t) {
     if (cols[t] < 0 || cols[t] >= k || (t > 0 && cols[t] <= cols[t - 1])) {
       fail(INT8Q_INVALID_ARGUMENT, "outlier_cols[%lld] is %lld; expected ascending columns in [0, %lld)",
            static_cast<long long>(t), static_cast<long long>(cols[t]), static_cast<long long>(k));
     }
   }
+}
+
+void run_product(Context& context, Product& product) {
+  ScratchLease lease(context);
+  if (context.gpu) return cuda::multiply(*context.gpu, lease, product);
+  multiply(context, lease, product);
 }
 
 }  // namespace
@@ -103,8 +112,8 @@ int32_t int8q_quantize_rows(int8q_context* context, const int8q_matrix* x, int32
                             int64_t* outlier_count) {
   return guarded([&] {
     Context& c = check_context(context);
-    const int8q_matrix in = check_matrix(x, "x", kFloats, -1, -1);
-    const int8q_matrix out = check_matrix(q, "q", {INT8Q_S8}, in.rows, in.cols);
+    const int8q_matrix in = check_matrix(c, x, "x", kFloats, -1, -1);
+    const int8q_matrix out = check_matrix(c, q, "q", {INT8Q_S8}, in.rows, in.cols);
     const uint32_t limit = int8q::outlier_limit(outlier_mode, threshold);
     check_array(row_stats, in.rows, alignof(float), "row_stats");
     check_array(outlier_cols, 0, alignof(int64_t), "outlier_cols");
@@ -120,19 +129,24 @@ int32_t int8q_quantize_rows(int8q_context* context, const int8q_matrix* x, int32
     check_overlap(cols, {xs, count});
     check_overlap(count, {xs});
     ScratchLease lease(c);
-    quantize_rows(c, lease, float_rows(in), limit, outlier_mode == INT8Q_OUTLIERS_ELEMENT, static_cast<int8_t*>(out.data),
-                  out.row_stride, row_stats, outlier_mask, outlier_cols, outlier_count);
+    const bool element = outlier_mode == INT8Q_OUTLIERS_ELEMENT;
+    auto* codes = static_cast<int8_t*>(out.data);
+    if (c.gpu) {
+      return int8q::cuda::quantize_rows(*c.gpu, lease, float_rows(in), limit, element, codes, out.row_stride, row_stats,
+                                        outlier_mask, outlier_cols, outlier_count);
+    }
+    quantize_rows(c, lease, float_rows(in), limit, element, codes, out.row_stride, row_stats, outlier_mask, outlier_cols,
+                  outlier_count);
   });
 }
 
 int32_t int8q_multiply(int8q_context* context, const int8q_matrix* a, const int8q_matrix* b, const int8q_matrix* c) {
   return guarded([&] {
     Context& ctx = check_context(context);
-    const Operands o = check_operands(a, b, nullptr, c, {INT8Q_S32}, "c");
+    const Operands o = check_operands(ctx, a, b, nullptr, c, {INT8Q_S32}, "c");
     check_overlap(extent(o.y, "c"), {extent(o.a, "a"), extent(o.b, "b")});
-    ScratchLease lease(ctx);
     Product p = make_product(o, nullptr, nullptr);
-    multiply(ctx, lease, p);
+    run_product(ctx, p);
   });
 }
 
@@ -140,20 +154,19 @@ int32_t int8q_dequantize_accumulators(int8q_context* context, const int8q_matrix
                                       const float* col_stats, const int8q_matrix* bias, const int8q_matrix* y) {
   return guarded([&] {
     Context& ctx = check_context(context);
-    const int8q_matrix in = check_matrix(acc, "acc", {INT8Q_S32}, -1, -1);
+    const int8q_matrix in = check_matrix(ctx, acc, "acc", {INT8Q_S32}, -1, -1);
     check_stats(row_stats, in.rows, col_stats, in.cols);
-    const int8q_matrix bias_in = check_bias(bias, in.cols);
-    const int8q_matrix out = check_matrix(y, "y", kFloats, in.rows, in.cols);
+    const int8q_matrix bias_in = check_bias(ctx, bias, in.cols);
+    const int8q_matrix out = check_matrix(ctx, y, "y", kFloats, in.rows, in.cols);
     check_overlap(extent(out, "y"), {extent(in, "acc"), extent(row_stats, in.rows * 4, "row_stats"),
                                      extent(col_stats, in.cols * 4, "col_stats"), extent(bias_in, "bias")});
-    ScratchLease lease(ctx);
     Product p = make_product({in, in, bias_in, out}, row_stats, col_stats);
     p.m = in.rows;
     p.n = in.cols;
     p.k = 0;
     p.weights = int8q::Weights::kNone;
     p.b_stride = in.row_stride * 4;
-    multiply(ctx, lease, p);
+    run_product(ctx, p);
   });
 }
 
@@ -161,13 +174,12 @@ int32_t int8q_scaled_multiply(int8q_context* context, const int8q_matrix* a, con
                               const float* col_stats, const int8q_matrix* bias, const int8q_matrix* y) {
   return guarded([&] {
     Context& ctx = check_context(context);
-    const Operands o = check_operands(a, b, bias, y, kFloats, "y");
+    const Operands o = check_operands(ctx, a, b, bias, y, kFloats, "y");
     check_stats(row_stats, o.a.rows, col_stats, o.b.rows);
     check_overlap(extent(o.y, "y"), {extent(o.a, "a"), extent(o.b, "b"), extent(row_stats, o.a.rows * 4, "row_stats"),
                                      extent(col_stats, o.b.rows * 4, "col_stats"), extent(o.bias, "bias")});
-    ScratchLease lease(ctx);
     Product p = make_product(o, row_stats, col_stats);
-    multiply(ctx, lease, p);
+    run_product(ctx, p);
   });
 }
 
@@ -177,8 +189,8 @@ int32_t int8q_mixed_scaled_multiply(int8q_context* context, const int8q_matrix* 
                                     int64_t outlier_count, const int8q_matrix* bias, const int8q_matrix* y) {
   return guarded([&] {
     Context& ctx = check_context(context);
-    const Operands o = check_operands(a, b, bias, y, kFloats, "y");
-    const int8q_matrix in = check_matrix(x, "x", kFloats, o.a.rows, o.a.cols);
+    const Operands o = check_operands(ctx, a, b, bias, y, kFloats, "y");
+    const int8q_matrix in = check_matrix(ctx, x, "x", kFloats, o.a.rows, o.a.cols);
     check_stats(row_stats, o.a.rows, col_stats, o.b.rows);
     if (outlier_mode == INT8Q_OUTLIERS_OFF) {
       fail(INT8Q_INVALID_ARGUMENT,
@@ -186,29 +198,32 @@ int32_t int8q_mixed_scaled_multiply(int8q_context* context, const int8q_matrix* 
            "int8q_scaled_multiply");
     }
     const uint32_t limit = int8q::outlier_limit(outlier_mode, threshold);
-    check_outlier_cols(outlier_cols, outlier_count, o.a.cols);
+    check_outlier_cols(ctx, outlier_cols, outlier_count, o.a.cols);
     check_overlap(extent(o.y, "y"),
                   {extent(in, "x"), extent(o.a, "a"), extent(o.b, "b"), extent(row_stats, o.a.rows * 4, "row_stats"),
                    extent(col_stats, o.b.rows * 4, "col_stats"), extent(outlier_cols, outlier_count * 8, "outlier_cols"),
                    extent(o.bias, "bias")});
-    ScratchLease lease(ctx);
     Product p = make_product(o, row_stats, col_stats);
     p.x = float_rows(in);
     p.limit = limit;
     p.element = outlier_mode == INT8Q_OUTLIERS_ELEMENT;
     p.given_cols = outlier_cols;
     p.given_count = outlier_count;
-    multiply(ctx, lease, p);
+    run_product(ctx, p);
   });
 }
 
 int32_t int8q_dequantize_rows(int8q_context* context, const int8q_matrix* q, const float* stats, const int8q_matrix* y) {
   return guarded([&] {
     Context& ctx = check_context(context);
-    const int8q_matrix in = check_matrix(q, "q", {INT8Q_S8}, -1, -1);
+    const int8q_matrix in = check_matrix(ctx, q, "q", {INT8Q_S8}, -1, -1);
     check_array(stats, in.rows, alignof(float), "stats");
-    const int8q_matrix out = check_matrix(y, "y", kFloats, in.rows, in.cols);
+    const int8q_matrix out = check_matrix(ctx, y, "y", kFloats, in.rows, in.cols);
     check_overlap(extent(out, "y"), {extent(in, "q"), extent(stats, in.rows * 4, "stats")});
+    if (ctx.gpu) {
+      return int8q::cuda::dequantize_rows(*ctx.gpu, static_cast<const int8_t*>(in.data), in.row_stride, in.rows, in.cols,
+                                          stats, output(out));
+    }
     dequantize_rows(ctx, static_cast<const int8_t*>(in.data), in.row_stride, in.rows, in.cols, stats, output(out));
   });
 }
@@ -216,10 +231,11 @@ int32_t int8q_dequantize_rows(int8q_context* context, const int8q_matrix* q, con
 int32_t int8q_count_outliers(int8q_context* context, const int8q_matrix* x, float threshold, int64_t* counts) {
   return guarded([&] {
     Context& ctx = check_context(context);
-    const int8q_matrix in = check_matrix(x, "x", kFloats, -1, -1);
+    const int8q_matrix in = check_matrix(ctx, x, "x", kFloats, -1, -1);
     const uint32_t limit = int8q::outlier_limit(INT8Q_OUTLIERS_COLUMN, threshold);
     check_array(counts, in.cols, alignof(int64_t), "counts");
     check_overlap(extent(counts, in.cols * 8, "counts"), {extent(in, "x")});
+    if (ctx.gpu) return int8q::cuda::count_outliers(*ctx.gpu, float_rows(in), limit, counts);
     ScratchLease lease(ctx);
     count_outliers(ctx, lease, float_rows(in), limit, counts);
   });

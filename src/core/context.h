@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A context: a kernel table, threads and an allocator. Made and destroyed by api/context.cpp.
+// A context: a kernel table, threads and an allocator; or a GPU's queue and its memory. Made and destroyed by api/context.cpp.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <optional>
 
 #include "core/memory.h"
 #include "core/pool.h"
 #include "cpu/kernels.h"
 #include "cpu/registry.h"
+#include "cuda/device.h"
 #include "int8q/int8q.h"
 
 // The ABI's opaque type is the library's own.
@@ -18,14 +20,18 @@ struct int8q_context {
 
   uint64_t magic = kMagic;
   const int8q::cpu::Kernels* kernels;
-  int8q::Allocator allocator;
+  int8q::Allocator handles;    // host memory
+  int8q::Allocator allocator;  // of all else: host memory, or the GPU's
+  std::optional<int8q::cuda::Queue> gpu;
   int8q::Pool pool;
   std::atomic<uint64_t> scratch_owner{0};  // 0 free, else 1 + the fork generation of the call that has it
   int8q::Buffer scratch;                   // of the stateless operations and of packing; grows on need
 
   int8q_context(const int8q::cpu::Kernels& table, const int8q::Allocator& memory, int threads,
                 const int8q_parallel_runner* runner)
-      : kernels(&table), allocator(memory), pool(memory, threads, runner), scratch(memory) {}
+      : kernels(&table), handles(memory), allocator(memory), pool(memory, threads, runner), scratch(memory) {}
+  int8q_context(const int8q::cpu::Kernels& table, const int8q::Allocator& device_memory, const int8q::cuda::Queue& queue)
+      : kernels(&table), allocator(device_memory), gpu(queue), pool(handles, 1, nullptr), scratch(device_memory) {}
 };
 
 namespace int8q {

@@ -67,7 +67,11 @@ void block_signals(sigset_t* before) {
 
 }  // namespace
 
-uint64_t fork_generation() { return forks.load(std::memory_order_relaxed); }
+uint64_t fork_generation() {
+  static const int registered = pthread_atfork(nullptr, nullptr, count_fork);
+  static_cast<void>(registered);
+  return forks.load(std::memory_order_relaxed);
+}
 
 // A phase's indices are dealt into one share a thread: share s holds s, s + T, s + 2T, ..., T the number of threads. A thread
 // takes its own share first, so that the same thread gets the same part of the same operation each time, and then what is left
@@ -156,8 +160,6 @@ Pool::Pool(const Allocator& allocator, int threads, const int8q_parallel_runner*
   } else if (threads > 1) {
     workers_ = new (allocator_.allocate(Workers::bytes(threads), "thread pool")) Workers;
   }
-  static const int registered = pthread_atfork(nullptr, nullptr, count_fork);
-  static_cast<void>(registered);
   owner_.store(free_word(fork_generation()), std::memory_order_relaxed);
 }
 

@@ -19,8 +19,7 @@ namespace int8q {
 // this process's groups, the root holds them.
 int available_threads(const char* cgroup_file = "/proc/self/cgroup", const char* cgroup_root = "/sys/fs/cgroup");
 
-// How many times this process has been forked off since the library was loaded (0 in the first); counts from the first
-// pool on.
+// How many times this process has been forked off since the first call of this function (0 in the first).
 uint64_t fork_generation();
 
 class Pool {

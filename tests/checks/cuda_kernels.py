@@ -24,7 +24,18 @@ KERNELS = {
         f"skinny_{codes}_{rows}{tail}": (256, 2)
         for codes in ("s8", "fused")
         for rows in (8, 16, 32, 64)
-        for tail in ("", "_unaligned")
+        for tail in ("", "_unaligned")[: 2 if codes == "s8" else 1]
+    },
+    **{
+        name: (256, 4)
+        for name in (
+            "finish_columns",
+            "list_columns",
+            "copy_codes",
+            "dequantize_rows",
+            "dequantize_accumulators",
+            "count_outliers",
+        )
     },
 }
 NOT_BEFORE_75 = re.compile(r"skinny_\w+_(32|64)|backward_f16")

@@ -112,11 +112,16 @@ void check(const Case& c, const Run& run) {
                .found = outliers ? found.device() : nullptr,
                .bitmaps = bitmaps.device(),
                .found_blocks = blocks,
-               .element = c.mode == INT8Q_OUTLIERS_ELEMENT,
+               .scope = c.mode == INT8Q_OUTLIERS_ELEMENT ? OutlierScope::kElements : OutlierScope::kColumns,
                .limit = quantize.limit,
                .x = x_device.data(),
                .x_stride = x_device.stride(),
                .x_dtype = c.x,
+               .kept_count = 0,
+               .kept_cols = nullptr,
+               .kept_bitmap = nullptr,
+               .kept_weights = nullptr,
+               .kept_stride = 0,
                .y = c.accumulators ? reinterpret_cast<uint8_t*>(sums.device()) : y_device.data(),
                .y_stride = c.accumulators ? c.n * 4 : y_device.stride(),
                .y_dtype = c.y,
@@ -163,7 +168,7 @@ auto large_gemm(const Case& c) {
     using Tile = LargeTile<Arch>;
     emulation::launch({.blocks = (c.m + Tile::kM - 1) / Tile::kM * ((c.n + Tile::kN - 1) / Tile::kN),
                        .threads = Tile::kThreads,
-                       .shared_bytes = Tile::shared_bytes(c.k, p.found != nullptr),
+                       .shared_bytes = Tile::shared_bytes(c.k, p.found != nullptr, false),
                        .seed = c.seed,
                        .most_shared_bytes = Arch::kSharedBytes},
                       [&] { c.aligned ? gemm<Arch, Tile, true>(p) : gemm<Arch, Tile, false>(p); });
@@ -171,7 +176,8 @@ auto large_gemm(const Case& c) {
 }
 
 template <class Arch, int kEights>
-auto skinny_gemm(const Case& c, bool fused) {
+auto skinny_gemm(const Case& c, bool wants_fused) {
+  const bool fused = wants_fused && c.aligned;
   return [c, fused](Gemm p) {
     if (fused) {  // which makes these for itself
       p.codes = nullptr;
@@ -180,12 +186,12 @@ auto skinny_gemm(const Case& c, bool fused) {
     }
     emulation::launch({.blocks = 1 + static_cast<int64_t>(c.seed % 3),
                        .threads = SkinnyShape::kThreads,
-                       .shared_bytes = SkinnyShape::shared_bytes(kEights * 8, c.k, fused),
+                       .shared_bytes = SkinnyShape::shared_bytes(kEights * 8, c.m, c.k, fused),
                        .seed = c.seed,
                        .most_shared_bytes = Arch::kSharedBytes},
                       [&] {
                         if (fused) {
-                          c.aligned ? skinny<Arch, kEights, true, true>(p) : skinny<Arch, kEights, true, false>(p);
+                          skinny<Arch, kEights, true, true>(p);
                         } else {
                           c.aligned ? skinny<Arch, kEights, false, true>(p) : skinny<Arch, kEights, false, false>(p);
                         }

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """compile_kernels.py OUT: the kernels of src/cuda/kernels/entries.cu by NVRTC, OUT/ARCH.cubin and OUT/compute_80.ptx.
 
-OUT/resources.json says what ptxas says of each: architecture -> kernel -> registers, stack, spills, in bytes. What is newer
-than its sources is not made again. --nvrtc names the library; without it, it is that of requirements.txt beside this one in
-this Python, else a toolkit's.
+OUT/resources.json says what ptxas says of each: architecture -> kernel -> registers, stack, spills, in bytes;
+OUT/images.inc is what src/cuda/images.cpp embeds. What is newer than its sources is not made again. --nvrtc names the
+library; without it, it is that of requirements.txt beside this one in this Python, else a toolkit's.
 """
 
 import argparse
@@ -37,14 +37,13 @@ OPTIONS = ["-std=c++17", "-fmad=false", "-Xptxas=-v", f"-I{ROOT / 'src'}"]
 
 
 def find_nvrtc():
+    """Path, or None."""
     for folder in sys.path:
         found = sorted(Path(folder).glob("nvidia/cuda_nvrtc/lib/libnvrtc.so.*"))
         if found:
             return str(found[0])
     found = ctypes.util.find_library("nvrtc") or next(Path("/usr/local/cuda/lib64").glob("libnvrtc.so"), None)
-    if found is None:
-        sys.exit("compile_kernels.py: no NVRTC; pip install -r tools/cuda/requirements.txt, or name one by --nvrtc")
-    return str(found)
+    return found and str(found)
 
 
 class Nvrtc:
@@ -69,11 +68,10 @@ class Nvrtc:
         program = ctypes.c_void_p()
         self.call("nvrtcCreateProgram", ctypes.byref(program), source.read_bytes(), source.name.encode(), 0, None, None)
         try:
-            suffix = architecture.replace("sm_", "sm").replace("compute_", "ptx")
             options = [
                 f"-arch={architecture}",
                 f"-DINT8Q_ARCH={ {**ARCHITECTURES, **READ_ONLY}[architecture]}",
-                f"-DINT8Q_SUFFIX={suffix}",
+                f"-DINT8Q_SUFFIX={suffix_of(architecture)}",
             ]
             options = [option.encode() for option in OPTIONS + options]
             try:
@@ -107,11 +105,34 @@ def resources(log):
     return found
 
 
+def suffix_of(architecture):
+    """The end of its kernels' names."""
+    return architecture.replace("sm_", "sm").replace("compute_", "ptx")
+
+
+def file_of(out, architecture):
+    return out / (architecture + (".ptx" if architecture.startswith("compute") else ".cubin"))
+
+
 def compile_one(nvrtc, architecture, out):
     image, log = Nvrtc(nvrtc).compile(SOURCES / "entries.cu", architecture)
-    suffix = ".ptx" if architecture.startswith("compute") else ".cubin"
-    (out / (architecture + suffix)).write_bytes(image)
+    file_of(out, architecture).write_bytes(image)
     return architecture, resources(log)
+
+
+def write_images(out, architectures):
+    """A line an architecture: INT8Q_IMAGE(name, suffix, capability, tag, runs, file)"""
+
+    def line(architecture):
+        runs = "kLater" if architecture.startswith("compute") else "kAlone" if architecture.endswith("a") else "kOnMajor"
+        capability = re.search(r"\d+", architecture)[0]
+        file = json.dumps(str(file_of(out, architecture).resolve()))
+        tag = ARCHITECTURES[architecture]
+        return f"INT8Q_IMAGE({architecture}, {suffix_of(architecture)}, {capability}, {tag}, {runs}, {file})\n"
+
+    (out / "images.inc").write_text(
+        "".join(line(architecture) for architecture in ARCHITECTURES if architecture in architectures)
+    )
 
 
 def compile_all(out, architectures, nvrtc=None):
@@ -122,6 +143,8 @@ def compile_all(out, architectures, nvrtc=None):
     found = json.loads(report.read_text()) if report.exists() and report.stat().st_mtime >= newest else {}
     wanted = [architecture for architecture in architectures if architecture not in found]
     nvrtc = nvrtc or find_nvrtc()
+    if nvrtc is None:
+        sys.exit("compile_kernels.py: no NVRTC; pip install -r tools/cuda/requirements.txt, or name one by --nvrtc")
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         for architecture, kernels in pool.map(compile_one, [nvrtc] * len(wanted), wanted, [out] * len(wanted)):
             found[architecture] = kernels
@@ -131,12 +154,20 @@ def compile_all(out, architectures, nvrtc=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--nvrtc")
     parser.add_argument("--arch", nargs="+", choices=[*ARCHITECTURES, *READ_ONLY], default=list(ARCHITECTURES))
+    parser.add_argument("--find", action="store_true", help="only print which NVRTC is there; exit status 1 without one")
     args = parser.parse_args()
+    if args.find:
+        found = args.nvrtc or find_nvrtc()
+        print(found or "none")
+        sys.exit(found is None)
+    if args.out is None:
+        parser.error("OUT is missing")
     for architecture, kernels in compile_all(args.out, args.arch, args.nvrtc).items():
         print(f"{architecture}: {len(kernels)} kernels")
+    write_images(args.out, args.arch)
 
 
 if __name__ == "__main__":

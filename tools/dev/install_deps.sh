@@ -7,7 +7,7 @@ set -euo pipefail
 
 packages_of() {
   case "$1" in
-    build) echo cmake make ninja-build gcc g++ pkg-config nlohmann-json3-dev libxxhash-dev libcli11-dev libfmt-dev ;;
+    build) echo cmake make ninja-build gcc g++ pkg-config nlohmann-json3-dev libxxhash-dev libcli11-dev libfmt-dev python3 python3-venv ;;
     test) echo libboost-context-dev libgtest-dev libeigen3-dev libutf8proc-dev python3 python3-pycparser binutils qemu-user ;;
     demo) echo libgtest-dev libeigen3-dev libutf8proc-dev python3 python3-venv debian-faq ;; # GoogleTest to configure
     bench) echo libbenchmark-dev libdnnl-dev python3 python3-venv ;;

@@ -85,6 +85,13 @@ void show(const Diagnosis& d) {
   print("chosen    {}: {}\n", text_or(j["cpu"]["chosen"]["name"], "none"), j["cpu"]["chosen"]["why"].get<std::string>());
   print("threads   {}\n", threads_text(j));
   print("gpu       {}: {}\n", j["gpu"]["state"].get<std::string>(), j["gpu"]["why"].get<std::string>());
+  for (const Json& gpu : j["gpu"]["devices"]) {
+    print("          {}: {}, capability {}, runs {}\n", gpu["device"].get<int>(), gpu["name"].get<std::string>(),
+          gpu["capability"].get<std::string>(), text_or(gpu["image"], "nothing that is here"));
+  }
+  std::string images;
+  for (const Json& image : j["gpu"]["images"]) images += (images.empty() ? "" : ", ") + image.get<std::string>();
+  print("          kernels for {}\n", images.empty() ? "none" : images);
   for (const auto& [name, value] : j["environment"].items()) {
     if (value.is_string()) print("{}={}\n", name, value.get<std::string>());
   }

@@ -35,6 +35,13 @@ struct QuantizeRows {
   INT8Q_CONSTEXPR static int shared_bytes(int64_t k) { return (bitmap_words(k) + kThreads / kWarp) * 4; }
 };
 
+// What is added for the outlier columns: x . W^T of them, or of their elements at or above the limit alone.
+enum class OutlierScope {
+  kColumns,        // and their codes leave the integer product
+  kZeroedColumns,  // their codes are zero already
+  kElements,
+};
+
 // Y[M,N] = A . W^T, scaled, with outlier columns and bias.
 struct Gemm {
   int64_t m, n, k;
@@ -51,13 +58,20 @@ struct Gemm {
   const FoundColumns* found;
   const uint32_t* bitmaps;
   int found_blocks;
-  bool element;  // only elements that are outliers leave the integer product, not their columns
+  OutlierScope scope;
   uint32_t limit;
   const uint8_t* x;
   int64_t x_stride;
   Dtype x_dtype;
 
-  // floats of y_dtype, or (accumulators) int32: A . W^T without outlier columns, not scaled.
+  // Columns whose weights are also there in fp16, and taken where such a column is an outlier column.
+  int kept_count;
+  const int64_t* kept_cols;      // [kept_count]
+  const uint32_t* kept_bitmap;   // [bitmap_words(K)]
+  const uint16_t* kept_weights;  // f16 [kept_count] columns, kept_stride apart, which begin at multiples of 16 bytes
+  int64_t kept_stride;           // >= N, a multiple of 16
+
+  // Floats of y_dtype, or (accumulators) int32: A . W^T without outlier columns, not scaled.
   uint8_t* y;
   int64_t y_stride;
   Dtype y_dtype;
@@ -79,6 +93,75 @@ struct Backward {
   int64_t dx_stride;
   Dtype dx_dtype;
   bool accumulate;  // into dx
+};
+
+// Behind quantize_rows, for who asks for the columns themselves: mask, list and count of what its blocks found, and zeros as
+// the codes of these columns.
+struct FinishColumns {
+  static constexpr int kThreads = 256;
+
+  int64_t rows, k;
+  const FoundColumns* found;
+  const uint32_t* bitmaps;
+  int found_blocks;
+  int8_t* codes;  // [rows] of codes_stride bytes; NULL: they stay
+  int64_t codes_stride;
+  uint8_t* mask;   // [K], or NULL
+  int64_t* cols;   // [count], or NULL
+  int64_t* count;  // or NULL
+
+  INT8Q_CONSTEXPR static int shared_bytes(int64_t k) { return (2 * bitmap_words(k) + 2) * 4; }
+};
+
+// A list of columns as one block of quantize_rows would leave it. Columns outside of [0, K) are passed over.
+struct ListColumns {
+  static constexpr int kThreads = 256;
+
+  const int64_t* cols;  // [count] ascending
+  int64_t count, k;
+  FoundColumns* found;
+  uint32_t* bitmap;  // [bitmap_words(K)]
+
+  INT8Q_CONSTEXPR static int shared_bytes(int64_t k) { return bitmap_words(k) * 4; }
+};
+
+// Rows of codes to where others have their places; columns from `cols` to `to_cols` become 0.
+struct CopyCodes {
+  static constexpr int kThreads = 256;
+
+  int64_t rows, cols;
+  const int8_t* from;
+  int64_t from_stride;
+  int8_t* to;
+  int64_t to_stride, to_cols;
+};
+
+// y = (q * stats) * (1 / 127) row by row; or of accumulators, float(acc) * ((row_stats * col_stats) * (1 / 16129)) + bias.
+struct Dequantize {
+  static constexpr int kThreads = 256;
+
+  int64_t rows, cols;
+  const int8_t* codes;  // [rows] of `stride` bytes, or NULL
+  const int32_t* accumulators;
+  int64_t stride;
+  const float* row_stats;  // [rows]
+  const float* col_stats;  // [cols], of accumulators
+  const void* bias;        // [cols] of bias_dtype, or NULL
+  Dtype bias_dtype;
+  uint8_t* y;
+  int64_t y_stride;
+  Dtype y_dtype;
+};
+
+// counts[k] += the rows in which |x[i,k]| is at or above the limit.
+struct CountOutliers {
+  static constexpr int kThreads = 256;
+
+  const uint8_t* x;
+  int64_t rows, k, x_stride;
+  Dtype x_dtype;
+  uint32_t limit;
+  int64_t* counts;  // [K]
 };
 
 }  // namespace int8q::gpu

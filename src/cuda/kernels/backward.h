@@ -19,21 +19,9 @@
 
 #include "cuda/kernels/ptx.h"
 #include "cuda/kernels/results.h"
+#include "cuda/kernels/shapes.h"
 
 namespace int8q::gpu {
-
-enum class Multiply { kF16, kBf16, kF32 };
-
-template <Multiply kHow>
-struct BackwardTile {
-  static constexpr int kM = 128, kN = 128;                         // of dX; kN of K
-  static constexpr int kDepth = kHow == Multiply::kF32 ? 16 : 32;  // n of a stage: 64 bytes of g
-  static constexpr int kThreads = 128;                             // four warps of 64 x 64
-  static constexpr int kStageBytes = kM * 64 + kDepth * kN;
-  static constexpr int kRowsAtOnce = 32;  // of dX: 16 KiB
-  static constexpr int kSharedBytes = 2 * kStageBytes;
-  static_assert(kRowsAtOnce * kN * 4 <= kSharedBytes);
-};
 
 template <class Arch, Multiply kHow, bool kAligned>
 class BackwardBlock {

@@ -6,6 +6,7 @@
 #include "cuda/kernels/gemm.h"
 #include "cuda/kernels/quantize_rows.h"
 #include "cuda/kernels/skinny.h"
+#include "cuda/kernels/stateless.h"
 
 namespace int8q::gpu {
 
@@ -14,8 +15,12 @@ namespace int8q::gpu {
 using Arch = INT8Q_JOIN(Sm, INT8Q_ARCH);
 
 // A kernel with at most `threads` threads a block, `blocks` of which share an SM.
+#if defined(__CUDACC__)
 #define INT8Q_KERNEL(name, threads, blocks, Arguments) \
   extern "C" __global__ void __launch_bounds__(threads, blocks) INT8Q_JOIN(name##_, INT8Q_SUFFIX)(const __grid_constant__ Arguments p)
+#else
+#define INT8Q_KERNEL(name, threads, blocks, Arguments) INT8Q_EMULATED_KERNEL(name, threads, Arguments)
+#endif
 
 INT8Q_KERNEL(quantize_rows_f32, QuantizeRows::kThreads, 4, QuantizeRows) { quantize_rows<Dtype::kF32, true>(p); }
 INT8Q_KERNEL(quantize_rows_f16, QuantizeRows::kThreads, 4, QuantizeRows) { quantize_rows<Dtype::kF16, true>(p); }
@@ -31,8 +36,7 @@ INT8Q_KERNEL(gemm_s8_unaligned, LargeTile<Arch>::kThreads, 2, Gemm) { gemm<Arch,
 #define INT8Q_SKINNY(rows)                                                                                                    \
   INT8Q_KERNEL(skinny_s8_##rows, SkinnyShape::kThreads, 2, Gemm) { skinny<Arch, rows / 8, false, true>(p); }                  \
   INT8Q_KERNEL(skinny_s8_##rows##_unaligned, SkinnyShape::kThreads, 2, Gemm) { skinny<Arch, rows / 8, false, false>(p); }     \
-  INT8Q_KERNEL(skinny_fused_##rows, SkinnyShape::kThreads, 2, Gemm) { skinny<Arch, rows / 8, true, true>(p); }                \
-  INT8Q_KERNEL(skinny_fused_##rows##_unaligned, SkinnyShape::kThreads, 2, Gemm) { skinny<Arch, rows / 8, true, false>(p); }
+  INT8Q_KERNEL(skinny_fused_##rows, SkinnyShape::kThreads, 2, Gemm) { skinny<Arch, rows / 8, true, true>(p); }
 INT8Q_SKINNY(8)
 INT8Q_SKINNY(16)
 #if INT8Q_ARCH >= 75
@@ -52,5 +56,12 @@ INT8Q_BACKWARD(bf16, Multiply::kBf16)
 #else
 INT8Q_BACKWARD(f32, Multiply::kF32)
 #endif
+
+INT8Q_KERNEL(finish_columns, FinishColumns::kThreads, 4, FinishColumns) { finish_columns(p); }
+INT8Q_KERNEL(list_columns, ListColumns::kThreads, 4, ListColumns) { list_columns(p); }
+INT8Q_KERNEL(copy_codes, CopyCodes::kThreads, 4, CopyCodes) { copy_codes(p); }
+INT8Q_KERNEL(dequantize_rows, Dequantize::kThreads, 4, Dequantize) { dequantize<true>(p); }
+INT8Q_KERNEL(dequantize_accumulators, Dequantize::kThreads, 4, Dequantize) { dequantize<false>(p); }
+INT8Q_KERNEL(count_outliers, CountOutliers::kThreads, 4, CountOutliers) { count_outliers(p); }
 
 }  // namespace int8q::gpu

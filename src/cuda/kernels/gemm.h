@@ -8,6 +8,8 @@
 //   f  += x . W^T of the outlier columns         fp32 sums; x fp16 or bf16 as it is, fp32 as three bf16 terms
 //   y   = f * (col_stats / 127) + bias           rounded once
 //
+// Outlier columns that are kept in fp16 are added behind the column's scale, one by one: y += x . kept.
+//
 // With element scope the columns stay in acc, and outlier elements are added one by one in ascending order of columns, so that
 // a row does not depend on the others; so are columns where there is no bf16 product, before sm_80.
 //
@@ -19,48 +21,12 @@
 #pragma once
 
 #include "cuda/kernels/elements.h"
-#include "cuda/kernels/outlier_columns.h"
+#include "cuda/kernels/kept_columns.h"
 #include "cuda/kernels/ptx.h"
 #include "cuda/kernels/results.h"
+#include "cuda/kernels/shapes.h"
 
 namespace int8q::gpu {
-
-template <int M, int N, int WarpM, int WarpN, int Stages>
-struct GemmTile {
-  static constexpr int kM = M, kN = N, kK = 64, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages;
-  static constexpr int kThreads = M / WarpM * (N / WarpN) * kWarp;
-  static constexpr int kStageBytes = (M + N) * kK;
-  static constexpr int kRowsAtOnce = Stages * kStageBytes >= M * N * 4 ? M : M / 2;  // of Y, in the stages' place
-  static_assert(Stages * kStageBytes >= kRowsAtOnce * N * 4);
-  static constexpr int kColumnsAtOnce = 32;
-
-  // Outlier columns begin when the stages are done with, behind the one that they are brought in.
-  INT8Q_CONSTEXPR static int shared_bytes(int64_t k, bool outliers) {
-    const int stages = Stages * kStageBytes;
-    const int columns = kStageBytes + (2 * bitmap_words(k) + 2 + kColumnsAtOnce) * 4;
-    return outliers && columns > stages ? columns : stages;
-  }
-};
-
-// Four warps of 64 x 64: 128 accumulators and 32 registers of fragments a thread, so that an operand's byte is read from shared
-// memory for 64 rows or columns; and as many stages as leave two blocks an SM. Before cp.async a stage waits in registers,
-// for which warps are 64 x 32.
-template <class Arch>
-struct LargeTileOf {
-  using Tile = GemmTile < 128, 128, 64, 64, Arch::kSharedBytes<128 * 1024 ? 3 : 4>;
-};
-template <>
-struct LargeTileOf<Sm75> {
-  using Tile = GemmTile<128, 64, 64, 32, 2>;
-};
-template <>
-struct LargeTileOf<Sm70> : LargeTileOf<Sm75> {};
-
-template <class Arch>
-using LargeTile = typename LargeTileOf<Arch>::Tile;
-static_assert(2 * LargeTile<Sm75>::shared_bytes(0, false) <= Sm75::kSharedBytes);
-static_assert(2 * LargeTile<Sm86>::shared_bytes(0, false) <= Sm86::kSharedBytes);
-static_assert(2 * LargeTile<Sm80>::shared_bytes(0, false) <= Sm80::kSharedBytes);
 
 template <class Arch, class Tile, bool kAligned>
 class GemmBlock {
@@ -88,10 +54,10 @@ class GemmBlock {
       return store_floats();
     }
     block_barrier();  // all have read the last stages
-    ColumnList columns(Tile::kStageBytes, p_.k, Tile::kThreads);
+    ColumnList columns(static_cast<uint32_t>(Tile::list_at(p_.kept_count > 0)), p_.k, Tile::kThreads);
     columns.merge(p_.found, p_.bitmaps, p_.found_blocks, Tile::kThreads);
     columns.close();
-    if (!p_.element) subtract_columns(columns);
+    if (p_.scope == OutlierScope::kColumns) subtract_columns(columns);
     if (p_.accumulators) return store_accumulators();
     scale_rows();
     add_columns(columns);
@@ -162,7 +128,7 @@ class GemmBlock {
       const Chunk a = chunk<false>(step, c);
       ptx::copy_async(stage + swizzled(a.row, a.column), a.from, a.valid);
     }
-#pragma unroll
+#pragma unroll(kAligned ? kChunksN : 1)  // bytes one by one are slow in any case, and many registers
     for (int c = 0; c < kChunksN; ++c) {
       const Chunk w = chunk<true>(step, c);
       if constexpr (kAligned) {
@@ -301,7 +267,10 @@ class GemmBlock {
   }
 
   INT8Q_DEVICE int32_t weight(int64_t n, int k) const { return load(p_.w + n * p_.w_stride + k); }
-  INT8Q_DEVICE float activation(int64_t m, int k) const { return load_element(p_.x_dtype, p_.x + m * p_.x_stride, k); }
+  // 0 of a kept column, which is added at the end.
+  INT8Q_DEVICE float activation(int64_t m, int k) const { return is_kept(p_, k) ? 0.0f : outlier_of(p_, m, k); }
+
+  INT8Q_DEVICE bool elements() const { return p_.scope == OutlierScope::kElements; }
 
   INT8Q_DEVICE void subtract_columns(const ColumnList& columns) {
     const auto minus_code = [&](int64_t m, int k) {
@@ -315,7 +284,7 @@ class GemmBlock {
   }
 
   INT8Q_DEVICE void add_columns(const ColumnList& columns) {
-    if (p_.element || Arch::kVersion < 80) return add_elements(columns);
+    if (elements() || Arch::kVersion < 80) return add_elements(columns);
     if constexpr (Arch::kVersion >= 80) {
       if (p_.x_dtype == Dtype::kF16) {
         const auto x = [&](int64_t m, int k) { return static_cast<uint32_t>(float_to_half(activation(m, k))); };
@@ -340,10 +309,7 @@ class GemmBlock {
   }
 
   INT8Q_DEVICE void add_elements(const ColumnList& columns) {
-    const auto x = [&](int64_t m, int k) {
-      const float value = activation(m, k);
-      return !p_.element || is_outlier(magnitude(value), p_.limit) ? bits_of(value) : 0;
-    };
+    const auto x = [&](int64_t m, int k) { return bits_of(activation(m, k)); };
     const auto w = [&](int64_t n, int k) { return bits_of(static_cast<float>(weight(n, k))); };
     for (uint32_t first = 0; first < columns.count; first += 8) {
       bring_columns<8>(columns, first, x, w);
@@ -428,6 +394,7 @@ class GemmBlock {
   }
 
   INT8Q_DEVICE void store_floats() const {
+    const bool keeps = p_.found != nullptr && p_.kept_count > 0;
     const auto bits_of_float = [&](int i, int j, int c) { return bits_of(f_[i][j][c]); };
     exchange(bits_of_float, [&](int64_t row, int64_t col, const uint32_t(&bits)[kChunk]) {
       uint8_t* y = p_.y + row * p_.y_stride;
@@ -436,6 +403,11 @@ class GemmBlock {
       for (int e = 0; e < kChunk; ++e) {
         const bool inside = col + e < p_.n;
         value[e] = float_of(bits[e]) * (inside ? load(p_.col_stats + col + e) * (1.0f / 127.0f) : 0.0f);
+      }
+      if (keeps) add_kept_columns(p_, Tile::list_at(true), row, col, value);
+#pragma unroll
+      for (int e = 0; e < kChunk; ++e) {
+        const bool inside = col + e < p_.n;
         if (inside && p_.bias != nullptr) {
           value[e] += load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), col + e);
         }

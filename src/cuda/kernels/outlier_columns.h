@@ -25,6 +25,10 @@ INT8Q_DEVICE void mark_columns(uint32_t bitmap, int64_t column, uint32_t bits) {
   atomic_or_shared(bitmap + static_cast<uint32_t>(column / 32) * 4, bits << column % 32);
 }
 
+INT8Q_DEVICE bool holds_column(uint32_t bitmap, int64_t column) {
+  return (load_shared<uint32_t>(bitmap + static_cast<uint32_t>(column / 32) * 4) >> column % 32 & 1) != 0;
+}
+
 // Sum of `value` over the lanes up to this one.
 INT8Q_DEVICE uint32_t inclusive_sum(uint32_t value) {
 #pragma unroll
@@ -55,13 +59,12 @@ INT8Q_DEVICE void store_found(uint32_t bitmap, int words, FoundColumns* found, u
     store(&whole[w], load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4));
 }
 
-// Columns in ascending order, from a bitmap. Shared memory: bitmap and rank, [words] each, and two words more.
+// Columns in ascending order, from a bitmap. Shared memory: bitmap and rank, [words] each, and two words more,
+// as FinishColumns::shared_bytes has it.
 struct ColumnList {
   uint32_t bitmap, rank;  // rank: columns before each word
   int words;
   uint32_t count = 0;
-
-  INT8Q_CONSTEXPR static int shared_bytes(int64_t k) { return (2 * bitmap_words(k) + 2) * 4; }
 
   // An empty bitmap, by the whole block; ends in a barrier.
   INT8Q_DEVICE ColumnList(uint32_t at, int64_t k, int threads)

@@ -6,7 +6,7 @@
 //   acc -= codes . W^T of the outlier columns    s32, exact; column scope
 //   f   = float(acc) * (row_stats / 127)
 //   f   = fma(x, w, f)                           outlier columns in ascending order; element scope: of outlier elements alone
-//   y   = f * (col_stats / 127) + bias           rounded once
+//   y   = f * (col_stats / 127) + bias           rounded once; kept columns as gemm.h's
 //
 // With element scope that is gemm.h's expression: a row does not depend on how many there are.
 //
@@ -19,33 +19,16 @@
 // kFused: x is quantized by each block into its shared memory, M * K <= 48 KiB; else quantize_rows did it, and codes come
 // through L1.
 //
-// Shared memory: sums [M up to eights][16], the list of columns, maxima a warp, row_stats, and the codes of kFused, [M up to
-// eights] rows of an odd number of 64 bytes, so that two rows lie in all 32 banks.
+// Shared memory: sums [M up to eights][16], the list of columns, maxima a warp, row_stats, and the codes of kFused, M rows of an
+// odd number of 64 bytes, so that two rows lie in all 32 banks.
 #pragma once
 
+#include "cuda/kernels/kept_columns.h"
 #include "cuda/kernels/ptx.h"
 #include "cuda/kernels/quantize_rows.h"
+#include "cuda/kernels/shapes.h"
 
 namespace int8q::gpu {
-
-struct SkinnyShape {
-  static constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-  static constexpr int kRowsOfW = 16;
-  static constexpr int kStep = 64;  // k's of a warp's step
-
-  INT8Q_CONSTEXPR static int code_stride(int64_t k) { return static_cast<int>(((k + kStep - 1) / kStep | 1) * kStep); }
-  // Multiples of 16 bytes, in the order of the file's comment.
-  INT8Q_CONSTEXPR static int columns_at(int rows) { return rows * kRowsOfW * 4; }
-  INT8Q_CONSTEXPR static int maxima_at(int rows, int64_t k) {
-    return columns_at(rows) + ((2 * bitmap_words(k) + 2) * 4 + 15) / 16 * 16;
-  }
-  INT8Q_CONSTEXPR static int stats_at(int rows, int64_t k) { return maxima_at(rows, k) + kWarps * 4; }
-  INT8Q_CONSTEXPR static int codes_at(int rows, int64_t k) { return stats_at(rows, k) + rows * 4; }
-  // rows: a multiple of 8.
-  INT8Q_CONSTEXPR static int shared_bytes(int rows, int64_t k, bool fused) {
-    return codes_at(rows, k) + (fused ? rows * code_stride(k) : 0);
-  }
-};
 
 template <class Arch, int kEights, bool kFused, bool kAligned>
 class SkinnyBlock {
@@ -56,6 +39,7 @@ class SkinnyBlock {
   static constexpr int kMostAhead = kEights == 8 || (!kHasInt8Mma<Arch> && kEights > 1) ? 2 : 4;
   static constexpr int kAhead = kAligned ? kMostAhead : kMostAhead / 2;
   static_assert(kHasInt8Mma<Arch> || kEights <= 2);
+  static_assert(kAligned || !kFused, "bytes one by one are slow enough for a launch more");
 
  public:
   INT8Q_DEVICE explicit SkinnyBlock(const Gemm& p)
@@ -70,7 +54,7 @@ class SkinnyBlock {
       quantize();
       columns_.close();
     } else {
-      for (int m = thread_index(); m < p_.m; m += kThreads)
+      for (int m = thread_index(); m < p_.m && !p_.accumulators; m += kThreads)
         store_shared(stats_ + static_cast<uint32_t>(m) * 4, load(p_.row_stats + m));
       if (p_.found != nullptr) columns_.merge(p_.found, p_.bitmaps, p_.found_blocks, kThreads);
       columns_.close();
@@ -89,15 +73,13 @@ class SkinnyBlock {
  private:
   // ---- Codes
 
-  // Rows from M on are zero.
   INT8Q_DEVICE void quantize() {
     const uint32_t maxima = static_cast<uint32_t>(Shape::maxima_at(kRows, p_.k));
-    for (int row = 0; row < kRows; ++row) {
+    for (int row = 0; row < p_.m; ++row) {
       const uint8_t* x = p_.x + row * p_.x_stride;
-      const int64_t cols = row < p_.m ? p_.k : 0;
       const float stat = quantize_row<kThreads>(
-          cols, code_stride_, p_.limit, maxima,
-          [&](int64_t k, float(&v)[kChunk]) { load_chunk<kAligned>(p_.x_dtype, x, k, cols, v); },
+          p_.k, code_stride_, p_.limit, maxima,
+          [&](int64_t k, float(&v)[kChunk]) { load_chunk<true>(p_.x_dtype, x, k, p_.k, v); },
           [&](int64_t k, uint32_t outliers) { columns_.mark(k, outliers); },
           [&](int64_t k, U32x2 codes) { store_shared(code_at(row, static_cast<uint32_t>(k)), codes); });
       if (thread_index() == 0) store_shared(stats_ + static_cast<uint32_t>(row) * 4, stat);
@@ -109,8 +91,8 @@ class SkinnyBlock {
 
   // 16 codes of an activation. Behind M and K there are zeros.
   INT8Q_DEVICE U32x4 activations(int row, int64_t k) const {
-    if constexpr (kFused) return load_shared<U32x4>(code_at(row, static_cast<uint32_t>(k)));
     if (row >= p_.m || k >= p_.k) return {0, 0, 0, 0};
+    if constexpr (kFused) return load_shared<U32x4>(code_at(row, static_cast<uint32_t>(k)));
     return load(reinterpret_cast<const U32x4*>(p_.codes + row * p_.codes_stride + k));
   }
   INT8Q_DEVICE int32_t code(int row, int k) const {
@@ -192,7 +174,7 @@ class SkinnyBlock {
       const int64_t n = col + i % Shape::kRowsOfW;
       if (n >= p_.n) continue;
       int32_t acc = load_shared<int32_t>(sum_at(m, i % Shape::kRowsOfW));
-      if (!p_.element) acc -= sum_of_columns(m, n);
+      if (p_.scope == OutlierScope::kColumns) acc -= sum_of_columns(m, n);
       uint8_t* y = p_.y + m * p_.y_stride;
       if (p_.accumulators) {
         store(reinterpret_cast<int32_t*>(y) + n, acc);
@@ -201,7 +183,8 @@ class SkinnyBlock {
       const float f =
           static_cast<float>(acc) * (load_shared<float>(stats_ + static_cast<uint32_t>(m) * 4) * (1.0f / 127.0f));
       const float bias = p_.bias == nullptr ? 0.0f : load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), n);
-      float value = add_columns(m, n, f) * (load(p_.col_stats + n) * (1.0f / 127.0f)) + bias;
+      float value = add_columns(m, n, f) * (load(p_.col_stats + n) * (1.0f / 127.0f));
+      value = add_kept_columns(p_, columns_.bitmap, m, n, value) + bias;
       if (p_.accumulate) value += load_element(p_.y_dtype, y, n);
       store_element(p_.y_dtype, y, n, value);
     }
@@ -218,8 +201,8 @@ class SkinnyBlock {
   INT8Q_DEVICE float add_columns(int m, int64_t n, float f) const {
     for (uint32_t t = 0; t < columns_.count; ++t) {
       const int k = columns_.column(t);
-      const float x = load_element(p_.x_dtype, p_.x + m * p_.x_stride, k);
-      if (p_.element && !is_outlier(magnitude(x), p_.limit)) continue;
+      const float x = outlier_of(p_, m, k);
+      if (x == 0.0f || is_kept(p_, k)) continue;
       f = fma(x, static_cast<float>(load(p_.w + n * p_.w_stride + k)), f);
     }
     return f;

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# The CUDA kernels: compiled by NVRTC, which needs neither a toolkit nor a GPU, into build/PRESET/cubins, and embedded in the
+# library. Without NVRTC the library is built all the same and says that it has no kernels.
+set(INT8Q_CUDA AUTO CACHE STRING "AUTO, ON or OFF: embed CUDA kernels if NVRTC is there, in any case, or never")
+set_property(CACHE INT8Q_CUDA PROPERTY STRINGS AUTO ON OFF)
+if(NOT INT8Q_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "INT8Q_CUDA=${INT8Q_CUDA}: expected AUTO, ON or OFF")
+endif()
+set(INT8Q_CUDA_ARCHITECTURES "" CACHE STRING "architectures to embed, as sm_80;compute_80; all if empty")
+set(INT8Q_NVRTC "" CACHE FILEPATH "libnvrtc.so; that of tools/cuda/requirements.txt, or a toolkit's, if empty")
+
+set(INT8Q_HAS_KERNELS OFF)
+set(cubins ${PROJECT_BINARY_DIR}/cubins)
+set(compile_kernels ${PROJECT_SOURCE_DIR}/tools/cuda/compile_kernels.py)
+if(INT8Q_CUDA STREQUAL OFF)
+  message(STATUS "int8q: no CUDA kernels (INT8Q_CUDA=OFF)")
+  return()
+endif()
+
+# The Python that has NVRTC: that of `make`, else the one that builds a wheel.
+find_package(Python3 COMPONENTS Interpreter QUIET)
+set(nvrtc_option "")
+if(INT8Q_NVRTC)
+  set(nvrtc_option --nvrtc ${INT8Q_NVRTC})
+endif()
+foreach(python IN ITEMS ${PROJECT_SOURCE_DIR}/build/venv/bin/python ${Python3_EXECUTABLE})
+  if(INT8Q_HAS_KERNELS OR NOT EXISTS ${python})
+    continue()
+  endif()
+  execute_process(
+    COMMAND ${python} ${compile_kernels} --find ${nvrtc_option}
+    RESULT_VARIABLE failed
+    OUTPUT_VARIABLE nvrtc
+    OUTPUT_STRIP_TRAILING_WHITESPACE
+  )
+  if(NOT failed)
+    set(INT8Q_HAS_KERNELS ON)
+    set(nvrtc_python ${python})
+  endif()
+endforeach()
+if(NOT INT8Q_HAS_KERNELS)
+  set(
+    how
+    "pip install -r tools/cuda/requirements.txt for the Python that CMake finds, or name a libnvrtc.so by INT8Q_NVRTC"
+  )
+  if(INT8Q_CUDA STREQUAL ON)
+    message(FATAL_ERROR "int8q: INT8Q_CUDA=ON and no NVRTC; ${how}")
+  endif()
+  message(STATUS "int8q: no CUDA kernels, since there is no NVRTC; ${how}")
+  return()
+endif()
+message(STATUS "int8q: CUDA kernels by ${nvrtc}")
+
+file(GLOB kernel_sources CONFIGURE_DEPENDS src/cuda/kernels/*)
+set(arch_option "")
+if(INT8Q_CUDA_ARCHITECTURES)
+  set(arch_option --arch ${INT8Q_CUDA_ARCHITECTURES})
+endif()
+add_custom_command(
+  OUTPUT ${cubins}/images.inc
+  COMMAND ${nvrtc_python} ${compile_kernels} ${cubins} ${nvrtc_option} ${arch_option}
+  DEPENDS ${kernel_sources} ${compile_kernels}
+  COMMENT "Compiling CUDA kernels for every architecture"
+  VERBATIM
+)

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/device.h"
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "cuda/kernels/shapes.h"
+
+namespace int8q::cuda {
+namespace {
+
+constexpr int64_t kMostBlocks = 0x7fffffff;
+
+template <class Arch>
+constexpr Shapes shapes_of() {
+  using Tile = gpu::LargeTile<Arch>;
+  return {.tile_m = Tile::kM,
+          .tile_n = Tile::kN,
+          .tile_threads = Tile::kThreads,
+          .tile_shared_bytes = Tile::shared_bytes,
+          .skinny_rows = gpu::kHasInt8Mma<Arch> ? 64 : 16};
+}
+
+Shapes shapes_of(int tag) {
+  switch (tag) {
+    case 70: return shapes_of<gpu::Sm70>();
+    case 75: return shapes_of<gpu::Sm75>();
+    case 80: return shapes_of<gpu::Sm80>();
+    case 86: return shapes_of<gpu::Sm86>();
+    case 90: return shapes_of<gpu::Sm90>();
+    default: return shapes_of<gpu::Sm120>();
+  }
+}
+
+int attribute(const Driver& driver, int device, Attribute which) {
+  int value = 0;
+  check(driver.cuDeviceGetAttribute(&value, which, device), "cuDeviceGetAttribute");
+  return value;
+}
+
+int handle_of(const Driver& driver, int ordinal) {
+  int device = 0;
+  check(driver.cuDeviceGet(&device, ordinal), "cuDeviceGet");
+  return device;
+}
+
+std::string image_names() {
+  std::string names;
+  for (const Image& image : images()) names += (names.empty() ? "" : ", ") + std::string(image.name);
+  return names.empty() ? "none: this build has no CUDA kernels" : names;
+}
+
+}  // namespace
+
+Gpu describe_gpu(int ordinal) {
+  const Driver& driver = require_driver();
+  const int device = handle_of(driver, ordinal);
+  char name[256] = "";
+  check(driver.cuDeviceGetName(name, sizeof name, device), "cuDeviceGetName");
+  const int major = attribute(driver, device, kCapabilityMajor), minor = attribute(driver, device, kCapabilityMinor);
+  return {.name = name, .major = major, .minor = minor, .image = image_for(major, minor)};
+}
+
+Device& Device::open(int ordinal) {
+  static std::mutex mutex;
+  static auto& devices = *new std::vector<std::unique_ptr<Device>>;  // outlives everything
+  const Driver& driver = require_driver();
+  const int count = look_for_driver().devices;
+  if (ordinal >= count) {
+    fail(INT8Q_NO_DEVICE,
+         "options->device is %d; expected a GPU's ordinal, 0 to %d, of those that CUDA_VISIBLE_DEVICES leaves", ordinal,
+         count - 1);
+  }
+  const std::lock_guard lock(mutex);
+  devices.resize(static_cast<size_t>(count));
+  auto& device = devices[static_cast<size_t>(ordinal)];
+  if (device == nullptr) {
+    std::unique_ptr<Device> opening(new Device(driver, ordinal));
+    opening->start();
+    device = std::move(opening);
+  }
+  return *device;
+}
+
+void Device::start() {
+  const Gpu gpu = describe_gpu(ordinal);
+  name = gpu.name, major = gpu.major, minor = gpu.minor, image = gpu.image;
+  if (image == nullptr) {
+    fail(INT8Q_NO_DEVICE, "GPU %d, %s, has compute capability %d.%d, for which there are no kernels; here are %s", ordinal,
+         name.c_str(), major, minor, image_names().c_str());
+  }
+  const int device = handle_of(driver, ordinal);
+  multiprocessors = attribute(driver, device, kMultiprocessors);
+  shared_bytes = attribute(driver, device, kSharedBytesOptin);
+  shapes = shapes_of(image->tag);
+  check(driver.cuDevicePrimaryCtxRetain(&context, device), "cuDevicePrimaryCtxRetain");
+  load_kernels();
+}
+
+// With their limits, so that no launch has to load or set anything: it may be captured.
+void Device::load_kernels() {
+  const Current current(*this);
+  Module module;
+  check(driver.cuModuleLoadData(&module, image->data), "cuModuleLoadData");
+  const auto load = [&](const std::string& kernel) {
+    Function function;
+    const std::string full_name = kernel + "_" + image->suffix;
+    check(driver.cuModuleGetFunction(&function, module, full_name.c_str()), full_name.c_str());
+    check(driver.cuFuncSetAttribute(function, kFunctionSharedBytes, shared_bytes), full_name.c_str());
+    return function;
+  };
+  const auto load_both = [&](const std::string& kernel) {
+    return std::array<Function, 2>{load(kernel + "_unaligned"), load(kernel)};
+  };
+  const char* const dtypes[] = {"f32", "f16", "bf16"};
+  for (size_t d = 0; d < 3; ++d) kernels.quantize_rows[d] = load_both(std::string("quantize_rows_") + dtypes[d]);
+  kernels.gemm = load_both("gemm_s8");
+  for (size_t i = 0; 8 << i <= shapes.skinny_rows; ++i) {
+    kernels.skinny[i] = load_both("skinny_s8_" + std::to_string(8 << i));
+    kernels.skinny_fused[i] = load("skinny_fused_" + std::to_string(8 << i));
+  }
+  const auto at = [&](gpu::Multiply how) -> auto& { return kernels.backward[static_cast<size_t>(how)]; };
+  if (image->tag >= 75) at(gpu::Multiply::kF16) = load_both("backward_f16");
+  if (image->tag >= 80) {
+    at(gpu::Multiply::kBf16) = load_both("backward_bf16");
+  } else {
+    at(gpu::Multiply::kF32) = load_both("backward_f32");
+  }
+  kernels.finish_columns = load("finish_columns");
+  kernels.list_columns = load("list_columns");
+  kernels.copy_codes = load("copy_codes");
+  kernels.dequantize_rows = load("dequantize_rows");
+  kernels.dequantize_accumulators = load("dequantize_accumulators");
+  kernels.count_outliers = load("count_outliers");
+}
+
+Allocator Device::allocator() {
+  const auto allocate = [](void* opaque, uint64_t bytes, uint64_t) -> void* {
+    const auto& device = *static_cast<Device*>(opaque);
+    const Current current(device);
+    DevicePointer memory = 0;
+    return device.driver.cuMemAlloc(&memory, bytes) == 0 ? reinterpret_cast<void*>(memory) : nullptr;
+  };
+  const auto deallocate = [](void* opaque, void* memory, uint64_t) {
+    const auto& device = *static_cast<Device*>(opaque);
+    const Current current(device);
+    device.driver.cuMemFree(reinterpret_cast<DevicePointer>(memory));
+  };
+  return Allocator(int8q_allocator{
+      .size = sizeof(int8q_allocator), .reserved = 0, .opaque = this, .allocate = allocate, .deallocate = deallocate});
+}
+
+void Queue::launch_with(Function function, int64_t blocks, int threads, int shared_bytes, void** parameters) {
+  if (blocks > kMostBlocks) {
+    fail(INT8Q_SIZE_OVERFLOW, "the result takes %lld blocks of a GPU; expected at most 2^31 - 1; pass fewer rows",
+         static_cast<long long>(blocks));
+  }
+  check(device.driver.cuLaunchKernel(function, static_cast<unsigned>(blocks), 1, 1, static_cast<unsigned>(threads), 1, 1,
+                                     static_cast<unsigned>(shared_bytes), stream, parameters, nullptr),
+        "cuLaunchKernel");
+  ++launches;
+}
+
+void Queue::upload(void* to, const void* from, int64_t bytes) {
+  if (bytes == 0) return;
+  check(device.driver.cuMemcpyHtoDAsync(reinterpret_cast<DevicePointer>(to), from, static_cast<size_t>(bytes), stream),
+        "cuMemcpyHtoDAsync");
+}
+
+void Queue::download(void* to, const void* from, int64_t bytes) {
+  if (bytes == 0) return;
+  check(device.driver.cuMemcpyDtoHAsync(to, reinterpret_cast<DevicePointer>(from), static_cast<size_t>(bytes), stream),
+        "cuMemcpyDtoHAsync");
+}
+
+void Queue::copy_rows(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t bytes, int64_t rows,
+                      bool from_host, bool to_host) {
+  if (bytes == 0 || rows == 0) return;
+  Copy2D copy{};
+  copy.from_type = from_host ? Copy2D::kHost : Copy2D::kDevice;
+  copy.from_host = from;
+  copy.from_device = reinterpret_cast<DevicePointer>(from);
+  copy.from_pitch = static_cast<size_t>(from_stride);
+  copy.to_type = to_host ? Copy2D::kHost : Copy2D::kDevice;
+  copy.to_host = to;
+  copy.to_device = reinterpret_cast<DevicePointer>(to);
+  copy.to_pitch = static_cast<size_t>(to_stride);
+  copy.width_bytes = static_cast<size_t>(bytes);
+  copy.height = static_cast<size_t>(rows);
+  check(device.driver.cuMemcpy2DAsync(&copy, stream), "cuMemcpy2DAsync");
+}
+
+void Queue::wait() { check(device.driver.cuStreamSynchronize(stream), "cuStreamSynchronize"); }
+
+}  // namespace int8q::cuda

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A GPU with its primary context and our kernels on it; and a context's queue of work for it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "core/memory.h"
+#include "cuda/driver.h"
+#include "cuda/images.h"
+#include "cuda/kernels/portable.h"
+
+namespace int8q::cuda {
+
+// Functions of the image, by what they are launched for. NULL where the architecture has none.
+struct Kernels {
+  template <int kKinds>
+  using ByAlignment = std::array<std::array<Function, 2>, kKinds>;  // [][aligned]
+
+  ByAlignment<3> quantize_rows;  // by gpu::Dtype
+  std::array<Function, 2> gemm;
+  ByAlignment<4> skinny;                 // for 8, 16, 32 and 64 rows
+  std::array<Function, 4> skinny_fused;  // which takes aligned matrices alone
+  ByAlignment<3> backward;               // by gpu::Multiply
+  Function finish_columns, list_columns, copy_codes, dequantize_rows, dequantize_accumulators, count_outliers;
+};
+
+// What the host must know of an architecture's kernels.
+struct Shapes {
+  int tile_m, tile_n, tile_threads;
+  int (*tile_shared_bytes)(int64_t k, bool outliers, bool kept);
+  int skinny_rows;  // at most
+};
+
+class Device {
+ public:
+  // Opens it the first time. NO_DEVICE without such a GPU, or kernels for it. Never closed: its primary context may be torch's.
+  static Device& open(int ordinal);
+
+  const Driver& driver;
+  const int ordinal;
+  std::string name;
+  int major = 0, minor = 0, multiprocessors = 0, shared_bytes = 0;
+  DriverContext context = nullptr;
+  const Image* image = nullptr;
+  Kernels kernels{};
+  Shapes shapes{};
+
+  // cuMemAlloc and cuMemFree, as an allocator.
+  Allocator allocator();
+
+ private:
+  Device(const Driver& found, int which) : driver(found), ordinal(which) {}
+  void start();
+  void load_kernels();
+};
+
+// Makes the device's primary context this thread's while it lives.
+class Current {
+ public:
+  explicit Current(const Device& device) : driver_(device.driver) {
+    check(driver_.cuCtxPushCurrent(device.context), "cuCtxPushCurrent");
+  }
+  ~Current() {
+    DriverContext popped;
+    driver_.cuCtxPopCurrent(&popped);
+  }
+  Current(const Current&) = delete;
+  Current& operator=(const Current&) = delete;
+
+ private:
+  const Driver& driver_;
+};
+
+// Where a context's work goes. All but launch() are for the making of linears, and may wait.
+struct Queue {
+  Device& device;
+  Stream stream;
+  uint64_t launches = 0;
+
+  template <class Arguments>
+  void launch(Function function, int64_t blocks, int threads, int shared_bytes, const Arguments& arguments) {
+    void* parameters[] = {const_cast<Arguments*>(&arguments)};
+    launch_with(function, blocks, threads, shared_bytes, parameters);
+  }
+
+  void upload(void* to, const void* from, int64_t bytes);
+  void download(void* to, const void* from, int64_t bytes);
+  // rows of `bytes`, on the device or (host: to is on it, from is) not.
+  void copy_rows(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t bytes, int64_t rows,
+                 bool from_host = false, bool to_host = false);
+  void wait();
+
+ private:
+  void launch_with(Function function, int64_t blocks, int threads, int shared_bytes, void** parameters);
+};
+
+// One line of diagnosis a GPU: its name, capability and image, for int8q_diagnose_json.
+struct Gpu {
+  std::string name;
+  int major, minor;
+  const Image* image;
+};
+Gpu describe_gpu(int ordinal);
+
+}  // namespace int8q::cuda

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Blocks: how many threads, which tile of the result, how much shared memory. Host and device read the same numbers.
+#pragma once
+
+#include "cuda/kernels/arch.h"
+#include "cuda/kernels/arguments.h"
+
+namespace int8q::gpu {
+
+// ---------------------------------------------------------------------------------------------------- gemm.h
+
+template <int M, int N, int WarpM, int WarpN, int Stages>
+struct GemmTile {
+  static constexpr int kM = M, kN = N, kK = 64, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages;
+  static constexpr int kThreads = M / WarpM * (N / WarpN) * kWarp;
+  static constexpr int kStageBytes = (M + N) * kK;
+  static constexpr int kRowsAtOnce = Stages * kStageBytes >= M * N * 4 ? M : M / 2;  // of Y, in the stages' place
+  static_assert(Stages * kStageBytes >= kRowsAtOnce * N * 4);
+  static constexpr int kColumnsAtOnce = 32;
+
+  // Outlier columns begin when the stages are done with, behind the one that they are brought in; kept columns are asked for
+  // again while results are stored.
+  INT8Q_CONSTEXPR static int list_at(bool kept) { return kept ? kRowsAtOnce * N * 4 : kStageBytes; }
+  INT8Q_CONSTEXPR static int shared_bytes(int64_t k, bool outliers, bool kept) {
+    const int stages = Stages * kStageBytes;
+    const int columns = list_at(kept) + (2 * bitmap_words(k) + 2 + kColumnsAtOnce) * 4;
+    return outliers && columns > stages ? columns : stages;
+  }
+};
+
+// Four warps of 64 x 64: 128 accumulators and 32 registers of fragments a thread, so that an operand's byte is read from shared
+// memory for 64 rows or columns; and as many stages as leave two blocks an SM. Before cp.async a stage waits in registers,
+// for which warps are 64 x 32.
+template <class Arch>
+struct LargeTileOf {
+  using Tile = GemmTile < 128, 128, 64, 64, Arch::kSharedBytes<128 * 1024 ? 3 : 4>;
+};
+template <>
+struct LargeTileOf<Sm75> {
+  using Tile = GemmTile<128, 64, 64, 32, 2>;
+};
+template <>
+struct LargeTileOf<Sm70> : LargeTileOf<Sm75> {};
+
+template <class Arch>
+using LargeTile = typename LargeTileOf<Arch>::Tile;
+static_assert(2 * LargeTile<Sm75>::shared_bytes(0, false, false) <= Sm75::kSharedBytes);
+static_assert(2 * LargeTile<Sm86>::shared_bytes(0, false, false) <= Sm86::kSharedBytes);
+static_assert(2 * LargeTile<Sm80>::shared_bytes(0, false, false) <= Sm80::kSharedBytes);
+
+// ---------------------------------------------------------------------------------------------------- skinny.h
+
+struct SkinnyShape {
+  static constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+  static constexpr int kRowsOfW = 16;
+  static constexpr int kStep = 64;  // k's of a warp's step
+
+  INT8Q_CONSTEXPR static int code_stride(int64_t k) { return static_cast<int>(((k + kStep - 1) / kStep | 1) * kStep); }
+  // Multiples of 16 bytes, in the order of the file's comment.
+  INT8Q_CONSTEXPR static int columns_at(int rows) { return rows * kRowsOfW * 4; }
+  INT8Q_CONSTEXPR static int maxima_at(int rows, int64_t k) {
+    return columns_at(rows) + ((2 * bitmap_words(k) + 2) * 4 + 15) / 16 * 16;
+  }
+  INT8Q_CONSTEXPR static int stats_at(int rows, int64_t k) { return maxima_at(rows, k) + kWarps * 4; }
+  INT8Q_CONSTEXPR static int codes_at(int rows, int64_t k) { return stats_at(rows, k) + rows * 4; }
+  // rows: M up to eights.
+  INT8Q_CONSTEXPR static int shared_bytes(int rows, int64_t m, int64_t k, bool fused) {
+    return codes_at(rows, k) + (fused ? static_cast<int>(m) * code_stride(k) : 0);
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------- backward.h
+
+enum class Multiply { kF16, kBf16, kF32 };
+
+template <Multiply kHow>
+struct BackwardTile {
+  static constexpr int kM = 128, kN = 128;                         // of dX; kN of K
+  static constexpr int kDepth = kHow == Multiply::kF32 ? 16 : 32;  // n of a stage: 64 bytes of g
+  static constexpr int kThreads = 128;                             // four warps of 64 x 64
+  static constexpr int kStageBytes = kM * 64 + kDepth * kN;
+  static constexpr int kRowsAtOnce = 32;  // of dX: 16 KiB
+  static constexpr int kSharedBytes = 2 * kStageBytes;
+  static_assert(kRowsAtOnce * kN * 4 <= kSharedBytes);
+};
+
+}  // namespace int8q::gpu

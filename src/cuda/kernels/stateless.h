@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the stateless operations need beside quantize_rows and the products. Bound by memory, or small.
+#pragma once
+
+#include "cuda/kernels/elements.h"
+#include "cuda/kernels/outlier_columns.h"
+
+namespace int8q::gpu {
+
+// Any number of blocks: each makes the list; the first stores it, and all zero codes.
+INT8Q_DEVICE void finish_columns(const FinishColumns& p) {
+  ColumnList columns(0, p.k, FinishColumns::kThreads);
+  columns.merge(p.found, p.bitmaps, p.found_blocks, FinishColumns::kThreads);
+  columns.close();
+  if (block_index() == 0) {
+    if (p.count != nullptr && thread_index() == 0) store(p.count, static_cast<int64_t>(columns.count));
+    if (p.mask != nullptr) {
+      for (int64_t k = thread_index(); k < p.k; k += FinishColumns::kThreads) {
+        const uint32_t word = load_shared<uint32_t>(columns.bitmap + static_cast<uint32_t>(k / 32) * 4);
+        store(p.mask + k, static_cast<uint8_t>(word >> k % 32 & 1));
+      }
+    }
+    if (p.cols != nullptr) {
+      for (uint32_t t = static_cast<uint32_t>(thread_index()); t < columns.count; t += FinishColumns::kThreads)
+        store(p.cols + t, static_cast<int64_t>(columns.column(t)));
+    }
+  }
+  if (p.codes == nullptr) return;
+  for (int64_t row = block_index(); row < p.rows; row += block_count()) {
+    for (uint32_t t = static_cast<uint32_t>(thread_index()); t < columns.count; t += FinishColumns::kThreads)
+      store(p.codes + row * p.codes_stride + columns.column(t), static_cast<int8_t>(0));
+  }
+}
+
+// One block.
+INT8Q_DEVICE void list_columns(const ListColumns& p) {
+  const int words = bitmap_words(p.k);
+  clear_bitmap(0, words, ListColumns::kThreads);
+  block_barrier();
+  for (int64_t t = thread_index(); t < p.count; t += ListColumns::kThreads) {
+    const int64_t column = load(p.cols + t);
+    if (column >= 0 && column < p.k) mark_columns(0, column, 1);
+  }
+  block_barrier();
+  store_found(0, words, p.found, p.bitmap);
+}
+
+// A thread takes 16 neighbours of a row.
+INT8Q_DEVICE void copy_codes(const CopyCodes& p) {
+  const int64_t chunks = (p.to_cols + kCodeChunk - 1) / kCodeChunk,
+                step = static_cast<int64_t>(block_count()) * CopyCodes::kThreads;
+  for (int64_t i = static_cast<int64_t>(block_index()) * CopyCodes::kThreads + thread_index(); i < p.rows * chunks;
+       i += step) {
+    const int64_t row = i / chunks, col = i % chunks * kCodeChunk;
+    const int8_t* from = p.from + row * p.from_stride + col;
+    int8_t* to = p.to + row * p.to_stride + col;
+    const int valid = valid_codes(p.cols - col);
+    const bool whole = valid == kCodeChunk && reinterpret_cast<uint64_t>(from) % kCodeChunk == 0;
+    const U32x4 codes = whole ? load(reinterpret_cast<const U32x4*>(from)) : load_codes(from, valid);
+    if (col + kCodeChunk <= p.to_cols && reinterpret_cast<uint64_t>(to) % kCodeChunk == 0) {
+      store(reinterpret_cast<U32x4*>(to), codes);
+      continue;
+    }
+    const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+#pragma unroll
+    for (int e = 0; e < kCodeChunk; ++e) {
+      if (col + e < p.to_cols) store(to + e, static_cast<int8_t>(words[e / 4] >> e % 4 * 8));
+    }
+  }
+}
+
+// A thread takes eight neighbours of a row.
+template <bool kCodes>
+INT8Q_DEVICE void dequantize(const Dequantize& p) {
+  const int64_t chunks = (p.cols + kChunk - 1) / kChunk, step = static_cast<int64_t>(block_count()) * Dequantize::kThreads;
+  for (int64_t i = static_cast<int64_t>(block_index()) * Dequantize::kThreads + thread_index(); i < p.rows * chunks;
+       i += step) {
+    const int64_t row = i / chunks, col = i % chunks * kChunk;
+    const float stat = load(p.row_stats + row);
+    float v[kChunk];
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) {
+      const int64_t k = col + e;
+      if (k >= p.cols) {
+        v[e] = 0.0f;
+      } else if constexpr (kCodes) {
+        v[e] = static_cast<float>(load(p.codes + row * p.stride + k)) * stat * (1.0f / 127.0f);
+      } else {
+        const auto acc =
+            load(reinterpret_cast<const int32_t*>(reinterpret_cast<const uint8_t*>(p.accumulators) + row * p.stride) + k);
+        v[e] = static_cast<float>(acc) * (stat * load(p.col_stats + k) * (1.0f / 16129.0f));
+        if (p.bias != nullptr) v[e] += load_element(p.bias_dtype, static_cast<const uint8_t*>(p.bias), k);
+      }
+    }
+    store_chunk(p.y_dtype, p.y + row * p.y_stride, col, p.cols, v);
+  }
+}
+
+// A thread takes a column.
+INT8Q_DEVICE void count_outliers(const CountOutliers& p) {
+  const int64_t k = static_cast<int64_t>(block_index()) * CountOutliers::kThreads + thread_index();
+  if (k >= p.k) return;
+  int64_t count = 0;
+  for (int64_t row = 0; row < p.rows; ++row)
+    count += is_outlier(magnitude(load_element(p.x_dtype, p.x + row * p.x_stride, k)), p.limit) ? 1 : 0;
+  store(p.counts + k, load(p.counts + k) + count);
+}
+
+}  // namespace int8q::gpu

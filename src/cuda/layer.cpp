@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/layer.h"
+
+#include <algorithm>
+
+#include "core/context.h"
+#include "core/dtype.h"
+#include "cuda/kernels/shapes.h"
+
+namespace int8q::cuda {
+namespace {
+
+static_assert(gpu::kNoOutliers == cpu::kNoOutliers);
+
+constexpr int64_t kFusedBytes = 48 << 10;  // of codes; from there on blocks read more of X than of W
+constexpr int kBlocksPerSm = 2;            // of the persistent kernels
+
+constexpr auto dtype_of(int32_t abi) { return static_cast<gpu::Dtype>(kernel_index(abi)); }
+
+// Rows up to which a kernel of `skinny` serves: 8 << index.
+size_t skinny_index(int64_t rows) {
+  size_t index = 0;
+  while (8 << index < rows) ++index;
+  return index;
+}
+
+bool fuses(const Device& device, int64_t rows, int64_t k) {
+  if (rows > device.shapes.skinny_rows || rows * round_up(k, 16) > kFusedBytes) return false;
+  const int up_to = 8 << skinny_index(rows);
+  return gpu::SkinnyShape::shared_bytes(up_to, rows, k, true) <= device.shared_bytes;
+}
+
+void launch_skinny(Queue& queue, const gpu::Gemm& p, bool fused) {
+  const size_t index = skinny_index(p.m);
+  const Kernels& kernels = queue.device.kernels;
+  const int64_t tiles = ceil_div(p.n, gpu::SkinnyShape::kRowsOfW), blocks = queue.device.multiprocessors * kBlocksPerSm;
+  queue.launch(fused ? kernels.skinny_fused[index] : kernels.skinny[index][is_aligned(p.w, p.w_stride)],
+               std::min(tiles, blocks), gpu::SkinnyShape::kThreads,
+               gpu::SkinnyShape::shared_bytes(8 << index, p.m, p.k, fused), p);
+}
+
+struct Workspace {
+  QuantizedRows x;
+
+  Workspace(Carver& carver, const Device& device, int64_t rows, int64_t k) {
+    x.stride = round_up(k, 16);
+    x.blocks = quantizing_blocks(device, rows);
+    x.codes = carver.take<int8_t>(checked_mul(rows, x.stride, "workspace"), "workspace");
+    x.row_stats = carver.take<float>(rows, "workspace");
+    x.found = carver.take<gpu::FoundColumns>(x.blocks, "workspace");
+    x.bitmaps = carver.take<uint32_t>(static_cast<int64_t>(x.blocks) * gpu::bitmap_words(k), "workspace");
+  }
+};
+
+// quantized: x, or nothing where the product quantizes it.
+gpu::Gemm product_of(const DeviceWeights& w, const FloatRows& x, const QuantizedRows& quantized, const Output& y,
+                     bool accumulate) {
+  const BlobHeader& h = w.header;
+  return {.m = x.rows,
+          .n = h.n,
+          .k = h.k,
+          .codes = quantized.codes,
+          .codes_stride = quantized.stride,
+          .row_stats = quantized.row_stats,
+          .w = w.codes,
+          .w_stride = w.stride,
+          .col_stats = w.col_stats,
+          .bias = w.bias,
+          .bias_dtype = gpu::Dtype::kF32,
+          .found = h.outlier_mode == INT8Q_OUTLIERS_OFF ? nullptr : quantized.found,
+          .bitmaps = quantized.bitmaps,
+          .found_blocks = quantized.blocks,
+          .scope = h.outlier_mode == INT8Q_OUTLIERS_ELEMENT ? gpu::OutlierScope::kElements : gpu::OutlierScope::kColumns,
+          .limit = outlier_limit(h.outlier_mode, h.threshold),
+          .x = x.data,
+          .x_stride = x.row_bytes,
+          .x_dtype = static_cast<gpu::Dtype>(x.dtype),
+          .kept_count = static_cast<int>(h.kept_count),
+          .kept_cols = w.kept_cols,
+          .kept_bitmap = w.kept_bitmap,
+          .kept_weights = w.kept_weights,
+          .kept_stride = w.n_padded(),
+          .y = y.data,
+          .y_stride = y.row_bytes,
+          .y_dtype = dtype_of(y.dtype),
+          .accumulators = false,
+          .accumulate = accumulate};
+}
+
+gpu::Multiply backward_product(const Device& device, int dy_dtype) {
+  const int tag = device.image->tag;
+  if (tag >= 75 && dy_dtype == kernel_index(INT8Q_F16)) return gpu::Multiply::kF16;
+  return tag >= 80 ? gpu::Multiply::kBf16 : gpu::Multiply::kF32;
+}
+
+}  // namespace
+
+int quantizing_blocks(const Device& device, int64_t rows) {
+  return static_cast<int>(std::min<int64_t>(rows, device.multiprocessors * kBlocksPerSm));
+}
+
+void quantize(Queue& queue, const FloatRows& x, uint32_t limit, const QuantizedRows& to) {
+  const gpu::QuantizeRows p{.x = x.data,
+                            .rows = x.rows,
+                            .k = x.cols,
+                            .x_stride = x.row_bytes,
+                            .limit = limit,
+                            .codes = to.codes,
+                            .codes_stride = to.stride,
+                            .row_stats = to.row_stats,
+                            .found = to.found,
+                            .bitmaps = to.bitmaps};
+  queue.launch(queue.device.kernels.quantize_rows[static_cast<size_t>(x.dtype)][is_aligned(x.data, x.row_bytes)], to.blocks,
+               gpu::QuantizeRows::kThreads, gpu::QuantizeRows::shared_bytes(x.cols), p);
+}
+
+void multiply(Queue& queue, const gpu::Gemm& p) {
+  if (p.m <= queue.device.shapes.skinny_rows) return launch_skinny(queue, p, false);
+  const Shapes& shapes = queue.device.shapes;
+  const int64_t blocks = checked_mul(ceil_div(p.m, shapes.tile_m), ceil_div(p.n, shapes.tile_n), "the result");
+  queue.launch(queue.device.kernels.gemm[is_aligned(p.w, p.w_stride)], blocks, shapes.tile_threads,
+               shapes.tile_shared_bytes(p.k, p.found != nullptr, p.kept_count > 0), p);
+}
+
+int64_t forward_workspace_bytes(const Device& device, int64_t k, int64_t rows) {
+  Carver carver(nullptr);
+  const Workspace workspace(carver, device, rows, k);
+  return std::max(carver.used(), kAlignment);
+}
+
+void forward(Queue& queue, const Linear* const* linears, int64_t count, const FloatRows& x, const Output* ys,
+             bool accumulate, void* workspace) {
+  if (x.rows == 0) return;
+  const Current current(queue.device);
+  const bool may_fuse = fuses(queue.device, x.rows, x.cols) && is_aligned(x.data, x.row_bytes);
+  Carver carver(workspace);
+  const Workspace places(carver, queue.device, x.rows, x.cols);
+  bool quantized = false;
+  for (int64_t i = 0; i < count; ++i) {
+    const DeviceWeights& weights = *linears[i]->on_device;
+    const bool fused = may_fuse && is_aligned(weights.codes, weights.stride);
+    const gpu::Gemm p = product_of(weights, x, fused ? QuantizedRows{} : places.x, ys[i], accumulate);
+    if (p.n == 0) continue;
+    if (fused) {
+      launch_skinny(queue, p, true);
+      continue;
+    }
+    if (!quantized) quantize(queue, x, p.limit, places.x);
+    quantized = true;
+    multiply(queue, p);
+  }
+}
+
+void backward(Queue& queue, const Linear& linear, const FloatRows& dy, const Output& dx, bool accumulate) {
+  const DeviceWeights& w = *linear.on_device;
+  if (dy.rows == 0 || w.header.k == 0) return;
+  const gpu::Multiply how = backward_product(queue.device, dy.dtype);
+  const gpu::Backward p{.m = dy.rows,
+                        .n = w.header.n,
+                        .k = w.header.k,
+                        .dy = dy.data,
+                        .dy_stride = dy.row_bytes,
+                        .dy_dtype = static_cast<gpu::Dtype>(dy.dtype),
+                        .w = w.codes,
+                        .w_stride = w.stride,
+                        .col_stats = w.col_stats,
+                        .greatest = w.greatest,
+                        .dx = dx.data,
+                        .dx_stride = dx.row_bytes,
+                        .dx_dtype = dtype_of(dx.dtype),
+                        .accumulate = accumulate};
+  using Tile = gpu::BackwardTile<gpu::Multiply::kF16>;  // all three have its rows, columns and threads
+  static_assert(Tile::kSharedBytes == gpu::BackwardTile<gpu::Multiply::kBf16>::kSharedBytes);
+  const int shared = how == gpu::Multiply::kF32 ? gpu::BackwardTile<gpu::Multiply::kF32>::kSharedBytes : Tile::kSharedBytes;
+  const bool aligned = is_aligned(p.w, p.w_stride) && is_aligned(p.dy, p.dy_stride);
+  const int64_t blocks = checked_mul(ceil_div(p.m, Tile::kM), ceil_div(p.k, Tile::kN), "dx");
+  const Current current(queue.device);
+  queue.launch(queue.device.kernels.backward[static_cast<size_t>(how)][aligned], blocks, Tile::kThreads, shared, p);
+}
+
+}  // namespace int8q::cuda

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A GPU for tests of the C boundary: what libcuda.so.1 offers, be it a driver or the stub of tests/cuda_emulation.
+#pragma once
+
+#include <dlfcn.h>
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda/device.h"
+#include "support/call.h"
+#include "support/oracle.h"
+
+namespace int8q::test {
+
+// Functions of the driver that the library does without.
+struct MoreOfDriver {
+  int (*cuStreamCreate)(void** stream, unsigned flags);
+  int (*cuStreamBeginCapture)(void* stream, int mode);
+  int (*cuStreamEndCapture)(void* stream, void** graph);
+  int (*cuGraphGetNodes)(void* graph, void** nodes, size_t* count);
+  int (*cuGraphInstantiateWithFlags)(void** executable, void* graph, unsigned long long flags);
+  int (*cuGraphLaunch)(void* executable, void* stream);
+  int64_t (*stub_count)(const char* function);  // NULL on a GPU
+};
+
+inline const MoreOfDriver& more_of_driver() {
+  static const MoreOfDriver more = [] {
+    void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    auto* find = reinterpret_cast<int (*)(const char*, void**, int, uint64_t, int*)>(dlsym(library, "cuGetProcAddress_v2"));
+    MoreOfDriver m{};
+    const auto resolve = [&](const char* name, auto& function) {
+      void* address = nullptr;
+      EXPECT_EQ(find(name, &address, cuda::kOldestDriver, 0, nullptr), 0) << name;
+      function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(address);
+    };
+    resolve("cuStreamCreate", m.cuStreamCreate);
+    resolve("cuStreamBeginCapture", m.cuStreamBeginCapture);
+    resolve("cuStreamEndCapture", m.cuStreamEndCapture);
+    resolve("cuGraphGetNodes", m.cuGraphGetNodes);
+    resolve("cuGraphInstantiateWithFlags", m.cuGraphInstantiateWithFlags);
+    resolve("cuGraphLaunch", m.cuGraphLaunch);
+    m.stub_count = reinterpret_cast<int64_t (*)(const char*)>(dlsym(library, "int8q_stub_count"));
+    return m;
+  }();
+  return more;
+}
+
+inline cuda::Device& gpu() { return cuda::Device::open(0); }
+
+inline ContextPtr make_gpu_context(void* stream = nullptr) {
+  int8q_context_options options{};
+  options.size = sizeof options;
+  options.backend = INT8Q_BACKEND_CUDA;
+  options.stream = stream;
+  int8q_context* context = nullptr;
+  EXPECT_STATUS(INT8Q_OK, int8q_create_context(&options, &context));
+  return ContextPtr(context);
+}
+
+// Bytes on the device, `offset` behind an address that is a multiple of 256.
+class DeviceBytes {
+ public:
+  explicit DeviceBytes(int64_t bytes, int64_t offset = 0) : bytes_(bytes), offset_(offset) {
+    const cuda::Current current(gpu());
+    cuda::check(gpu().driver.cuMemAlloc(&memory_, static_cast<size_t>(bytes + offset + 1)), "cuMemAlloc");
+  }
+  ~DeviceBytes() {
+    const cuda::Current current(gpu());
+    gpu().driver.cuMemFree(memory_);
+  }
+  DeviceBytes(const DeviceBytes&) = delete;
+  DeviceBytes& operator=(const DeviceBytes&) = delete;
+
+  template <class T = void>
+  T* get() const {
+    return reinterpret_cast<T*>(memory_ + static_cast<uint64_t>(offset_));
+  }
+  void upload(const void* from) {
+    const cuda::Current current(gpu());
+    cuda::Queue{gpu(), nullptr}.upload(get(), from, bytes_);
+    cuda::Queue{gpu(), nullptr}.wait();
+  }
+  void download(void* to) const {
+    const cuda::Current current(gpu());
+    cuda::Queue{gpu(), nullptr}.download(to, get(), bytes_);
+    cuda::Queue{gpu(), nullptr}.wait();
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  int64_t bytes_, offset_;
+  cuda::DevicePointer memory_ = 0;
+};
+
+// An array of T on the device.
+template <class T>
+class DeviceArray {
+ public:
+  explicit DeviceArray(const std::vector<T>& values)
+      : memory_(static_cast<int64_t>(values.size() * sizeof(T))), count_(values.size()) {
+    memory_.upload(values.data());
+  }
+  T* get() const { return memory_.get<T>(); }
+  std::vector<T> values() const {
+    std::vector<T> copy(count_);
+    memory_.download(copy.data());
+    return copy;
+  }
+
+ private:
+  DeviceBytes memory_;
+  size_t count_;
+};
+
+// A Grid's bytes on the device, what is no element included, at the same alignment.
+class DeviceGrid {
+ public:
+  explicit DeviceGrid(Grid& grid) : grid_(grid), memory_(static_cast<int64_t>(grid.bytes().size())), view_(*grid.view()) {
+    memory_.upload(grid.bytes().data());
+    if (view_.data != nullptr)
+      view_.data = memory_.get<uint8_t>() + (static_cast<const uint8_t*>(view_.data) - grid.bytes().data());
+  }
+  const int8q_matrix* view() const { return &view_; }
+  // What is there now.
+  Grid download() const {
+    Grid copy = grid_;
+    memory_.download(const_cast<uint8_t*>(copy.bytes().data()));
+    return copy;
+  }
+
+ private:
+  Grid grid_;
+  DeviceBytes memory_;
+  int8q_matrix view_;
+};
+
+struct DeviceWorkspace {
+  DeviceBytes memory;
+
+  DeviceWorkspace(int8q_context* context, const int8q_linear* linear, int64_t rows, int32_t operation = INT8Q_FORWARD)
+      : memory(static_cast<int64_t>(query(context, linear, rows, operation))) {}
+  void* get() const { return memory.get(); }
+  uint64_t bytes() const { return static_cast<uint64_t>(memory.bytes()); }
+
+ private:
+  static uint64_t query(int8q_context* context, const int8q_linear* linear, int64_t rows, int32_t operation) {
+    uint64_t bytes = 0;
+    EXPECT_STATUS(INT8Q_OK, int8q_query_workspace(context, linear, operation, rows, 0, &bytes));
+    return bytes;
+  }
+};
+
+}  // namespace int8q::test

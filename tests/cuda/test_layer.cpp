@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The linear layer on a GPU: shapes, dtypes, modes, kept columns, strides and alignments beside the oracle's exact value, within
+// bounds from the number of roundings; its life, and that it does the same on each run.
+#include <cmath>
+
+#include "cuda/gpu.h"
+#include "cuda/shapes.h"
+#include "support/draw.h"
+
+namespace int8q::test {
+namespace {
+
+enum class Kept { kNone, kFromWeights, kGiven };
+enum : size_t {
+  kMode,
+  kIn,
+  kOut,
+  kWeight,
+  kBias,
+  kThreshold,
+  kKept,
+  kAccumulate,
+  kXGap,
+  kXOffset,
+  kWGap,
+  kWOffset,
+  kYGap,
+  kBorrow
+};
+
+constexpr int32_t kModes[] = {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT};
+constexpr float kThresholds[] = {0.0f, 1e-30f, 1.5f};
+constexpr size_t kS8Weight = 3, kNoBias = 3;
+
+Draw layer_draw() {
+  return {{"mode", 3},  {"in", 3},         {"out", 3},   {"weight", 4},   {"bias", 4},       {"threshold", 3},
+          {"kept", 3},  {"accumulate", 2}, {"x gap", 3}, {"x offset", 3}, {"weight gap", 3}, {"weight offset", 3},
+          {"y gap", 3}, {"borrow", 2}};
+}
+
+int64_t bytes_of(const Draw::Cell& drawn, size_t which, int64_t unit) { return static_cast<int64_t>(drawn[which]) * unit; }
+
+// A value and what roundings may add to it.
+struct Bounded {
+  double value, bound;
+};
+
+double unit_roundoff(int32_t dtype) { return dtype == INT8Q_F32 ? 0x1p-24 : dtype == INT8Q_F16 ? 0x1p-11 : 0x1p-8; }
+
+// A layer, its input, and what comes of them.
+struct Case {
+  Draw::Cell drawn;
+  Grid weight, bias, x, kept_weights, before;
+  LayerOracle oracle;
+  Quantized qx;
+  bool from_codes, with_bias, accumulate;
+  int8q_linear_options options{};
+
+  Case(const Shape& s, size_t seed, const Draw::Cell& d)
+      : drawn(d),
+        weight(kFloatDtypes[d[kWeight] % 3], s.n, s.k, bytes_of(d, kWGap, 1), bytes_of(d, kWOffset, 4)),
+        bias(kFloatDtypes[d[kBias] % 3], 1, s.n),
+        x(kFloatDtypes[d[kIn]], s.m, s.k, bytes_of(d, kXGap, 1), bytes_of(d, kXOffset, 4)),
+        kept_weights(INT8Q_F16, s.n, s.k < 4 ? 0 : 3, 1),
+        before(kFloatDtypes[d[kOut]], s.m, s.n, bytes_of(d, kYGap, 1)),
+        from_codes(d[kWeight] == kS8Weight),
+        with_bias(d[kBias] != kNoBias),
+        accumulate(d[kAccumulate] == 1) {
+    fill_activations(x, seed);
+    fill_normal(weight, seed + 1, 0.1f);
+    fill_normal(bias, seed + 2, 1.0f);
+    fill_normal(kept_weights, seed + 3, 0.1f);
+    fill_normal(before, seed + 4, 1.0f);
+    const int32_t mode = kModes[d[kMode]];
+    oracle = {quantize(weight, INT8Q_OUTLIERS_OFF, 0), {}, {}, {}, mode, kThresholds[d[kThreshold]]};
+    for (int64_t j = 0; with_bias && j < s.n; ++j) oracle.bias.push_back(bias.at(0, j));
+    const auto kept = s.k < 4 ? Kept::kNone : from_codes && d[kKept] == 1 ? Kept::kGiven : static_cast<Kept>(d[kKept]);
+    if (kept != Kept::kNone) oracle.kept_cols = {1, s.k / 2, s.k - 1};
+    for (int64_t j = 0; j < s.n; ++j) {
+      for (size_t t = 0; t < oracle.kept_cols.size(); ++t) {
+        oracle.kept.push_back(
+            to_f16(kept == Kept::kGiven ? kept_weights.at(j, static_cast<int64_t>(t)) : weight.at(j, oracle.kept_cols[t])));
+      }
+    }
+    options = {sizeof options,
+               mode,
+               oracle.threshold,
+               from_codes && d[kBorrow] == 1 ? static_cast<uint32_t>(INT8Q_BORROW_WEIGHT) : 0,
+               oracle.kept_cols.data(),
+               static_cast<int64_t>(oracle.kept_cols.size()),
+               nullptr};
+    qx = quantize(x, mode, oracle.threshold);
+  }
+
+  Grid codes() const {
+    Grid q(INT8Q_S8, weight.rows(), weight.cols(), bytes_of(drawn, kWGap, 1), bytes_of(drawn, kWOffset, 1));
+    for (int64_t i = 0; i < q.rows(); ++i) {
+      for (int64_t j = 0; j < q.cols(); ++j) q.set_integer(i, j, oracle.w.codes[static_cast<size_t>(i * q.cols() + j)]);
+    }
+    return q;
+  }
+
+  // y(i, j) exactly, and how far fp32 sums and factors, rounded one by one, may be from it.
+  Bounded exact(int64_t i, int64_t j) const {
+    const int64_t k = weight.cols();
+    const double row = static_cast<double>(qx.stats[static_cast<size_t>(i)]),
+                 col = static_cast<double>(oracle.w.stats[static_cast<size_t>(j)]);
+    const int8_t *a = qx.codes.data() + i * k, *b = oracle.w.codes.data() + j * k;
+    const double product = dot(a, b, k) * row * col / 16129;
+    double outliers = 0, magnitude = std::fabs(product);
+    for (const int64_t c : qx.outlier_cols) {
+      const float value = x.at(i, c);
+      if (oracle.mode == INT8Q_OUTLIERS_ELEMENT && !is_outlier(value, oracle.mode, oracle.threshold)) continue;
+      double w = b[c] * col / 127;
+      for (size_t t = 0; t < oracle.kept_cols.size(); ++t) {
+        if (oracle.kept_cols[t] == c)
+          w = static_cast<double>(from_f16(oracle.kept[static_cast<size_t>(j) * oracle.kept_cols.size() + t]));
+      }
+      outliers += static_cast<double>(value) * w;
+      magnitude += std::fabs(static_cast<double>(value) * w);
+    }
+    double value = product + outliers;
+    if (with_bias) value += static_cast<double>(oracle.bias[static_cast<size_t>(j)]);
+    if (accumulate) value += static_cast<double>(before.at(i, j));
+    magnitude += std::fabs(value - product - outliers);
+    // fp32 x as three bf16 terms: three times as many sums. Tensor cores truncate, which counts double.
+    const double sums = 6.0 * static_cast<double>(qx.outlier_cols.size()) + 8;
+    return {value, sums * 0x1p-24 * magnitude + 1.01 * unit_roundoff(before.dtype()) * std::fabs(value) + 0x1p-24};
+  }
+
+  void expect(const Grid& y) const {
+    for (int64_t i = 0; i < y.rows(); ++i) {
+      for (int64_t j = 0; j < y.cols(); ++j) {
+        const Bounded want = exact(i, j);
+        ASSERT_NEAR(y.at(i, j), want.value, want.bound) << i << ", " << j;
+      }
+    }
+    ASSERT_TRUE(y.gaps_untouched());
+  }
+};
+
+// A case's weights on the device, and the linear over them.
+struct OnDevice {
+  std::unique_ptr<DeviceGrid> weight, bias, kept;
+  std::unique_ptr<DeviceArray<float>> stats;
+  LinearPtr linear;
+
+  OnDevice(int8q_context* context, Case& c) {
+    Grid codes = c.codes();
+    weight = std::make_unique<DeviceGrid>(c.from_codes ? codes : c.weight);
+    if (c.from_codes) stats = std::make_unique<DeviceArray<float>>(c.oracle.w.stats);
+    bias = std::make_unique<DeviceGrid>(c.bias);
+    kept = std::make_unique<DeviceGrid>(c.kept_weights);
+    if (c.drawn[kKept] == static_cast<size_t>(Kept::kGiven) || c.from_codes) c.options.kept_weights = kept->view();
+    if (c.oracle.kept_cols.empty()) c.options.kept_weights = nullptr;
+    int8q_linear* raw = nullptr;
+    EXPECT_STATUS(INT8Q_OK, int8q_create_linear(context, weight->view(), stats ? stats->get() : nullptr,
+                                                c.with_bias ? bias->view() : nullptr, &c.options, &raw));
+    linear.reset(raw);
+  }
+};
+
+TEST(CudaLayer, EveryShapeDtypeMode) {
+  const std::vector<Shape> list = device_shapes();
+  const ContextPtr context = make_gpu_context();
+  Draw draw = layer_draw();
+  size_t cells = 0;
+  for (size_t s = 0; s < list.size(); ++s) {
+    for (size_t mode = 0; mode < 3; ++mode) {
+      const Draw::Cell drawn = draw.cell(s, {mode, (s + mode) % 3});
+      SCOPED_TRACE(::testing::Message() << "M " << list[s].m << " N " << list[s].n << " K " << list[s].k << " drawn "
+                                        << ::testing::PrintToString(drawn));
+      Case c(list[s], ++cells, drawn);
+      const OnDevice layer(context.get(), c);
+      ASSERT_NE(layer.linear, nullptr);
+      const DeviceGrid x(c.x), y(c.before);
+      const DeviceWorkspace workspace(context.get(), layer.linear.get(), c.x.rows());
+      ASSERT_CALL(int8q_forward(context.get(), layer.linear.get(), x.view(), c.accumulate ? INT8Q_ACCUMULATE : 0, y.view(),
+                                workspace.get(), workspace.bytes()));
+      c.expect(y.download());
+      if (HasFatalFailure()) return;
+    }
+  }
+  std::printf("%zu cells: %zu shapes x 3 modes on %s\n", cells, list.size(), gpu().name.c_str());
+}
+
+}  // namespace
+}  // namespace int8q::test

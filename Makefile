@@ -53,6 +53,7 @@ demo-lora: ## LoRA in 8 bits: a T5 in the versions of 2023, SmolLM2 in today's (
 test: ## build and run every test that is not slow, with the ABI and packaging checks (minutes)
 	@$(deps) build test python
 	tools/dev/venv.sh tests/python/requirements.txt tools/cuda/requirements.txt tests/checks/cuda-requirements.txt
+	PIP_NO_DEPS=1 tools/dev/venv.sh tests/cuda_emulation/requirements.txt
 	tools/dev/env.sh current
 	$(call configure,release)
 	$(call make_preset,release)

@@ -104,6 +104,11 @@ if(CMAKE_BUILD_TYPE STREQUAL Release AND isa_folders)
   int8q_add_check(cuda_kernels ${INT8Q_TEST_PYTHON} ${checks}/cuda_kernels.py ${PROJECT_BINARY_DIR}/cubins)
   int8q_add_check(cuda_mutations ${INT8Q_TEST_PYTHON} ${checks}/cuda_mutations.py ${CMAKE_CXX_COMPILER} ${PROJECT_BINARY_DIR})
   set_tests_properties(check_cuda_mutations PROPERTIES LABELS slow TIMEOUT 3000)
+  int8q_add_check(cuda_nvcc ${INT8Q_TEST_PYTHON} ${checks}/cuda_nvcc.py ${PROJECT_BINARY_DIR}/cubins)
+  set_tests_properties(
+    check_cuda_nvcc
+    PROPERTIES LABELS slow TIMEOUT 1200 SKIP_RETURN_CODE 77
+  )
 endif()
 
 # Which GPUs are found and what they run, by a driver that plays them.

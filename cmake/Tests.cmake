@@ -70,9 +70,36 @@ if(NOT CMAKE_CROSSCOMPILING AND NOT INT8Q_SANITIZE MATCHES thread)
     target_compile_definitions(int8q_cuda_emulation PUBLIC INT8Q_FEW_ARCHITECTURES)
   endif()
   file(GLOB emulation_sources CONFIGURE_DEPENDS tests/cuda_emulation/test_*.cpp)
+  # Fragments are judged by CuTe's layouts, where tests/cuda_emulation/requirements.txt is installed.
+  file(GLOB site_packages ${PROJECT_SOURCE_DIR}/build/venv/lib/python3*/site-packages)
+  find_path(
+    INT8Q_CUTE
+    cute/layout.hpp
+    PATHS ${site_packages}
+    PATH_SUFFIXES cutlass_library/source/include
+    NO_DEFAULT_PATH
+    DOC "CuTe's headers"
+  )
+  find_path(
+    INT8Q_CUTE_CUDA
+    crt/host_defines.h
+    PATHS ${site_packages}
+    PATH_SUFFIXES nvidia/cu13/include
+    NO_DEFAULT_PATH
+    DOC "the CUDA headers that CuTe includes"
+  )
+  if(INT8Q_CUTE AND INT8Q_CUTE_CUDA)
+    list(APPEND emulation_sources ${PROJECT_SOURCE_DIR}/tests/cuda_emulation/fragments.cpp)
+  else()
+    message(
+      STATUS
+      "int8q: no test of fragments; PIP_NO_DEPS=1 tools/dev/venv.sh tests/cuda_emulation/requirements.txt brings CuTe"
+    )
+  endif()
   foreach(source IN LISTS emulation_sources)
     cmake_path(GET source STEM name)
-    set(name cuda_${name})
+    string(REPLACE test_ "" name ${name})
+    set(name cuda_test_${name})
     add_executable(${name} ${source})
     target_link_libraries(${name} PRIVATE int8q_cuda_emulation)
     gtest_discover_tests(
@@ -84,6 +111,10 @@ if(NOT CMAKE_CROSSCOMPILING AND NOT INT8Q_SANITIZE MATCHES thread)
   endforeach()
 endif()
 
+if(TARGET cuda_test_fragments)
+  target_include_directories(cuda_test_fragments SYSTEM PRIVATE ${INT8Q_CUTE} ${INT8Q_CUTE_CUDA} ${INT8Q_CUTE_CUDA}/cccl)
+endif()
+
 # The CUDA backend through the C boundary, on a driver whose GPU is the emulator. On a machine with a GPU test_cuda runs on it.
 if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
   add_library(
@@ -93,11 +124,30 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
     tests/cuda_emulation/emulator.cpp
     tests/cuda_emulation/memory.cpp
   )
-  foreach(
-    arch
-    IN
-    ITEMS 70 75 80 86 90 120
+  # Under a sanitizer, and of a build with fewer images, one architecture.
+  set(
+    emulated
+    70
+    75
+    80
+    86
+    90
+    120
   )
+  set(
+    capabilities
+    7.0
+    7.5
+    8.0
+    8.6
+    9.0,8.0
+    12.0
+  )
+  if(INT8Q_SANITIZE OR INT8Q_CUDA_ARCHITECTURES)
+    set(emulated 80)
+    set(capabilities 8.0)
+  endif()
+  foreach(arch IN LISTS emulated)
     add_library(int8q_kernels_${arch} OBJECT tests/cuda_emulation/entries.cpp)
     target_compile_definitions(int8q_kernels_${arch} PRIVATE INT8Q_ARCH=${arch} INT8Q_SUFFIX=sm${arch})
     target_sources(int8q_libcuda PRIVATE $<TARGET_OBJECTS:int8q_kernels_${arch}>)
@@ -122,20 +172,17 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
   add_executable(test_cuda ${cuda_test_sources})
   target_link_libraries(test_cuda PRIVATE int8q_test_support)
   add_dependencies(test_cuda int8q_libcuda)
-  foreach(
-    capability
-    IN
-    ITEMS 7.0 7.5 8.0 8.6 9.0 12.0
-  )
-    gtest_discover_tests(
-      test_cuda
-      TEST_PREFIX "GPU_${capability}."
-      DISCOVERY_MODE PRE_TEST
-      DISCOVERY_TIMEOUT 60
-      PROPERTIES
-        LABELS unit
-        TIMEOUT 600
-        ENVIRONMENT "${emulation_environment};LD_LIBRARY_PATH=${libcuda_folder};INT8Q_STUB_GPUS=${capability}"
+  foreach(capability IN LISTS capabilities)
+    set(cuda_environment "${emulation_environment};LD_LIBRARY_PATH=${libcuda_folder};INT8Q_STUB_GPUS=${capability}")
+    add_test(NAME cuda_${capability} COMMAND test_cuda)
+    set_tests_properties(
+      cuda_${capability}
+      PROPERTIES LABELS unit TIMEOUT 600 ENVIRONMENT "${cuda_environment}"
+    )
+    add_test(NAME cuda_${capability}_every_shape COMMAND test_cuda --gtest_filter=*EveryShape*:CudaStateless.*)
+    set_tests_properties(
+      cuda_${capability}_every_shape
+      PROPERTIES LABELS slow TIMEOUT 3000 ENVIRONMENT "${cuda_environment};INT8Q_TEST_GRID=full"
     )
   endforeach()
 endif()

@@ -12,13 +12,15 @@ namespace {
 
 constexpr int64_t kMostBlocks = 0x7fffffff;
 
+template <class T>
+constexpr Tile tile_of() {
+  return {.m = T::kM, .n = T::kN, .threads = T::kThreads, .shared_bytes = T::shared_bytes};
+}
+
 template <class Arch>
 constexpr Shapes shapes_of() {
-  using Tile = gpu::LargeTile<Arch>;
-  return {.tile_m = Tile::kM,
-          .tile_n = Tile::kN,
-          .tile_threads = Tile::kThreads,
-          .tile_shared_bytes = Tile::shared_bytes,
+  return {.large = tile_of<gpu::LargeTile<Arch>>(),
+          .small = tile_of<gpu::SmallTile<Arch>>(),
           .skinny_rows = gpu::kHasInt8Mma<Arch> ? 64 : 16};
 }
 
@@ -116,6 +118,7 @@ void Device::load_kernels() {
   const char* const dtypes[] = {"f32", "f16", "bf16"};
   for (size_t d = 0; d < 3; ++d) kernels.quantize_rows[d] = load_both(std::string("quantize_rows_") + dtypes[d]);
   kernels.gemm = load_both("gemm_s8");
+  kernels.gemm_small = load("gemm_small_s8");
   for (size_t i = 0; 8 << i <= shapes.skinny_rows; ++i) {
     kernels.skinny[i] = load_both("skinny_s8_" + std::to_string(8 << i));
     kernels.skinny_fused[i] = load("skinny_fused_" + std::to_string(8 << i));

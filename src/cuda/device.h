@@ -21,6 +21,7 @@ struct Kernels {
 
   ByAlignment<3> quantize_rows;  // by gpu::Dtype
   std::array<Function, 2> gemm;
+  Function gemm_small;                   // which takes aligned weights alone
   ByAlignment<4> skinny;                 // for 8, 16, 32 and 64 rows
   std::array<Function, 4> skinny_fused;  // which takes aligned matrices alone
   ByAlignment<3> backward;               // by gpu::Multiply
@@ -28,9 +29,12 @@ struct Kernels {
 };
 
 // What the host must know of an architecture's kernels.
+struct Tile {
+  int m, n, threads;
+  int (*shared_bytes)(int64_t k, bool outliers, bool kept);
+};
 struct Shapes {
-  int tile_m, tile_n, tile_threads;
-  int (*tile_shared_bytes)(int64_t k, bool outliers, bool kept);
+  Tile large, small;
   int skinny_rows;  // at most
 };
 

@@ -39,9 +39,24 @@ void launch_skinny(Queue& queue, const gpu::Gemm& p, bool fused) {
                gpu::SkinnyShape::shared_bytes(8 << index, p.m, p.k, fused), p);
 }
 
-struct Workspace {
-  QuantizedRows x;
+int64_t tiles_of(const Tile& tile, const gpu::Gemm& p) {
+  return checked_mul(ceil_div(p.m, tile.m), ceil_div(p.n, tile.n), "the result");
+}
 
+// Small tiles that share K take two blocks an SM, of which each has 256 of K left.
+constexpr int64_t kMostSplits = 4, kLeastOfASplit = 256;
+int64_t most_splitting_blocks(const Device& device) { return int64_t{kBlocksPerSm} * device.multiprocessors; }
+
+int splits_of(const Device& device, int64_t tiles, int64_t k) {
+  const int64_t splits = std::min(most_splitting_blocks(device) / tiles, k / kLeastOfASplit);
+  return static_cast<int>(std::clamp<int64_t>(splits, 1, kMostSplits));
+}
+
+struct Workspace {
+  QuantizedRows x{};
+  int32_t* partials = nullptr;
+
+  Workspace() = default;
   Workspace(Carver& carver, const Device& device, int64_t rows, int64_t k) {
     x.stride = round_up(k, 16);
     x.blocks = quantizing_blocks(device, rows);
@@ -49,13 +64,19 @@ struct Workspace {
     x.row_stats = carver.take<float>(rows, "workspace");
     x.found = carver.take<gpu::FoundColumns>(x.blocks, "workspace");
     x.bitmaps = carver.take<uint32_t>(static_cast<int64_t>(x.blocks) * gpu::bitmap_words(k), "workspace");
+    // For any number of rows up to this one.
+    const int64_t splitting = rows > device.shapes.skinny_rows ? most_splitting_blocks(device) : 0;
+    x.counter_count = static_cast<int>(splitting / 2);  // two blocks or more share one
+    x.counters = carver.take<uint32_t>(x.counter_count, "workspace");
+    partials = carver.take<int32_t>(splitting * device.shapes.small.m * device.shapes.small.n, "workspace");
   }
 };
 
-// quantized: x, or nothing where the product quantizes it.
-gpu::Gemm product_of(const DeviceWeights& w, const FloatRows& x, const QuantizedRows& quantized, const Output& y,
+// places: with x quantized, or empty where the product quantizes it.
+gpu::Gemm product_of(const DeviceWeights& w, const FloatRows& x, const Workspace& places, const Output& y,
                      bool accumulate) {
   const BlobHeader& h = w.header;
+  const QuantizedRows& quantized = places.x;
   return {.m = x.rows,
           .n = h.n,
           .k = h.k,
@@ -84,7 +105,10 @@ gpu::Gemm product_of(const DeviceWeights& w, const FloatRows& x, const Quantized
           .y_stride = y.row_bytes,
           .y_dtype = dtype_of(y.dtype),
           .accumulators = false,
-          .accumulate = accumulate};
+          .accumulate = accumulate,
+          .splits = 1,
+          .partials = places.partials,
+          .counters = quantized.counters};
 }
 
 gpu::Multiply backward_product(const Device& device, int dy_dtype) {
@@ -109,17 +133,27 @@ void quantize(Queue& queue, const FloatRows& x, uint32_t limit, const QuantizedR
                             .codes_stride = to.stride,
                             .row_stats = to.row_stats,
                             .found = to.found,
-                            .bitmaps = to.bitmaps};
+                            .bitmaps = to.bitmaps,
+                            .counters = to.counters,
+                            .counter_count = to.counter_count};
   queue.launch(queue.device.kernels.quantize_rows[static_cast<size_t>(x.dtype)][is_aligned(x.data, x.row_bytes)], to.blocks,
                gpu::QuantizeRows::kThreads, gpu::QuantizeRows::shared_bytes(x.cols), p);
 }
 
-void multiply(Queue& queue, const gpu::Gemm& p) {
-  if (p.m <= queue.device.shapes.skinny_rows) return launch_skinny(queue, p, false);
-  const Shapes& shapes = queue.device.shapes;
-  const int64_t blocks = checked_mul(ceil_div(p.m, shapes.tile_m), ceil_div(p.n, shapes.tile_n), "the result");
-  queue.launch(queue.device.kernels.gemm[is_aligned(p.w, p.w_stride)], blocks, shapes.tile_threads,
-               shapes.tile_shared_bytes(p.k, p.found != nullptr, p.kept_count > 0), p);
+void multiply(Queue& queue, gpu::Gemm p) {
+  const Device& device = queue.device;
+  if (p.m <= device.shapes.skinny_rows) return launch_skinny(queue, p, false);
+  const bool aligned = is_aligned(p.w, p.w_stride);
+  const auto launch = [&](const Tile& tile, Function function) {
+    queue.launch(function, tiles_of(tile, p) * p.splits, tile.threads,
+                 tile.shared_bytes(p.k, p.found != nullptr, p.kept_count > 0), p);
+  };
+  // Large tiles wherever they keep three SMs of four busy.
+  if (!aligned || 4 * tiles_of(device.shapes.large, p) >= 3 * device.multiprocessors) {
+    return launch(device.shapes.large, device.kernels.gemm[aligned]);
+  }
+  if (p.counters != nullptr) p.splits = splits_of(device, tiles_of(device.shapes.small, p), p.k);
+  launch(device.shapes.small, device.kernels.gemm_small);
 }
 
 int64_t forward_workspace_bytes(const Device& device, int64_t k, int64_t rows) {
@@ -139,7 +173,7 @@ void forward(Queue& queue, const Linear* const* linears, int64_t count, const Fl
   for (int64_t i = 0; i < count; ++i) {
     const DeviceWeights& weights = *linears[i]->on_device;
     const bool fused = may_fuse && is_aligned(weights.codes, weights.stride);
-    const gpu::Gemm p = product_of(weights, x, fused ? QuantizedRows{} : places.x, ys[i], accumulate);
+    const gpu::Gemm p = product_of(weights, x, fused ? Workspace{} : places, ys[i], accumulate);
     if (p.n == 0) continue;
     if (fused) {
       launch_skinny(queue, p, true);
@@ -169,13 +203,13 @@ void backward(Queue& queue, const Linear& linear, const FloatRows& dy, const Out
                         .dx_stride = dx.row_bytes,
                         .dx_dtype = dtype_of(dx.dtype),
                         .accumulate = accumulate};
-  using Tile = gpu::BackwardTile<gpu::Multiply::kF16>;  // all three have its rows, columns and threads
-  static_assert(Tile::kSharedBytes == gpu::BackwardTile<gpu::Multiply::kBf16>::kSharedBytes);
-  const int shared = how == gpu::Multiply::kF32 ? gpu::BackwardTile<gpu::Multiply::kF32>::kSharedBytes : Tile::kSharedBytes;
+  using F16 = gpu::BackwardTile<gpu::Multiply::kF16>;  // all three have its rows, columns and threads
+  static_assert(F16::kSharedBytes == gpu::BackwardTile<gpu::Multiply::kBf16>::kSharedBytes);
+  const int shared = how == gpu::Multiply::kF32 ? gpu::BackwardTile<gpu::Multiply::kF32>::kSharedBytes : F16::kSharedBytes;
   const bool aligned = is_aligned(p.w, p.w_stride) && is_aligned(p.dy, p.dy_stride);
-  const int64_t blocks = checked_mul(ceil_div(p.m, Tile::kM), ceil_div(p.k, Tile::kN), "dx");
+  const int64_t blocks = checked_mul(ceil_div(p.m, F16::kM), ceil_div(p.k, F16::kN), "dx");
   const Current current(queue.device);
-  queue.launch(queue.device.kernels.backward[static_cast<size_t>(how)][aligned], blocks, Tile::kThreads, shared, p);
+  queue.launch(queue.device.kernels.backward[static_cast<size_t>(how)][aligned], blocks, F16::kThreads, shared, p);
 }
 
 }  // namespace int8q::cuda

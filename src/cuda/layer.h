@@ -63,13 +63,15 @@ struct QuantizedRows {
   float* row_stats;
   gpu::FoundColumns* found;  // [blocks]; NULL: nobody asks
   uint32_t* bitmaps;
+  uint32_t* counters;  // [counter_count], which become 0
+  int counter_count;
   int blocks;
 };
 int quantizing_blocks(const Device& device, int64_t rows);
 void quantize(Queue& queue, const FloatRows& x, uint32_t limit, const QuantizedRows& to);
 
-// The product, by the kernel for its size. p.codes are quantized, K > 64 rows or not.
-void multiply(Queue& queue, const gpu::Gemm& p);
+// The product of quantized rows, by the kernel for its size; K is split where there are counters for it.
+void multiply(Queue& queue, gpu::Gemm p);
 
 // Rows begin at multiples of 16 bytes.
 inline bool is_aligned(const void* data, int64_t stride_bytes) {

@@ -40,6 +40,8 @@ void quantize_rows(Queue& queue, ScratchLease& scratch, const FloatRows& x, uint
                    .row_stats = row_stats,
                    .found = nullptr,
                    .bitmaps = nullptr,
+                   .counters = nullptr,
+                   .counter_count = 0,
                    .blocks = quantizing_blocks(queue.device, x.rows)};
   const auto carve = [&](Carver carver) {
     if (copies) to.codes = carver.take<int8_t>(checked_mul(x.rows, to.stride, "scratch"), "scratch");
@@ -159,7 +161,10 @@ void multiply(Queue& queue, ScratchLease& scratch, const Product& product) {
                             .y_stride = product.y_stride,
                             .y_dtype = y_dtype,
                             .accumulators = accumulators,
-                            .accumulate = product.accumulate});
+                            .accumulate = product.accumulate,
+                            .splits = 1,
+                            .partials = nullptr,
+                            .counters = nullptr});
 }
 
 void dequantize_rows(Queue& queue, const int8_t* q, int64_t q_stride, int64_t rows, int64_t cols, const float* stats,

@@ -181,6 +181,8 @@ DeviceWeights* make_weights(Context& context, const DeviceWeightSource& source) 
                 .row_stats = stats,
                 .found = nullptr,
                 .bitmaps = nullptr,
+                .counters = nullptr,
+                .counter_count = 0,
                 .blocks = quantizing_blocks(queue.device, w.rows)});
     }
   }

@@ -2,7 +2,8 @@
 """cuda_mutations.py COMPILER BUILD_FOLDER [FILE]: breaks CUDA kernels in one place at a time; the emulator must notice.
 
 Mutants are generated: each match of each rule in each kernel's file is one. They are compiled beside the intact rest and
-run; the table names who caught each. A mutant that survives is an error, unless EQUIVALENT says why nothing changes.
+run, by a kernel's own test or as libcuda's GPU under test_cuda; the table names who caught each. A mutant that survives is
+an error, unless EQUIVALENT says why nothing changes.
 """
 
 import os
@@ -25,8 +26,10 @@ TESTS = {
     "skinny.h": ("test_gemm.cpp", "*Skinny*"),
     "backward.h": ("test_backward.cpp", "*"),
     "results.h": ("test_gemm.cpp", "*:-*Skinny*"),
+    "kept_columns.h": ("entries.cpp", "CudaLayer*"),
+    "stateless.h": ("entries.cpp", "CudaStateless*:-*Largest*"),
 }
-OF_ALL = ("elements.h", "outlier_columns.h", "results.h")  # what kernels share
+OF_ALL = ("elements.h", "outlier_columns.h", "results.h", "kept_columns.h")  # what kernels share
 # rule -> (expression, what takes its place)
 RULES = {
     "no barrier": (r"\bblock_barrier\(\);", ";"),
@@ -50,7 +53,7 @@ RULES = {
     "held registers in another order": (r"held\[kChunksM \+ c\] =", "held[kChunksM + (c ^ 1)] ="),
     "no test of an outlier": (r"is_outlier\(magnitude\([^)]*\), p?_?\.?limit\)", "false"),
     "columns are not subtracted": (
-        r"if \(!p_\.element\) (?:subtract_columns\(columns\)|acc -= sum_of_columns\(m, n\));",
+        r"if \(p_\.scope == OutlierScope::kColumns\) (?:subtract_columns\(columns\)|acc -= sum_of_columns\(m, n\));",
         ";",
     ),
     "columns beyond the list": (r"\|\| column < 0", "|| false"),
@@ -67,6 +70,24 @@ RULES = {
     "a sign": (r"-load\(p_\.codes", "load(p_.codes"),
     "rank of another word": (r"low \* 32 \+ lowest_bit", "low * 32 + 1 + lowest_bit"),
     "stores beyond a row": (r"if \(col \+ e < p_\.n\) ", ""),
+    "no fence": (r"\bdevice_fence\(\);", ";"),
+    "the counter stays": (r"if \(before \+ 1 == [^;]*;", ";"),
+    "a split's sums twice": (r"if \(s == split\) continue;", ""),
+    "another split": (r"block_index\(\) % p_\.splits \* share", "0"),
+    "counters are not cleared": (r"store\(p\.counters \+ i, 0u\);", ";"),
+    "kept columns twice": (r"return p\.kept_count > 0 && \(load", "return false && (load"),
+    "kept columns that hold no outlier": (r"if \(!holds_column\(bitmap, k\)\) continue;", ""),
+    "another kept column": (r"p\.kept_weights \+ t \* p", "p.kept_weights + 0 * p"),
+    "one code or element too many": (r"if \((col \+ e) < (p\.to_cols)\)", r"if (\1 <= \2)"),
+    "codes beyond a row": (r"valid_codes\(p\.cols - col\)", "kCodeChunk"),
+    "elements of another row": (r"row \* p\.(?:stride|x_stride|y_stride|codes_stride|to_stride|from_stride)", "0"),
+    "elements beyond the columns": (r"if \(k >= p\.cols\) \{", "if (false) {"),
+    "threads beyond the columns": (r"if \(k >= p\.k\) return;", ""),
+    "columns of any number": (r"if \(column >= 0 && column < p\.k\) ", ""),
+    "a list from one block": (
+        r"columns\.merge\(p\.found, p\.bitmaps, p\.found_blocks,",
+        "columns.merge(p.found, p.bitmaps, 1,",
+    ),
     "no row's scale": (r"load\(p_\.row_stats \+ row\)", "load(p_.row_stats)"),
 }
 # (file, rule, a part of the line) -> why it changes nothing
@@ -113,6 +134,8 @@ def run(compiler, build, scratch, mutant):
         shutil.copytree(KERNELS, folder / "cuda/kernels")
         (folder / "cuda/kernels" / file).write_text(text)
         source, tests = TESTS[file]
+        if source == "entries.cpp":
+            return run_as_libcuda(compiler, build, folder, tests)
         includes = [folder, ROOT / "src", ROOT / "tests", ROOT / "include", "/usr/include/eigen3"]
         libraries = [
             build / f"lib/lib{name}.a" for name in ("int8q_cuda_emulation", "int8q_test_support_objects", "int8q_testing")
@@ -123,27 +146,45 @@ def run(compiler, build, scratch, mutant):
         command += ["-lboost_context", "-lgtest", "-lgtest_main", "-lpthread", "-ldl", "-o", folder / "test"]
         if subprocess.run(command, capture_output=True).returncode:
             return "compiler"
-        try:
-            result = subprocess.run(
-                [folder / "test", f"--gtest_filter={tests}", "--gtest_fail_fast"],
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-        except subprocess.TimeoutExpired:
-            return "time limit"
-        if result.returncode == 0:
-            return None
-        fault = re.search(r"C\+\+ exception with description \"(.*?)\" thrown", result.stdout)
-        if fault is None:
-            return "values" if result.returncode > 0 else "crash"
-        for word in ("waits at", "before its copy", "nobody wrote", "is being", "touches", "leaves with"):
-            if word in fault[1]:
-                names = {"waits at": "divergence", "before its copy": "missing wait", "nobody wrote": "uninitialized"}
-                return {**names, "is being": "race", "touches": "bounds", "leaves with": "unfinished copies"}[word]
-        return "fault"
+        return catcher([folder / "test", f"--gtest_filter={tests}", "--gtest_fail_fast"])
     finally:
         shutil.rmtree(folder)
+
+
+def run_as_libcuda(compiler, build, folder, tests):
+    """The mutant as the kernels of the stub's GPU."""
+    includes = [f"-I{path}" for path in (folder, ROOT / "src", ROOT / "tests", ROOT / "include")]
+    command = [compiler, "-std=c++20", "-O1", "-w", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-shared"]
+    command += ["-DINT8Q_ARCH=80", "-DINT8Q_SUFFIX=sm80", *includes, ROOT / "tests/cuda_emulation/entries.cpp"]
+    objects = build / "CMakeFiles/int8q_libcuda.dir/tests/cuda_emulation"
+    command += [objects / f"{name}.cpp.o" for name in ("libcuda", "emulator", "memory")]
+    if subprocess.run([*command, "-lboost_context", "-o", folder / "libcuda.so.1"], capture_output=True).returncode:
+        return "compiler"
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "INT8Q_STUB_GPUS": "8.0"}
+    return catcher([build / "bin/test_cuda", f"--gtest_filter={tests}", "--gtest_fail_fast"], environment)
+
+
+def catcher(command, environment=None):
+    """What a test's failure was: None if there was none."""
+    try:
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired:
+        return "time limit"
+    if result.returncode == 0:
+        return None
+    fault = re.search(r"C\+\+ exception with description \"(.*?)\" thrown", result.stdout)
+    fault = fault or re.search(r"libcuda stub: (.*)", result.stderr)
+    if fault is None:
+        return "values" if result.returncode > 0 else "crash"
+    names = {
+        "waits at": "divergence",
+        "before its copy": "missing wait",
+        "nobody wrote": "uninitialized",
+        "is being": "race",
+        "touches": "bounds",
+        "leaves with": "unfinished copies",
+    }
+    return next((name for words, name in names.items() if words in fault[1]), "fault")
 
 
 def main():
@@ -152,13 +193,13 @@ def main():
     wanted = [mutant for mutant in mutants() if only in mutant[0]]
     caught, survivors, per_file = [], [], Counter()
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for mutant, catcher in zip(wanted, pool.map(lambda m: run(compiler, build, scratch, m), wanted)):
+        for mutant, caught_by in zip(wanted, pool.map(lambda m: run(compiler, build, scratch, m), wanted)):
             file, rule, number, line, _ = mutant
             reason = next((why for key, why in EQUIVALENT.items() if key[:2] == (file, rule) and key[2] in line), None)
-            verdict = catcher or (f"equivalent: {reason}" if reason else "SURVIVED")
+            verdict = caught_by or (f"equivalent: {reason}" if reason else "SURVIVED")
             print(f"{file}:{number}: {rule}: {verdict}    {line}", flush=True)
-            if catcher:
-                caught.append(catcher)
+            if caught_by:
+                caught.append(caught_by)
                 per_file[file] += 1
             elif not reason:
                 survivors.append(mutant)

@@ -142,12 +142,12 @@ std::string refused(Body body) {
 int main() {
   int8q_context_options options{};
   options.more = 7;
-  options.size = 40;
+  options.size = 48;
   CHECK(api::read_struct(&options, "options").more == 0);
   options.size = sizeof options;
-  CHECK(sizeof options == 48 && api::read_struct(&options, "options").more == 7);
-  options.size = 39;
-  CHECK(refused([&] { api::read_struct(&options, "options"); }).find("below level 1.0's 40") != std::string::npos);
+  CHECK(sizeof options == 56 && api::read_struct(&options, "options").more == 7);
+  options.size = 47;
+  CHECK(refused([&] { api::read_struct(&options, "options"); }).find("below level 1.0's 48") != std::string::npos);
 
   int8q_linear_info mine{}, theirs{};
   mine.blob_bytes = 5;

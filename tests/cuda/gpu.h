@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -63,12 +64,12 @@ inline ContextPtr make_gpu_context(void* stream = nullptr) {
   return ContextPtr(context);
 }
 
-// Bytes on the device, `offset` behind an address that is a multiple of 256.
+// So many bytes on the device, from a multiple of 256 on; none at all take one.
 class DeviceBytes {
  public:
-  explicit DeviceBytes(int64_t bytes, int64_t offset = 0) : bytes_(bytes), offset_(offset) {
+  explicit DeviceBytes(int64_t bytes) : bytes_(bytes) {
     const cuda::Current current(gpu());
-    cuda::check(gpu().driver.cuMemAlloc(&memory_, static_cast<size_t>(bytes + offset + 1)), "cuMemAlloc");
+    cuda::check(gpu().driver.cuMemAlloc(&memory_, static_cast<size_t>(std::max<int64_t>(bytes, 1))), "cuMemAlloc");
   }
   ~DeviceBytes() {
     const cuda::Current current(gpu());
@@ -79,7 +80,7 @@ class DeviceBytes {
 
   template <class T = void>
   T* get() const {
-    return reinterpret_cast<T*>(memory_ + static_cast<uint64_t>(offset_));
+    return reinterpret_cast<T*>(memory_);
   }
   void upload(const void* from) {
     const cuda::Current current(gpu());
@@ -94,7 +95,7 @@ class DeviceBytes {
   int64_t bytes() const { return bytes_; }
 
  private:
-  int64_t bytes_, offset_;
+  int64_t bytes_;
   cuda::DevicePointer memory_ = 0;
 };
 
@@ -118,10 +119,10 @@ class DeviceArray {
   size_t count_;
 };
 
-// A Grid's bytes on the device, what is no element included, at the same alignment.
+// A Grid's bytes on the device up to its last element, what is no element included, at the same alignment.
 class DeviceGrid {
  public:
-  explicit DeviceGrid(Grid& grid) : grid_(grid), memory_(static_cast<int64_t>(grid.bytes().size())), view_(*grid.view()) {
+  explicit DeviceGrid(Grid& grid) : grid_(grid), memory_(bytes_of(grid)), view_(*grid.view()) {
     memory_.upload(grid.bytes().data());
     if (view_.data != nullptr)
       view_.data = memory_.get<uint8_t>() + (static_cast<const uint8_t*>(view_.data) - grid.bytes().data());
@@ -135,6 +136,12 @@ class DeviceGrid {
   }
 
  private:
+  static int64_t bytes_of(Grid& grid) {
+    const int8q_matrix& v = *grid.view();
+    const int64_t begin = static_cast<const uint8_t*>(v.data) - grid.bytes().data();
+    return v.rows == 0 || v.cols == 0 ? begin : begin + ((v.rows - 1) * v.row_stride + v.cols) * dtype_bytes(v.dtype);
+  }
+
   Grid grid_;
   DeviceBytes memory_;
   int8q_matrix view_;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <thread>
 
 #include "cuda/gpu.h"
 
@@ -428,6 +429,56 @@ TEST(CudaLife, TheCallersAllocator) {
   }
   EXPECT_EQ(counts.held, 0);
   EXPECT_GT(counts.most, 0);
+}
+
+// Each with a context and a stream of its own, at once.
+TEST(CudaLife, ThreadsWithContextsOfTheirOwn) {
+  constexpr int64_t kM = 70, kN = 40, kK = 96;
+  std::vector<std::vector<uint8_t>> results(4);
+  std::vector<std::thread> threads;
+  for (size_t t = 0; t < results.size(); ++t) {
+    threads.emplace_back([&results, t] {
+      const cuda::Current current(gpu());
+      void* stream = nullptr;
+      ASSERT_EQ(more_of_driver().cuStreamCreate(&stream, 1), 0);
+      const ContextPtr there = make_gpu_context(stream);
+      const LayerOnDevice layer(there.get(), kN, kK);
+      Grid x = activations(INT8Q_F16, kM, kK), y(INT8Q_F32, kM, kN);
+      const DeviceGrid x_there(x), y_there(y);
+      const DeviceWorkspace workspace(there.get(), layer.linear.get(), kM);
+      for (int run = 0; run < 3; ++run) {
+        ASSERT_CALL(int8q_forward(there.get(), layer.linear.get(), x_there.view(), 0, y_there.view(), workspace.get(),
+                                  workspace.bytes()));
+      }
+      ASSERT_EQ(gpu().driver.cuStreamSynchronize(stream), 0);
+      results[t] = y_there.download().bytes();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const auto& result : results) EXPECT_EQ(result, results[0]);
+  EXPECT_FALSE(results[0].empty());
+}
+
+TEST(CudaLife, TwoGpusAreApart) {
+  if (cuda::look_for_driver().devices < 2) GTEST_SKIP() << "one GPU";
+  int8q_context_options options{};
+  options.size = sizeof options;
+  options.backend = INT8Q_BACKEND_CUDA;
+  options.device = 1;
+  int8q_context* raw = nullptr;
+  ASSERT_CALL(int8q_create_context(&options, &raw));
+  const ContextPtr second(raw), first = make_gpu_context();
+  char text[1000];
+  ASSERT_CALL(int8q_describe_context(raw, text, sizeof text, nullptr));
+  EXPECT_NE(std::strstr(text, "\"device\": 1"), nullptr) << text;
+  const LayerOnDevice layer(first.get(), 16, 32);
+  Grid x = activations(INT8Q_F32, 2, 32), y(INT8Q_F32, 2, 16);
+  const DeviceGrid x_there(x), y_there(y);
+  const DeviceWorkspace workspace(first.get(), layer.linear.get(), 2);
+  EXPECT_STATUS(INT8Q_INVALID_ARGUMENT, int8q_forward(raw, layer.linear.get(), x_there.view(), 0, y_there.view(),
+                                                      workspace.get(), workspace.bytes()));
+  EXPECT_NE(std::string(int8q_last_error()).find("expected one made by a context of GPU 1"), std::string::npos)
+      << int8q_last_error();
 }
 
 // A borrowed checkpoint's codes are read where they are.

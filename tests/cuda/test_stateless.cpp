@@ -145,14 +145,17 @@ TEST(CudaStateless, Products) {
         const std::vector<float> col_stats = random_stats(n, seed);
         const DeviceGrid x_there(x), a_there(a), b_there(b), y_there(y), bias_there(bias), c_there(c), z_there(z);
         const DeviceArray<float> rows(q.stats), cols(col_stats);
-        const DeviceArray<int64_t> outliers(q.outlier_cols);
+        std::vector<int64_t> listed = {-1};  // what is no column is passed over
+        listed.insert(listed.end(), q.outlier_cols.begin(), q.outlier_cols.end());
+        listed.insert(listed.end(), {k, k + 1, int64_t{1} << 40});
+        const DeviceArray<int64_t> outliers(listed);
         if (mode == INT8Q_OUTLIERS_OFF) {
           ASSERT_CALL(int8q_scaled_multiply(context.get(), a_there.view(), rows.get(), b_there.view(), cols.get(),
                                             bias_there.view(), y_there.view()));
         } else {
-          ASSERT_CALL(int8q_mixed_scaled_multiply(
-              context.get(), x_there.view(), a_there.view(), rows.get(), b_there.view(), cols.get(), mode, 6.0f,
-              outliers.get(), static_cast<int64_t>(q.outlier_cols.size()), bias_there.view(), y_there.view()));
+          ASSERT_CALL(int8q_mixed_scaled_multiply(context.get(), x_there.view(), a_there.view(), rows.get(), b_there.view(),
+                                                  cols.get(), mode, 6.0f, outliers.get(),
+                                                  static_cast<int64_t>(listed.size()), bias_there.view(), y_there.view()));
         }
         ASSERT_CALL(int8q_multiply(context.get(), a_there.view(), b_there.view(), c_there.view()));
         ASSERT_CALL(int8q_dequantize_accumulators(context.get(), c_there.view(), rows.get(), cols.get(), bias_there.view(),

@@ -67,6 +67,16 @@ inline void atomic_add_shared(uint32_t at, int32_t value, const Site& site = Sit
       at, [value](uint32_t word) { return word + static_cast<uint32_t>(value); }, site);
 }
 
+inline U32x4 load_from_l2(const U32x4* p, const Site& site = Site::current()) { return load(p, site); }
+inline uint32_t atomic_add(uint32_t* p, uint32_t value, const Site& site = Site::current()) {
+  const auto [memory, at] = emulation::global_place(p, 4, site);
+  const uint32_t before = memory.atomic(
+      at, [value](uint32_t word) { return word + value; }, site);
+  emulation::note_atomic(p);
+  return before;
+}
+inline void device_fence() { emulation::device_fence(); }
+
 // ---------------------------------------------------------------------------------------------------- Threads together
 
 inline void block_barrier(const Site& site = Site::current()) { emulation::block_barrier(site); }

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <deque>
 #include <exception>
+#include <map>
 #include <numeric>
 #include <random>
 
@@ -46,6 +47,8 @@ struct Thread {
   context::fcontext_t fiber = nullptr;
   void* stack = nullptr;
   std::exception_ptr error;
+  int64_t fenced_at = -1;                          // its block's epoch at its last fence
+  std::vector<std::pair<int64_t, uint32_t>> seen;  // blocks by atomics since, with their epoch when they told
 
   int warp() const { return index / kWarp; }
 };
@@ -69,10 +72,17 @@ struct Block {
   int at_barrier = 0, done = 0;
 };
 
+// Block `to` knows from its epoch `since` on what block `of` did before its epoch `until`.
+struct Told {
+  uint32_t of, until, to, since;
+};
+
 struct Engine {
   const std::function<void()>* kernel = nullptr;
   int64_t blocks = 0;
   uint32_t launch = 0;
+  std::vector<Told> told;                                                          // of this launch
+  std::map<const void*, std::vector<std::pair<int64_t, uint32_t>>> announcements;  // word -> blocks, epochs
   Thread* running = nullptr;
   context::fcontext_t scheduler = nullptr;
   const void* scheduler_stack = nullptr;
@@ -243,6 +253,8 @@ void launch(const LaunchShape& shape, const std::function<void()>& kernel) {
   engine.kernel = &kernel;
   engine.blocks = shape.blocks;
   ++engine.launch;
+  engine.told.clear();
+  engine.announcements.clear();
 
   std::vector<int64_t> blocks(static_cast<size_t>(shape.blocks));
   std::iota(blocks.begin(), blocks.end(), int64_t{0});
@@ -282,6 +294,29 @@ int thread_index() { return self().index; }
 int block_index() { return static_cast<int>(self().block->index); }
 int block_count() { return static_cast<int>(engine.blocks); }
 Memory& shared_memory() { return *self().block->shared; }
+
+bool has_been_told(const Moment& other) {
+  const Moment mine = now();
+  return std::ranges::any_of(engine.told, [&](const Told& t) {
+    return t.of == other.block && other.block_epoch < t.until && t.to == mine.block && mine.block_epoch >= t.since;
+  });
+}
+
+void device_fence() {
+  Thread& t = self();
+  t.fenced_at = t.block->epoch;
+  for (const auto& [block, epoch] : t.seen) {
+    engine.told.push_back({static_cast<uint32_t>(block), epoch, static_cast<uint32_t>(t.block->index), t.block->epoch + 1});
+  }
+  t.seen.clear();
+}
+
+void note_atomic(const void* word) {
+  Thread& t = self();
+  auto& announced = engine.announcements[word];
+  t.seen.insert(t.seen.end(), announced.begin(), announced.end());
+  if (t.fenced_at == t.block->epoch) announced.emplace_back(t.block->index, t.block->epoch);
+}
 
 void block_barrier(const Site& site) {
   Thread& t = self();

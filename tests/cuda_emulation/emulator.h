@@ -16,7 +16,9 @@
 //   kUnfinished          a thread leaves with copies on their way
 //
 // Order: blocks run kResident at a time, their threads by turns, each until it has to wait; `seed` permutes both. What a
-// barrier orders: __syncthreads the whole block, __syncwarp the warp; shuffles order nothing, and nothing orders blocks.
+// barrier orders: __syncthreads the whole block, __syncwarp the warp; shuffles order nothing. Blocks are ordered by an atomic on
+// global memory between fences: what a block did before its last barrier, a thread of it then fenced and told by an atomic, is
+// done for the block that sees it by an atomic on the same word, a fence and a barrier.
 // Copies by cp.async move nothing until that thread waits for them, and fill their destination with a pattern until then.
 //
 // It knows nothing of registers, bank conflicts, caches or weak ordering inside a warp.
@@ -158,8 +160,9 @@ class Buffer {
   Registered registered_;
 };
 
-// For memory.cpp: where the running thread is, and its fault.
+// For memory.cpp: where the running thread is, whether it has been told of another block's moment, and its fault.
 Moment now();
+bool has_been_told(const Moment& of_other_block);
 [[noreturn]] void fault(FaultKind kind, const std::string& what, const Site& site);
 
 // ---------------------------------------------------------------------------------------------------- Launch
@@ -191,6 +194,8 @@ struct Place {
 };
 Place global_place(const void* p, int64_t count, const Site& site);
 
+void device_fence();
+void note_atomic(const void* word);  // on global memory, by the running thread
 void block_barrier(const Site& site);
 void warp_barrier(const Site& site);
 

@@ -18,7 +18,7 @@ bool same_warp(const Moment& a, const Moment& b) { return a.block == b.block && 
 // Whether what was done at `then` is over for who is at `at`.
 bool ordered(const Moment& then, const Moment& at) {
   if (then.launch != at.launch) return true;
-  if (then.block != at.block) return false;
+  if (then.block != at.block) return has_been_told(then);
   if (then.thread == at.thread || then.block_epoch < at.block_epoch) return true;
   return same_warp(then, at) && then.warp_epoch < at.warp_epoch;
 }

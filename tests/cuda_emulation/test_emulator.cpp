@@ -156,6 +156,35 @@ TEST(Emulator, RacesInGlobalMemory) {
   expect_none({.blocks = 2}, [&] { store(x.device() + block_index() * 32 + thread_index(), 1u); });
 }
 
+// The last block to come reads what all wrote: each step of that is needed.
+TEST(Emulator, BlocksTellEachOther) {
+  enum Step { kNone, kBarrierBefore, kFenceBefore, kFenceBehind, kOneWord };
+  for (const Step without : {kNone, kBarrierBefore, kFenceBefore, kFenceBehind, kOneWord}) {
+    for (uint64_t seed = 0; seed < 4; ++seed) {
+      Buffer<uint32_t> x(3 * 64, "x"), counters(std::vector<uint32_t>(3), "counters");
+      const auto kernel = [&] {
+        store(x.device() + block_index() * 64 + thread_index(), 1u);
+        if (without != kBarrierBefore) block_barrier();
+        if (thread_index() == 0) {
+          if (without != kFenceBefore) device_fence();
+          const uint32_t before = atomic_add(counters.device() + (without == kOneWord ? block_index() : 0), 1u);
+          if (without != kFenceBehind) device_fence();
+          store_shared(0, before);
+        }
+        block_barrier();
+        if (load_shared<uint32_t>(0) != 2 && without != kOneWord) return;
+        for (int i = 0; i < 3 * 64; i += 64) load(x.device() + i + (thread_index() + 33) % 64);
+      };
+      const emulation::LaunchShape shape{.blocks = 3, .threads = 64, .shared_bytes = 4, .seed = seed};
+      if (without == kNone) {
+        EXPECT_NO_THROW(emulation::launch(shape, kernel)) << "seed " << seed;
+      } else {
+        EXPECT_THROW(emulation::launch(shape, kernel), Fault) << "without " << without << ", seed " << seed;
+      }
+    }
+  }
+}
+
 TEST(Emulator, MissingWaits) {
   Buffer<uint32_t> x(std::vector<uint32_t>(128, 7), "x");
   const auto bring = [&] {

@@ -24,6 +24,7 @@ struct Case {
   bool exactly = false;  // no other columns than the first `outlier_cols`
   bool bias = true, accumulate = false, accumulators = false;
   bool aligned = true;  // rows of W and X at multiples of 16 bytes
+  int splits = 1;
   uint64_t seed = 0;
 
   std::string name() const {
@@ -31,7 +32,7 @@ struct Case {
            std::to_string(static_cast<int>(x)) + ", y " + std::to_string(static_cast<int>(y)) + ", mode " +
            std::to_string(mode) + ", " + std::to_string(outlier_cols) + " outlier columns" + (bias ? ", bias" : "") +
            (accumulate ? ", accumulate" : "") + (accumulators ? ", accumulators" : "") + (aligned ? "" : ", unaligned") +
-           ", seed " + std::to_string(seed);
+           (splits == 1 ? "" : ", " + std::to_string(splits) + " splits") + ", seed " + std::to_string(seed);
   }
 };
 
@@ -60,7 +61,12 @@ void launch_quantize(const QuantizeRows& p, Dtype dtype, int blocks, bool aligne
       });
 }
 
-// run(p, fused): launches the kernel.
+template <class Tile>
+int64_t tiles_of(const Case& c) {
+  return (c.m + Tile::kM - 1) / Tile::kM * ((c.n + Tile::kN - 1) / Tile::kN);
+}
+
+// run(p): launches the kernel.
 template <class Arch, class Run>
 void check(const Case& c, const Run& run) {
   SCOPED_TRACE(c.name());
@@ -85,6 +91,9 @@ void check(const Case& c, const Run& run) {
   Buffer<uint32_t> bitmaps(static_cast<int64_t>(blocks) * bitmap_words(c.k), "bitmaps");
   const Buffer<float> col_stats_device(col_stats, "col_stats"), bias_device(bias, "bias");
   Buffer<int32_t> sums(c.m * c.n, "accumulators");
+  const int64_t tiles = tiles_of<SmallTile<Arch>>(c), tile_elements = SmallTile<Arch>::kM * SmallTile<Arch>::kN;
+  Buffer<uint32_t> counters(tiles, "counters");
+  Buffer<int32_t> partials(c.splits == 1 ? 0 : tiles * c.splits * tile_elements, "partial sums");
   const QuantizeRows quantize{.x = x_device.data(),
                               .rows = c.m,
                               .k = c.k,
@@ -94,7 +103,9 @@ void check(const Case& c, const Run& run) {
                               .codes_stride = stride,
                               .row_stats = stats.device(),
                               .found = found.device(),
-                              .bitmaps = bitmaps.device()};
+                              .bitmaps = bitmaps.device(),
+                              .counters = counters.device(),
+                              .counter_count = static_cast<int>(counters.count())};
   launch_quantize<Arch>(quantize, c.x, blocks, c.aligned, c.seed);
 
   const bool outliers = c.mode != INT8Q_OUTLIERS_OFF;
@@ -126,7 +137,10 @@ void check(const Case& c, const Run& run) {
                .y_stride = c.accumulators ? c.n * 4 : y_device.stride(),
                .y_dtype = c.y,
                .accumulators = c.accumulators,
-               .accumulate = c.accumulate};
+               .accumulate = c.accumulate,
+               .splits = c.splits,
+               .partials = partials.device(),
+               .counters = counters.device()};
   run(p);
 
   const auto q = test::quantize(x, c.mode, test::kThreshold);
@@ -162,16 +176,15 @@ void check(const Case& c, const Run& run) {
   }
 }
 
-template <class Arch>
+template <class Arch, class Tile = LargeTile<Arch>, bool kSplits = false>
 auto large_gemm(const Case& c) {
   return [c](const Gemm& p) {
-    using Tile = LargeTile<Arch>;
-    emulation::launch({.blocks = (c.m + Tile::kM - 1) / Tile::kM * ((c.n + Tile::kN - 1) / Tile::kN),
+    emulation::launch({.blocks = tiles_of<Tile>(c) * c.splits,
                        .threads = Tile::kThreads,
                        .shared_bytes = Tile::shared_bytes(c.k, p.found != nullptr, false),
                        .seed = c.seed,
                        .most_shared_bytes = Arch::kSharedBytes},
-                      [&] { c.aligned ? gemm<Arch, Tile, true>(p) : gemm<Arch, Tile, false>(p); });
+                      [&] { c.aligned ? gemm<Arch, Tile, true, kSplits>(p) : gemm<Arch, Tile, false, kSplits>(p); });
   };
 }
 
@@ -211,6 +224,33 @@ TYPED_TEST(GemmOnGpu, AccumulatorsAreExact) {
       for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
         const Case c{.m = m, .n = n, .k = k, .mode = mode, .accumulators = true, .aligned = aligned, .seed = seed++};
         check<TypeParam>(c, large_gemm<TypeParam>(c));
+      }
+    }
+  }
+}
+
+// Each block has its share of K, the last of them perhaps none; counters are as they were, so a second product may follow.
+TYPED_TEST(GemmOnGpu, SplitsOfK) {
+  uint64_t seed = 1;
+  for (const auto& [m, n, k, splits] : std::vector<std::array<int64_t, 4>>{
+           {3, 5, 7, 2}, {20, 9, 200, 3}, {5, 140, 320, 4}, {130, 20, 260, 2}, {7, 7, 130, 5}}) {
+    for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN}) {
+      for (const bool accumulators : {true, false}) {
+        const Case c{.m = m,
+                     .n = n,
+                     .k = k,
+                     .mode = mode,
+                     .accumulators = accumulators,
+                     .splits = static_cast<int>(splits),
+                     .seed = seed};
+        ++seed;
+        const auto once = large_gemm<TypeParam, SmallTile<TypeParam>, true>(c);
+        check<TypeParam>(c, [&](const Gemm& p) {
+          once(p);
+          if (!accumulators) return;
+          std::memset(p.y, 0x5a, static_cast<size_t>(m * n) * 4);
+          once(p);
+        });
       }
     }
   }

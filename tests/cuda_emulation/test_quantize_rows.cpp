@@ -34,6 +34,7 @@ void check(Dtype dtype, int64_t rows, int64_t k, int32_t mode, bool aligned, int
   Buffer<float> stats(rows, "row_stats");
   Buffer<FoundColumns> found(blocks, "found");
   Buffer<uint32_t> bitmaps(static_cast<int64_t>(blocks) * bitmap_words(k), "bitmaps");
+  Buffer<uint32_t> counters(static_cast<int64_t>(seed % 400), "counters");
   const QuantizeRows p{.x = on_device.data(),
                        .rows = rows,
                        .k = k,
@@ -43,12 +44,16 @@ void check(Dtype dtype, int64_t rows, int64_t k, int32_t mode, bool aligned, int
                        .codes_stride = stride,
                        .row_stats = stats.device(),
                        .found = found.device(),
-                       .bitmaps = bitmaps.device()};
+                       .bitmaps = bitmaps.device(),
+                       .counters = counters.device(),
+                       .counter_count = static_cast<int>(counters.count())};
   switch (dtype) {
     case Dtype::kF32: run<Dtype::kF32>(p, blocks, seed, aligned); break;
     case Dtype::kF16: run<Dtype::kF16>(p, blocks, seed, aligned); break;
     case Dtype::kBf16: run<Dtype::kBf16>(p, blocks, seed, aligned); break;
   }
+
+  for (int64_t i = 0; i < counters.count(); ++i) ASSERT_EQ(counters[i], 0u);
 
   // Inliers of outlier columns have codes, so of the oracle's modes this is `element`.
   const auto want = test::quantize(x, mode == INT8Q_OUTLIERS_OFF ? mode : INT8Q_OUTLIERS_ELEMENT, test::kThreshold);

@@ -31,6 +31,8 @@ struct QuantizeRows {
   float* row_stats;      // [rows]
   FoundColumns* found;   // [blocks]; NULL: nobody asks for the columns
   uint32_t* bitmaps;     // [blocks][bitmap_words(K)]; read only where found's count is above kListed
+  uint32_t* counters;    // [counter_count], which become 0 for the product that comes behind
+  int counter_count;
 
   INT8Q_CONSTEXPR static int shared_bytes(int64_t k) { return (bitmap_words(k) + kThreads / kWarp) * 4; }
 };
@@ -77,6 +79,11 @@ struct Gemm {
   Dtype y_dtype;
   bool accumulators;
   bool accumulate;  // into y
+
+  // So many blocks share a tile of Y, each a part of K; the last to come adds up and goes on.
+  int splits;
+  int32_t* partials;   // [tiles][splits][elements of a tile]; not used by one split
+  uint32_t* counters;  // [tiles], 0 before and after
 };
 
 // dX[M,K] = (dY o col_stats / 127) . W.

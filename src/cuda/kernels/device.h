@@ -57,6 +57,16 @@ INT8Q_DEVICE void atomic_add_shared(uint32_t at, int32_t value) {
   atomicAdd(reinterpret_cast<int32_t*>(shared_bytes + at), value);
 }
 
+// What another block wrote in this launch is not in L1 as it was before.
+INT8Q_DEVICE U32x4 load_from_l2(const U32x4* p) {
+  const uint4 v = __ldcg(reinterpret_cast<const uint4*>(p));
+  return {v.x, v.y, v.z, v.w};
+}
+// Returns what was there.
+INT8Q_DEVICE uint32_t atomic_add(uint32_t* p, uint32_t value) { return atomicAdd(p, value); }
+// What this thread did or has seen is seen by whoever sees what it does from here on, on the whole device.
+INT8Q_DEVICE void device_fence() { __threadfence(); }
+
 // ---------------------------------------------------------------------------------------------------- Threads together
 
 INT8Q_DEVICE void block_barrier() { __syncthreads(); }

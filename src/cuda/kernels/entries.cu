@@ -29,8 +29,9 @@ INT8Q_KERNEL(quantize_rows_f32_unaligned, QuantizeRows::kThreads, 4, QuantizeRow
 INT8Q_KERNEL(quantize_rows_f16_unaligned, QuantizeRows::kThreads, 4, QuantizeRows) { quantize_rows<Dtype::kF16, false>(p); }
 INT8Q_KERNEL(quantize_rows_bf16_unaligned, QuantizeRows::kThreads, 4, QuantizeRows) { quantize_rows<Dtype::kBf16, false>(p); }
 
-INT8Q_KERNEL(gemm_s8, LargeTile<Arch>::kThreads, 2, Gemm) { gemm<Arch, LargeTile<Arch>, true>(p); }
-INT8Q_KERNEL(gemm_s8_unaligned, LargeTile<Arch>::kThreads, 2, Gemm) { gemm<Arch, LargeTile<Arch>, false>(p); }
+INT8Q_KERNEL(gemm_s8, LargeTile<Arch>::kThreads, 2, Gemm) { gemm<Arch, LargeTile<Arch>, true, false>(p); }
+INT8Q_KERNEL(gemm_s8_unaligned, LargeTile<Arch>::kThreads, 2, Gemm) { gemm<Arch, LargeTile<Arch>, false, false>(p); }
+INT8Q_KERNEL(gemm_small_s8, SmallTile<Arch>::kThreads, INT8Q_ARCH >= 75 ? 4 : 3, Gemm) { gemm<Arch, SmallTile<Arch>, true, true>(p); }
 
 // For up to `rows` rows of activations.
 #define INT8Q_SKINNY(rows)                                                                                                    \

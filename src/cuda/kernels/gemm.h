@@ -17,6 +17,9 @@
 // chunk c of row r lies at c ^ (r / 2 % 4).
 // Outlier columns are brought as a stage whose rows begin with 32 bytes of them: 32 codes, 16 halves or 8 floats.
 //
+// Where large tiles are too few for the GPU, Y has small ones, and where these are, several blocks share one (kSplits), each a
+// part of K.
+//
 // C fragments of s32 and fp32 have one layout, so acc becomes f in the same registers.
 #pragma once
 
@@ -28,7 +31,7 @@
 
 namespace int8q::gpu {
 
-template <class Arch, class Tile, bool kAligned>
+template <class Arch, class Tile, bool kAligned, bool kSplits>
 class GemmBlock {
   static constexpr int kTilesM = Tile::kWarpM / 16, kTilesN = Tile::kWarpN / 8;
   static constexpr int kChunksM = Tile::kM * 4 / Tile::kThreads, kChunksN = Tile::kN * 4 / Tile::kThreads;
@@ -36,9 +39,9 @@ class GemmBlock {
   static constexpr int kTilesAtOnce = 8;  // rows of tiles that follow each other, for W in L2
 
  public:
-  INT8Q_DEVICE explicit GemmBlock(const Gemm& p) : p_(p) {
+  INT8Q_DEVICE explicit GemmBlock(const Gemm& p) : p_(p), tile_(kSplits ? block_index() / p.splits : block_index()) {
     const int64_t tiles_m = (p.m + Tile::kM - 1) / Tile::kM, tiles_n = (p.n + Tile::kN - 1) / Tile::kN;
-    const int64_t group = block_index() / (kTilesAtOnce * tiles_n), in_group = block_index() % (kTilesAtOnce * tiles_n);
+    const int64_t group = tile_ / (kTilesAtOnce * tiles_n), in_group = tile_ % (kTilesAtOnce * tiles_n);
     const int64_t left = tiles_m - group * kTilesAtOnce, rows = left < kTilesAtOnce ? left : kTilesAtOnce;
     row_ = (group * kTilesAtOnce + in_group % rows) * Tile::kM;
     col_ = in_group / rows * Tile::kN;
@@ -48,6 +51,9 @@ class GemmBlock {
 
   INT8Q_DEVICE void run() {
     multiply_codes();
+    if constexpr (kSplits) {
+      if (p_.splits > 1 && !add_partials()) return;
+    }
     if (p_.accumulators && p_.found == nullptr) return store_accumulators();
     if (p_.found == nullptr) {
       scale_rows();
@@ -70,11 +76,14 @@ class GemmBlock {
   // Stages are filled kStages - 1 steps ahead: by cp.async, or through registers, which hold a stage while the one before is
   // multiplied.
   INT8Q_DEVICE void multiply_codes() {
-    const int steps = static_cast<int>((p_.k + Tile::kK - 1) / Tile::kK);
+    const int all = static_cast<int>((p_.k + Tile::kK - 1) / Tile::kK);
+    const int share = kSplits ? (all + p_.splits - 1) / p_.splits : all;
+    const int first = kSplits ? block_index() % p_.splits * share : 0, left = all - first;
+    const int steps = left < share ? left : share;
     const auto stage = [](int step) { return static_cast<uint32_t>(step % Tile::kStages * Tile::kStageBytes); };
     if constexpr (kHasAsyncCopy<Arch>) {
       const auto fetch = [&](int step) {
-        if (step < steps) copy_stage(stage(step), step);
+        if (step < steps) copy_stage(stage(step), first + step);
         ptx::commit_copies();
       };
 #pragma unroll
@@ -89,14 +98,60 @@ class GemmBlock {
     } else {
       static_assert(Tile::kStages == 2);
       U32x4 held[kChunksM + kChunksN];
-      if (steps > 0) load_stage(0, held);
+      if (steps > 0) load_stage(first, held);
       for (int step = 0; step < steps; ++step) {
         store_stage(stage(step), held);
         block_barrier();  // this step is there for all, and all are done with the one before
-        if (step + 1 < steps) load_stage(step + 1, held);
+        if (step + 1 < steps) load_stage(first + step + 1, held);
         multiply_stage(stage(step));
       }
     }
+  }
+
+  // Leaves this block's sums, and takes all others' if it is the last to come: whether it is. Sums of integers do not depend on
+  // the order. The counter is told of them by one thread, between fences, as in CUDA's cooperative groups.
+  INT8Q_DEVICE bool add_partials() {
+    const int split = block_index() % p_.splits;
+    int32_t* const of_tile = p_.partials + static_cast<int64_t>(tile_) * p_.splits * (Tile::kM * Tile::kN);
+    const auto place = [&](int s, int i, int j) {
+      return reinterpret_cast<U32x4*>(of_tile + static_cast<int64_t>(s) * (Tile::kM * Tile::kN)) +
+             (i * kTilesN + j) * Tile::kThreads + thread_index();
+    };
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j) {
+        const auto& acc = acc_[i][j];
+        store(place(split, i, j), U32x4{static_cast<uint32_t>(acc[0]), static_cast<uint32_t>(acc[1]),
+                                        static_cast<uint32_t>(acc[2]), static_cast<uint32_t>(acc[3])});
+      }
+    }
+    block_barrier();  // and all have read the last stages
+    if (thread_index() == 0) {
+      device_fence();
+      const uint32_t before = atomic_add(p_.counters + tile_, 1u);
+      if (before + 1 == static_cast<uint32_t>(p_.splits)) atomic_add(p_.counters + tile_, 0u - before - 1);
+      device_fence();
+      store_shared(0, before);
+    }
+    block_barrier();
+    if (load_shared<uint32_t>(0) + 1 != static_cast<uint32_t>(p_.splits)) return false;
+#pragma unroll 1
+    for (int s = 0; s < p_.splits; ++s) {
+      if (s == split) continue;
+#pragma unroll
+      for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+        for (int j = 0; j < kTilesN; ++j) {
+          const U32x4 other = load_from_l2(place(s, i, j));
+          acc_[i][j][0] += static_cast<int32_t>(other.x);
+          acc_[i][j][1] += static_cast<int32_t>(other.y);
+          acc_[i][j][2] += static_cast<int32_t>(other.z);
+          acc_[i][j][3] += static_cast<int32_t>(other.w);
+        }
+      }
+    }
+    return true;
   }
 
   INT8Q_DEVICE void multiply_stage(uint32_t stage) {
@@ -418,15 +473,16 @@ class GemmBlock {
   }
 
   const Gemm& p_;
+  const int tile_;
   int64_t row_, col_;
   int warp_row_, warp_col_;
   int32_t acc_[kTilesM][kTilesN][4] = {};
   float f_[kTilesM][kTilesN][4];
 };
 
-template <class Arch, class Tile, bool kAligned>
+template <class Arch, class Tile, bool kAligned, bool kSplits>
 INT8Q_DEVICE void gemm(const Gemm& p) {
-  GemmBlock<Arch, Tile, kAligned>(p).run();
+  GemmBlock<Arch, Tile, kAligned, kSplits>(p).run();
 }
 
 }  // namespace int8q::gpu

@@ -107,6 +107,9 @@ INT8Q_DEVICE void quantize_rows(const QuantizeRows& p) {
   const int words = bitmap_words(p.k);
   const uint32_t bitmap = 0, maxima = static_cast<uint32_t>(words) * 4;
   clear_bitmap(bitmap, words, kThreads);
+  if (block_index() == 0) {
+    for (int i = thread_index(); i < p.counter_count; i += kThreads) store(p.counters + i, 0u);
+  }
   block_barrier();
   for (int64_t row = block_index(); row < p.rows; row += block_count()) {
     const uint8_t* x = p.x + row * p.x_stride;

@@ -45,6 +45,10 @@ struct LargeTileOf<Sm70> : LargeTileOf<Sm75> {};
 
 template <class Arch>
 using LargeTile = typename LargeTileOf<Arch>::Tile;
+
+// For few rows, more than skinny.h's: a quarter of the registers, so that four blocks share an SM, and K can be split.
+template <class Arch>
+using SmallTile = GemmTile<64, 64, 32, 32, kHasAsyncCopy<Arch> ? 3 : 2>;
 static_assert(2 * LargeTile<Sm75>::shared_bytes(0, false, false) <= Sm75::kSharedBytes);
 static_assert(2 * LargeTile<Sm86>::shared_bytes(0, false, false) <= Sm86::kSharedBytes);
 static_assert(2 * LargeTile<Sm80>::shared_bytes(0, false, false) <= Sm80::kSharedBytes);

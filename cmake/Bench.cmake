@@ -15,17 +15,20 @@ find_package(OpenMP QUIET COMPONENTS CXX)
 find_path(INT8Q_ONEDNN_INCLUDE_DIR oneapi/dnnl/dnnl.hpp)
 find_library(INT8Q_ONEDNN_LIBRARY dnnl)
 
-file(GLOB bench_support CONFIGURE_DEPENDS bench/support/*.cpp)
-add_library(int8q_bench_support STATIC ${bench_support})
+# What needs no opponent.
+add_library(int8q_bench_suite STATIC bench/support/machine.cpp bench/support/suite.cpp)
 target_include_directories(
-  int8q_bench_support
+  int8q_bench_suite
   PUBLIC ${PROJECT_SOURCE_DIR}/bench ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/tests
 )
 target_link_libraries(
-  int8q_bench_support
+  int8q_bench_suite
   PUBLIC int8q_testing int8q_cxx int8q_warnings benchmark::benchmark
-  PRIVATE CLI11::CLI11 Threads::Threads
+  PRIVATE Threads::Threads
 )
+
+add_library(int8q_bench_support STATIC bench/support/main.cpp bench/support/onednn.cpp)
+target_link_libraries(int8q_bench_support PUBLIC int8q_bench_suite PRIVATE CLI11::CLI11)
 if(INT8Q_ONEDNN_INCLUDE_DIR AND INT8Q_ONEDNN_LIBRARY AND OpenMP_CXX_FOUND)
   target_compile_definitions(int8q_bench_support PRIVATE INT8Q_BENCH_ONEDNN=1)
   target_include_directories(int8q_bench_support SYSTEM PRIVATE ${INT8Q_ONEDNN_INCLUDE_DIR})
@@ -40,3 +43,23 @@ foreach(source IN LISTS bench_sources)
   add_executable(${name} ${source})
   target_link_libraries(${name} PRIVATE int8q_bench_support)
 endforeach()
+
+# What bench_linear --backend=cuda runs: a program of its own, to be carried to a machine with a GPU, so it links no
+# opponent and has Google Benchmark's library beside it.
+if(INT8Q_HAS_KERNELS)
+  file(GLOB cuda_bench_sources CONFIGURE_DEPENDS bench/cuda/*.cpp)
+  add_executable(cuda_bench_linear ${cuda_bench_sources})
+  target_link_libraries(
+    cuda_bench_linear
+    PRIVATE int8q_bench_suite CLI11::CLI11 nlohmann_json::nlohmann_json ${CMAKE_DL_LIBS}
+  )
+  set_target_properties(cuda_bench_linear PROPERTIES BUILD_RPATH "$ORIGIN")
+  add_custom_command(
+    TARGET cuda_bench_linear
+    POST_BUILD
+    COMMAND
+      ${CMAKE_COMMAND} -E copy_if_different $<TARGET_FILE:benchmark::benchmark>
+      $<TARGET_FILE_DIR:cuda_bench_linear>/$<TARGET_SONAME_FILE_NAME:benchmark::benchmark>
+    VERBATIM
+  )
+endif()

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The command line of every bench_NAME: what is run (--isa, --threads, --all-shapes); the rest is Google Benchmark's.
+// The command line of every bench_NAME: what is run (--isa, --threads, --all-shapes, --backend); the rest is Google
+// Benchmark's.
+#include <unistd.h>
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -39,6 +44,20 @@ std::map<std::string, std::string> describe_cpu() {
   return found;
 }
 
+// Becomes cuda_bench_NAME, which lies beside bench_NAME; returns if that fails.
+int run_on_gpu(std::vector<std::string> rest) {
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe");
+  const std::string program = self.parent_path() / ("cuda_" + self.filename().string());
+  rest.insert(rest.begin(), program);
+  std::vector<char*> arguments;
+  for (std::string& argument : rest) arguments.push_back(argument.data());
+  arguments.push_back(nullptr);
+  execv(program.c_str(), arguments.data());
+  std::cerr << "--backend=cuda: " << program << " does not start: " << std::strerror(errno)
+            << (errno == ENOENT ? "; this build has no CUDA kernels, or this benchmark no rows for a GPU" : "") << "\n";
+  return 1;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -52,9 +71,14 @@ int main(int argc, char** argv) try {
   app.add_option("--threads", options.threads, "numbers of threads")->delimiter(',')->check(CLI::PositiveNumber);
   app.add_flag("--all-shapes", options.all_shapes,
                "every layer of the list of shapes, on the widest ISA where --isa names none");
+  std::string backend = "cpu";
+  app.add_option("--backend", backend,
+                 "cuda: on a GPU; bench_linear alone, whose options are then those of cuda_bench_linear")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   CLI11_PARSE(app, argc, argv);
 
   std::vector<std::string> rest = app.remaining();
+  if (backend == "cuda") return run_on_gpu(rest);
   std::vector<char*> arguments{argv[0]};
   for (std::string& argument : rest) arguments.push_back(argument.data());
   int count = static_cast<int>(arguments.size());

@@ -137,7 +137,8 @@ typedef struct int8q_matrix {
   void* data;
 } int8q_matrix;
 
-/* The caller's memory for everything that a context allocates; of a CUDA context, for everything on its device. Thread-safe if
+/* The caller's memory for everything that a context allocates; of a CUDA context, for everything on its device,
+ * which is the calling thread's current one then. Thread-safe if
  * contexts are used from several threads. allocate returns `bytes` bytes aligned to `alignment` (a power of two, at most
  * 4096), or NULL. What deallocate gets may still be in use by work on the context's stream. */
 typedef struct int8q_allocator {
@@ -308,7 +309,9 @@ INT8Q_API int32_t int8q_create_context(const int8q_context_options* options, int
 INT8Q_API int32_t int8q_destroy_context(int8q_context* context);
 
 /* Starts the pool's threads now instead of at the first parallel call. Threads that the system refuses to start are done
- * without. A CUDA context is prepared when it is made: its first call can be captured in a CUDA graph.
+ * without. A CUDA context is prepared when it is made: the first int8q_forward, int8q_forward_many or
+ * int8q_backward can be captured in a CUDA graph. Stateless operations use scratch memory: before one is captured it has to have
+ * run at the largest size that the context will see.
  * Returns INVALID_HANDLE. */
 INT8Q_API int32_t int8q_prepare_context(int8q_context* context);
 

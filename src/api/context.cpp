@@ -71,13 +71,12 @@ void check_reserved(uint32_t reserved, const char* name) {
   if (reserved != 0) fail(INT8Q_INVALID_ARGUMENT, "%s is %u; expected 0", name, reserved);
 }
 
-Allocator choose_allocator(const int8q_allocator* theirs) {
-  if (theirs == nullptr) return Allocator();
+int8q_allocator check_allocator(const int8q_allocator* theirs) {
   const int8q_allocator mine = read_struct(theirs, "options->allocator");
   check_reserved(mine.reserved, "options->allocator->reserved");
   require(mine.allocate != nullptr, "options->allocator->allocate", "a function");
   require(mine.deallocate != nullptr, "options->allocator->deallocate", "a function");
-  return Allocator(mine);
+  return mine;
 }
 
 int8q_parallel_runner check_runner(const int8q_parallel_runner* theirs) {
@@ -102,11 +101,12 @@ Context* make_handle(const Allocator& handles, Arguments&&... arguments) {
 }
 
 Context* create_on_gpu(const int8q_context_options& options) {
-  const Allocator theirs = choose_allocator(options.allocator);
+  int8q_allocator theirs{};
+  if (options.allocator != nullptr) theirs = check_allocator(options.allocator);
   cuda::Device& device = cuda::Device::open(options.device);
   const cuda::Queue queue{.device = device, .stream = options.stream};
-  return make_handle(Allocator(), cpu::best_isa().kernels(), options.allocator != nullptr ? theirs : device.allocator(),
-                     queue);
+  return make_handle(Allocator(), cpu::best_isa().kernels(),
+                     device.allocator(options.allocator != nullptr ? &theirs : nullptr), queue);
 }
 
 Context* create(const int8q_context_options* theirs) {
@@ -115,7 +115,7 @@ Context* create(const int8q_context_options* theirs) {
   check_backend(options);
   if (options.backend == INT8Q_BACKEND_CUDA) return create_on_gpu(options);
   const cpu::Kernels& kernels = choose_kernels(options.isa);
-  const Allocator allocator = choose_allocator(options.allocator);
+  const Allocator allocator = options.allocator == nullptr ? Allocator() : Allocator(check_allocator(options.allocator));
   int8q_parallel_runner runner{};
   if (options.runner != nullptr) runner = check_runner(options.runner);
   const int threads = options.runner != nullptr ? 1 : choose_threads(options.threads);

@@ -161,6 +161,7 @@ std::string diagnose() {
   const std::string variables = Members('{')
                                     .add("INT8Q_CPU_ISA", environment("INT8Q_CPU_ISA"))
                                     .add("INT8Q_NUM_THREADS", environment("INT8Q_NUM_THREADS"))
+                                    .add("INT8Q_CUDA_IMAGE", environment("INT8Q_CUDA_IMAGE"))
                                     .text();
   return Members('{')
       .add("version", as_json(INT8Q_VERSION))

@@ -51,6 +51,13 @@ Extent blob_extent(const Linear& linear) {
   return extent(blob, static_cast<int64_t>(linear.blob.header->blob_bytes), "the linear's weights");
 }
 
+// A GPU's codes, which may be the caller's.
+Extent codes_extent(const Linear& linear) {
+  if (linear.on_device == nullptr) return extent(nullptr, 0, "the linear's codes");
+  const cuda::DeviceWeights& weights = *linear.on_device;
+  return {"the linear's codes", reinterpret_cast<const uint8_t*>(weights.codes), linear.k(), weights.stride, linear.n()};
+}
+
 // x [M,K], y [M,N], the workspace, and that none of the written ones overlaps another.
 struct Call {
   int8q_matrix x, y;
@@ -63,8 +70,8 @@ Call check_forward(const Context& context, const Linear& linear, const int8q_mat
   call.y = check_matrix(context, y, "y", kFloats, call.x.rows, linear.n());
   check_workspace(workspace, bytes, needed);
   const Extent own = extent(workspace, needed, "workspace"), ys = extent(call.y, "y"), xs = extent(call.x, "x");
-  check_overlap(ys, {xs, own, blob_extent(linear)});
-  check_overlap(own, {xs, blob_extent(linear)});
+  check_overlap(ys, {xs, own, blob_extent(linear), codes_extent(linear)});
+  check_overlap(own, {xs, blob_extent(linear), codes_extent(linear)});
   return call;
 }
 
@@ -191,8 +198,8 @@ int32_t int8q_backward(int8q_context* context, const int8q_linear* linear, const
     const int64_t needed = backward_workspace(c, l, in.rows, 0);
     check_workspace(workspace, workspace_bytes, needed);
     const Extent own = extent(workspace, needed, "workspace");
-    check_overlap(extent(out, "dx"), {extent(in, "dy"), own, blob_extent(l)});
-    check_overlap(own, {extent(in, "dy"), blob_extent(l)});
+    check_overlap(extent(out, "dx"), {extent(in, "dy"), own, blob_extent(l), codes_extent(l)});
+    check_overlap(own, {extent(in, "dy"), blob_extent(l), codes_extent(l)});
     if (c.gpu) return int8q::cuda::backward(*c.gpu, l, float_rows(in), output(out), (flags & INT8Q_ACCUMULATE) != 0);
     int8q::backward(c, l, float_rows(in), output(out), (flags & INT8Q_ACCUMULATE) != 0, workspace);
   });

@@ -278,6 +278,10 @@ int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, 
     const Extent stats = extent(col_stats, n * 4, "col_stats"), cols = extent(kept_cols, kept * 8, "kept_cols");
     const void* memory = l.on_device != nullptr ? l.on_device->memory : blob.header;
     const Extent self = extent(memory, static_cast<int64_t>(blob.header->blob_bytes), "the linear's weights");
+    if (l.on_device != nullptr) {
+      check_overlap(
+          qs, {{"the linear's codes", reinterpret_cast<const uint8_t*>(l.on_device->codes), k, l.on_device->stride, n}});
+    }
     check_overlap(qs, {self, bs, ws, stats, cols});
     check_overlap(bs, {self, ws, stats, cols});
     check_overlap(ws, {self, stats, cols});

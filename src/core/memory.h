@@ -17,13 +17,22 @@ inline constexpr int64_t kAlignment = 64;
 // aligned_alloc, with huge pages for large blocks where the system has them; NULL where memory ends.
 void* system_allocate(uint64_t bytes);
 
+// What is to be the case while an allocator is called: of a GPU's, that its device is current. enter throws an Error where it
+// cannot be.
+struct AllocatorScope {
+  void* opaque = nullptr;
+  void (*enter)(void* opaque) = nullptr;
+  void (*leave)(void* opaque) = nullptr;
+};
+
 class Allocator {
  public:
   Allocator() = default;  // aligned_alloc and free
-  explicit Allocator(const int8q_allocator& callers) : callers_(callers) {}
+  explicit Allocator(const int8q_allocator& callers, const AllocatorScope& scope = {}) : callers_(callers), scope_(scope) {}
 
   // 64-byte aligned; OUT_OF_MEMORY otherwise.
   void* allocate(uint64_t bytes, const char* what) const {
+    const Entered entered(scope_);
     void* memory =
         callers_.allocate != nullptr ? callers_.allocate(callers_.opaque, bytes, kAlignment) : system_allocate(bytes);
     if (memory == nullptr) {
@@ -33,13 +42,34 @@ class Allocator {
     return memory;
   }
 
-  void deallocate(void* memory, uint64_t bytes) const {
+  // Of a GPU that cannot be reached any more, after a fork or its driver's end, memory has gone with it.
+  void deallocate(void* memory, uint64_t bytes) const noexcept {
     if (memory == nullptr) return;
-    callers_.allocate != nullptr ? callers_.deallocate(callers_.opaque, memory, bytes) : std::free(memory);
+    try {
+      const Entered entered(scope_);
+      callers_.allocate != nullptr ? callers_.deallocate(callers_.opaque, memory, bytes) : std::free(memory);
+    } catch (const Error&) {
+    }
   }
 
  private:
+  class Entered {
+   public:
+    explicit Entered(const AllocatorScope& scope) : scope_(scope) {
+      if (scope_.enter != nullptr) scope_.enter(scope_.opaque);
+    }
+    ~Entered() {
+      if (scope_.leave != nullptr) scope_.leave(scope_.opaque);
+    }
+    Entered(const Entered&) = delete;
+    Entered& operator=(const Entered&) = delete;
+
+   private:
+    const AllocatorScope& scope_;
+  };
+
   int8q_allocator callers_{};
+  AllocatorScope scope_{};
 };
 
 // A block that grows by replacement and is freed with its owner.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/device.h"
 
+#include <atomic>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -11,6 +13,7 @@ namespace int8q::cuda {
 namespace {
 
 constexpr int64_t kMostBlocks = 0x7fffffff;
+constexpr int kNoBinary = 209;  // CUDA_ERROR_NO_BINARY_FOR_GPU
 
 template <class T>
 constexpr Tile tile_of() {
@@ -89,22 +92,43 @@ void Device::start() {
   const Gpu gpu = describe_gpu(ordinal);
   name = gpu.name, major = gpu.major, minor = gpu.minor, image = gpu.image;
   if (image == nullptr) {
-    fail(INT8Q_NO_DEVICE, "GPU %d, %s, has compute capability %d.%d, for which there are no kernels; here are %s", ordinal,
-         name.c_str(), major, minor, image_names().c_str());
+    const char* forced = std::getenv("INT8Q_CUDA_IMAGE");
+    fail(INT8Q_NO_DEVICE, "GPU %d, %s, has compute capability %d.%d, for which there are no kernels%s%s; here are %s",
+         ordinal, name.c_str(), major, minor,
+         forced == nullptr ? "" : " of INT8Q_CUDA_IMAGE=", forced == nullptr ? "" : forced, image_names().c_str());
   }
   const int device = handle_of(driver, ordinal);
   multiprocessors = attribute(driver, device, kMultiprocessors);
   shared_bytes = attribute(driver, device, kSharedBytesOptin);
   shapes = shapes_of(image->tag);
   check(driver.cuDevicePrimaryCtxRetain(&context, device), "cuDevicePrimaryCtxRetain");
-  load_kernels();
+  try {
+    load_kernels();
+  } catch (...) {
+    driver.cuDevicePrimaryCtxRelease(device);
+    throw;
+  }
 }
 
 // With their limits, so that no launch has to load or set anything: it may be captured.
 void Device::load_kernels() {
   const Current current(*this);
   Module module;
-  check(driver.cuModuleLoadData(&module, image->data), "cuModuleLoadData");
+  const int error = driver.cuModuleLoadData(&module, image->data);
+  if (error == kNoBinary) {
+    fail(INT8Q_NO_DEVICE, "GPU %d, %s, does not take the kernels for %s; here are %s", ordinal, name.c_str(), image->name,
+         image_names().c_str());
+  }
+  check(error, "cuModuleLoadData");
+  try {
+    find_kernels(module);
+  } catch (...) {
+    driver.cuModuleUnload(module);
+    throw;
+  }
+}
+
+void Device::find_kernels(Module module) {
   const auto load = [&](const std::string& kernel) {
     Function function;
     const std::string full_name = kernel + "_" + image->suffix;
@@ -138,20 +162,43 @@ void Device::load_kernels() {
   kernels.count_outliers = load("count_outliers");
 }
 
-Allocator Device::allocator() {
-  const auto allocate = [](void* opaque, uint64_t bytes, uint64_t) -> void* {
-    const auto& device = *static_cast<Device*>(opaque);
-    const Current current(device);
-    DevicePointer memory = 0;
-    return device.driver.cuMemAlloc(&memory, bytes) == 0 ? reinterpret_cast<void*>(memory) : nullptr;
-  };
-  const auto deallocate = [](void* opaque, void* memory, uint64_t) {
-    const auto& device = *static_cast<Device*>(opaque);
-    const Current current(device);
-    device.driver.cuMemFree(reinterpret_cast<DevicePointer>(memory));
-  };
-  return Allocator(int8q_allocator{
-      .size = sizeof(int8q_allocator), .reserved = 0, .opaque = this, .allocate = allocate, .deallocate = deallocate});
+namespace {
+
+constexpr int kOutOfMemory = 2;  // CUDA_ERROR_OUT_OF_MEMORY
+constexpr int kRelaxed = 2;      // CU_STREAM_CAPTURE_MODE_RELAXED
+thread_local int mode_outside;   // of the thread whose allocator is being called
+
+// Some thread may capture meanwhile, which allocating does not disturb: the memory is there at once.
+void enter(void* opaque) {
+  const auto& device = *static_cast<Device*>(opaque);
+  check(require_driver().cuCtxPushCurrent(device.context), "cuCtxPushCurrent");
+  mode_outside = kRelaxed;
+  device.driver.cuThreadExchangeStreamCaptureMode(&mode_outside);
+}
+void leave(void* opaque) {
+  const auto& device = *static_cast<Device*>(opaque);
+  device.driver.cuThreadExchangeStreamCaptureMode(&mode_outside);
+  DriverContext popped;
+  device.driver.cuCtxPopCurrent(&popped);
+}
+
+void* allocate(void* opaque, uint64_t bytes, uint64_t) {
+  DevicePointer memory = 0;
+  const int error = static_cast<Device*>(opaque)->driver.cuMemAlloc(&memory, bytes);
+  if (error == kOutOfMemory) return nullptr;
+  check(error, "cuMemAlloc");
+  return reinterpret_cast<void*>(memory);
+}
+void deallocate(void* opaque, void* memory, uint64_t) {
+  static_cast<Device*>(opaque)->driver.cuMemFree(reinterpret_cast<DevicePointer>(memory));
+}
+
+}  // namespace
+
+Allocator Device::allocator(const int8q_allocator* theirs) {
+  const int8q_allocator own{
+      .size = sizeof(int8q_allocator), .reserved = 0, .opaque = this, .allocate = allocate, .deallocate = deallocate};
+  return Allocator(theirs != nullptr ? *theirs : own, {.opaque = this, .enter = enter, .leave = leave});
 }
 
 void Queue::launch_with(Function function, int64_t blocks, int threads, int shared_bytes, void** parameters) {
@@ -162,7 +209,7 @@ void Queue::launch_with(Function function, int64_t blocks, int threads, int shar
   check(device.driver.cuLaunchKernel(function, static_cast<unsigned>(blocks), 1, 1, static_cast<unsigned>(threads), 1, 1,
                                      static_cast<unsigned>(shared_bytes), stream, parameters, nullptr),
         "cuLaunchKernel");
-  ++launches;
+  std::atomic_ref(launches).fetch_add(1, std::memory_order_relaxed);
 }
 
 void Queue::upload(void* to, const void* from, int64_t bytes) {

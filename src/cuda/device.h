@@ -52,19 +52,20 @@ class Device {
   Kernels kernels{};
   Shapes shapes{};
 
-  // cuMemAlloc and cuMemFree, as an allocator.
-  Allocator allocator();
+  // cuMemAlloc and cuMemFree, or theirs, called with this device current.
+  Allocator allocator(const int8q_allocator* theirs);
 
  private:
   Device(const Driver& found, int which) : driver(found), ordinal(which) {}
   void start();
   void load_kernels();
+  void find_kernels(Module module);
 };
 
-// Makes the device's primary context this thread's while it lives.
+// Makes the device's primary context this thread's while it lives. NO_DEVICE in a process that was forked since it was opened.
 class Current {
  public:
-  explicit Current(const Device& device) : driver_(device.driver) {
+  explicit Current(const Device& device) : driver_(require_driver()) {
     check(driver_.cuCtxPushCurrent(device.context), "cuCtxPushCurrent");
   }
   ~Current() {

@@ -35,6 +35,9 @@ inline constexpr int kFunctionSharedBytes = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC
   F(cuDeviceGetName, char* name, int bytes, int device)                                                        \
   F(cuDeviceGetAttribute, int* value, int attribute, int device)                                               \
   F(cuDevicePrimaryCtxRetain, DriverContext* context, int device)                                              \
+  F(cuDevicePrimaryCtxRelease, int device)                                                                     \
+  F(cuThreadExchangeStreamCaptureMode, int* mode)                                                              \
+  F(cuModuleUnload, Module module)                                                                             \
   F(cuCtxPushCurrent, DriverContext context)                                                                   \
   F(cuCtxPopCurrent, DriverContext* context)                                                                   \
   F(cuModuleLoadData, Module* module, const void* image)                                                       \

@@ -33,11 +33,13 @@ std::span<const Image> images() { return std::span(kImages).first(std::size(kIma
 const Image* image_for(int major, int minor) {
   const int capability = major * 10 + minor;
   const char* forced = std::getenv("INT8Q_CUDA_IMAGE");
+  // Tegra's GPUs, Orin's say, do not run the cubins of others.
+  const bool tegra = capability == 72 || capability == 87 || capability == 101 || capability == 110;
   const Image* best = nullptr;
   for (const Image& image : images()) {
     if (forced != nullptr && *forced != '\0') {
       if (std::strcmp(image.name, forced) == 0) return &image;
-    } else if (image.runs == Runs::kOnMajor && image.capability / 10 == major && image.capability <= capability) {
+    } else if (image.runs == Runs::kOnMajor && !tegra && image.capability / 10 == major && image.capability <= capability) {
       best = &image;
     } else if (image.runs == Runs::kLater && image.capability <= capability && best == nullptr) {
       best = &image;

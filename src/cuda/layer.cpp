@@ -131,6 +131,7 @@ void quantize(Queue& queue, const FloatRows& x, uint32_t limit, const QuantizedR
                             .limit = limit,
                             .codes = to.codes,
                             .codes_stride = to.stride,
+                            .padded = round_up(x.cols, 16),
                             .row_stats = to.row_stats,
                             .found = to.found,
                             .bitmaps = to.bitmaps,
@@ -204,8 +205,9 @@ void backward(Queue& queue, const Linear& linear, const FloatRows& dy, const Out
                         .dx_dtype = dtype_of(dx.dtype),
                         .accumulate = accumulate};
   using F16 = gpu::BackwardTile<gpu::Multiply::kF16>;  // all three have its rows, columns and threads
-  static_assert(F16::kSharedBytes == gpu::BackwardTile<gpu::Multiply::kBf16>::kSharedBytes);
-  const int shared = how == gpu::Multiply::kF32 ? gpu::BackwardTile<gpu::Multiply::kF32>::kSharedBytes : F16::kSharedBytes;
+  const int shared = how == gpu::Multiply::kF16    ? F16::kSharedBytes
+                     : how == gpu::Multiply::kBf16 ? gpu::BackwardTile<gpu::Multiply::kBf16>::kSharedBytes
+                                                   : gpu::BackwardTile<gpu::Multiply::kF32>::kSharedBytes;
   const bool aligned = is_aligned(p.w, p.w_stride) && is_aligned(p.dy, p.dy_stride);
   const int64_t blocks = checked_mul(ceil_div(p.m, F16::kM), ceil_div(p.k, F16::kN), "dx");
   const Current current(queue.device);

@@ -24,7 +24,7 @@ struct DeviceWeights {
   int64_t stride = 0;
   const float* col_stats = nullptr;
   const float* bias = nullptr;  // NULL without one
-  float greatest = 0.0f;        // of col_stats
+  float greatest = 0.0f;        // of col_stats, at least 2^-100 unless all are 0
   const int64_t* kept_cols = nullptr;
   const uint32_t* kept_bitmap = nullptr;   // [bitmap_words(K)]
   const uint16_t* kept_weights = nullptr;  // f16 [kept_count][n_padded()], one column after another

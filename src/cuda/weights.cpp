@@ -52,6 +52,7 @@ class Making {
       }
       weights->greatest = std::max(weights->greatest, stat);
     }
+    if (weights->greatest > 0.0f) weights->greatest = std::max(weights->greatest, 0x1p-100f);  // 1 / greatest is finite
   }
 
   // `bytes` holds [N] elements.
@@ -127,11 +128,12 @@ std::vector<uint16_t> kept_columns(Queue& queue, const DeviceWeightSource& sourc
   std::vector<uint16_t> values(static_cast<size_t>(n * kept));
   if (source.kept_weights.data != nullptr) {
     const int8q_matrix& k = source.kept_weights;
-    for (int64_t t = 0; t < kept; ++t) {
-      queue.copy_rows(values.data() + t * n, 2, static_cast<const uint16_t*>(k.data) + t, k.row_stride * 2, 2, n, false,
-                      true);
-    }
+    std::vector<uint16_t> rows(values.size());
+    queue.copy_rows(rows.data(), kept * 2, k.data, k.row_stride * 2, kept * 2, n, false, true);
     queue.wait();
+    for (int64_t t = 0; t < kept; ++t) {
+      for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(t * n + i)] = rows[static_cast<size_t>(i * kept + t)];
+    }
     return values;
   }
   const int64_t bytes = dtype_bytes(w.dtype);

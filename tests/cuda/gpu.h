@@ -128,6 +128,7 @@ class DeviceGrid {
       view_.data = memory_.get<uint8_t>() + (static_cast<const uint8_t*>(view_.data) - grid.bytes().data());
   }
   const int8q_matrix* view() const { return &view_; }
+  void upload(const Grid& grid) { memory_.upload(grid.bytes().data()); }
   // What is there now.
   Grid download() const {
     Grid copy = grid_;

@@ -8,6 +8,7 @@
 //
 // A stream that captures takes launches alone: what would wait, allocate, free, load or copy fails, as it would on a GPU.
 // int8q_stub_count tells how often a function was called.
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -95,7 +96,9 @@ State& state() {
   return all;
 }
 
+constexpr int kRelaxed = 2;
 thread_local std::vector<void*> current;  // contexts
+thread_local int capture_mode = 0;
 
 const char* environment(const char* name, const char* otherwise) {
   const char* value = std::getenv(name);
@@ -111,15 +114,16 @@ std::vector<Gpu> played_gpus() {
 }
 
 // Counts the call, and tells whether it may go on.
-enum Needs { kNothing, kInit, kContext, kNoCapture };
+enum Needs { kNothing, kInit, kContext, kSafe, kNoCapture };  // kSafe: what a thread must not do while anybody captures
 int enter(const char* name, Needs needs) {
   State& s = state();
   ++s.calls[name];
-  if (std::strcmp(environment("INT8Q_STUB_FAULT", ""), name) == 0) return kIllegalAddress;
+  if (std::strcmp(environment("INT8Q_STUB_FAULT", ""), name) == 0)
+    return std::strcmp(name, "cuMemAlloc_v2") == 0 ? kOutOfMemory : kIllegalAddress;
   if (needs >= kInit && !s.initialized) return kNotInitialized;
   if (s.error != kSuccess) return s.error;
   if (needs >= kContext && current.empty()) return kInvalidContext;
-  if (needs >= kNoCapture && s.captures > 0) return kCaptureUnsupported;
+  if (s.captures > 0 && (needs == kNoCapture || (needs == kSafe && capture_mode != kRelaxed))) return kCaptureUnsupported;
   return kSuccess;
 }
 
@@ -255,6 +259,15 @@ STUB int cuDevicePrimaryCtxRetain(void** context, int device) {
   *context = &state().gpus[static_cast<size_t>(device)];
   return kSuccess;
 }
+STUB int cuDevicePrimaryCtxRelease_v2(int) {
+  ENTER(kInit);
+  return kSuccess;
+}
+STUB int cuThreadExchangeStreamCaptureMode(int* mode) {
+  ENTER(kInit);
+  std::swap(*mode, capture_mode);
+  return kSuccess;
+}
 STUB int cuCtxPushCurrent_v2(void* context) {
   ENTER(kInit);
   current.push_back(context);
@@ -273,6 +286,10 @@ STUB int cuModuleLoadData(void** module, const void* image) {
       std::memcmp(image, "\177ELF", 4) == 0 || std::strstr(static_cast<const char*>(image), ".target") != nullptr;
   if (!known) return kInvalidImage;
   *module = const_cast<void*>(image);
+  return kSuccess;
+}
+STUB int cuModuleUnload(void*) {
+  ENTER(kContext);
   return kSuccess;
 }
 STUB int cuModuleGetFunction(void** function, void*, const char* name) {
@@ -296,6 +313,7 @@ STUB int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsign
   const auto* kernel = static_cast<const Kernel*>(function);
   if (grid_y != 1 || grid_z != 1 || block_y != 1 || block_z != 1 || extra != nullptr || grid_x == 0) return kInvalidValue;
   if (static_cast<int>(block_x) != kernel->entry.threads) return kLaunchOutOfResources;
+  if (static_cast<int>(shared_bytes) > kernel->shared_bytes) return kInvalidValue;
   const auto* first = static_cast<const uint8_t*>(parameters[0]);
   Work work{kernel, grid_x, static_cast<int>(shared_bytes), {first, first + kernel->entry.argument_bytes}};
   FakeStream& target = stream_of(stream);
@@ -307,7 +325,7 @@ STUB int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsign
 }
 
 STUB int cuMemAlloc_v2(Pointer* memory, size_t bytes) {
-  ENTER(kNoCapture);
+  ENTER(kSafe);
   if (bytes == 0) return kInvalidValue;
   if (bytes > kMostBytes) return kOutOfMemory;
   auto buffer = std::make_unique<Buffer<uint8_t>>(static_cast<int64_t>(bytes), "device memory");
@@ -317,7 +335,7 @@ STUB int cuMemAlloc_v2(Pointer* memory, size_t bytes) {
   return kSuccess;
 }
 STUB int cuMemFree_v2(Pointer memory) {
-  ENTER(kNoCapture);
+  ENTER(kSafe);
   return state().memory.erase(memory) == 1 ? kSuccess : kInvalidValue;
 }
 STUB int cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void*) {
@@ -388,6 +406,32 @@ STUB int cuGraphLaunch(void* executable, void*) {
   return kSuccess;
 }
 
+STUB int cuEventCreate(void** event, unsigned) {
+  ENTER(kContext);
+  *event = new std::chrono::steady_clock::time_point;
+  return kSuccess;
+}
+STUB int cuEventRecord(void* event, void*) {
+  ENTER(kNoCapture);
+  *static_cast<std::chrono::steady_clock::time_point*>(event) = std::chrono::steady_clock::now();
+  return kSuccess;
+}
+STUB int cuEventSynchronize(void*) {
+  ENTER(kNoCapture);
+  return kSuccess;
+}
+STUB int cuEventElapsedTime(float* ms, void* begin, void* end) {
+  ENTER(kNoCapture);
+  using Point = std::chrono::steady_clock::time_point;
+  *ms = std::chrono::duration<float, std::milli>(*static_cast<Point*>(end) - *static_cast<Point*>(begin)).count();
+  return kSuccess;
+}
+STUB int cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void*) {
+  ENTER(kNoCapture);
+  if (buffer_of(from, bytes) == nullptr) return kInvalidValue;
+  return copy_in(to, reinterpret_cast<const void*>(from), bytes) ? kSuccess : kInvalidValue;
+}
+
 // Names without version, as cuGetProcAddress has them; all are of before CUDA 12.0.
 STUB int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int*) {
   static const std::map<std::string, void*> all = {
@@ -403,6 +447,9 @@ STUB int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, i
       NAMED(cuDeviceGetName),
       NAMED(cuDeviceGetAttribute),
       NAMED(cuDevicePrimaryCtxRetain),
+      VERSIONED(cuDevicePrimaryCtxRelease),
+      NAMED(cuThreadExchangeStreamCaptureMode),
+      NAMED(cuModuleUnload),
       VERSIONED(cuCtxPushCurrent),
       VERSIONED(cuCtxPopCurrent),
       NAMED(cuModuleLoadData),
@@ -420,7 +467,12 @@ STUB int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, i
       NAMED(cuStreamEndCapture),
       NAMED(cuGraphGetNodes),
       NAMED(cuGraphInstantiateWithFlags),
-      NAMED(cuGraphLaunch)};
+      NAMED(cuGraphLaunch),
+      NAMED(cuEventCreate),
+      NAMED(cuEventRecord),
+      NAMED(cuEventSynchronize),
+      NAMED(cuEventElapsedTime),
+      VERSIONED(cuMemcpyDtoDAsync)};
   const auto found = all.find(name);
   *function = found == all.end() ? nullptr : found->second;
   return kSuccess;

@@ -3,6 +3,8 @@
 // cuda/kernels/ptx.h on the emulator.
 #pragma once
 
+#include <functional>
+
 #include "cuda/kernels/arch.h"
 #include "cuda_emulation/device.h"
 
@@ -45,14 +47,17 @@ inline void ldmatrix_trans(uint32_t at, uint32_t (&r)[4], const Site& site = Sit
   load_matrices("ldmatrix_trans", at, r, compute, site);
 }
 
-inline uint32_t subtract_halves(uint32_t a, uint32_t b) {
-  uint32_t difference = 0;
+template <class Operation>
+uint32_t of_halves(uint32_t a, uint32_t b, const Operation& operation) {
+  uint32_t both = 0;
   for (int i = 0; i < 32; i += 16) {
-    const float low = f16_to_f32(static_cast<uint16_t>(a >> i)) - f16_to_f32(static_cast<uint16_t>(b >> i));
-    difference |= static_cast<uint32_t>(f32_to_f16(low)) << i;
+    const float one = operation(f16_to_f32(static_cast<uint16_t>(a >> i)), f16_to_f32(static_cast<uint16_t>(b >> i)));
+    both |= static_cast<uint32_t>(f32_to_f16(one)) << i;
   }
-  return difference;
+  return both;
 }
+inline uint32_t subtract_halves(uint32_t a, uint32_t b) { return of_halves(a, b, std::minus<float>()); }
+inline uint32_t multiply_halves(uint32_t a, uint32_t b) { return of_halves(a, b, std::multiplies<float>()); }
 
 // Fragments of a[16][kDepth], b[8][kDepth], as cuda/kernels/ptx.h draws them.
 struct Fragments {

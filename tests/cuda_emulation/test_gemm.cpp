@@ -101,6 +101,7 @@ void check(const Case& c, const Run& run) {
                               .limit = c.mode == INT8Q_OUTLIERS_OFF ? kNoOutliers : bits_of(test::kThreshold),
                               .codes = codes.device(),
                               .codes_stride = stride,
+                              .padded = stride,
                               .row_stats = stats.device(),
                               .found = found.device(),
                               .bitmaps = bitmaps.device(),

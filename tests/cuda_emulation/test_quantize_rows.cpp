@@ -42,6 +42,7 @@ void check(Dtype dtype, int64_t rows, int64_t k, int32_t mode, bool aligned, int
                        .limit = mode == INT8Q_OUTLIERS_OFF ? kNoOutliers : bits_of(test::kThreshold),
                        .codes = codes.device(),
                        .codes_stride = stride,
+                       .padded = stride,
                        .row_stats = stats.device(),
                        .found = found.device(),
                        .bitmaps = bitmaps.device(),

@@ -27,10 +27,11 @@ struct QuantizeRows {
   int64_t rows, k, x_stride;
   uint32_t limit;
   int8_t* codes;         // [rows] of codes_stride bytes, at a multiple of 16
-  int64_t codes_stride;  // >= K, a multiple of 16; what is behind K is filled with 0
+  int64_t codes_stride;  // a multiple of 16
+  int64_t padded;        // K to a multiple of 8 at most codes_stride; what is behind K is filled with 0
   float* row_stats;      // [rows]
   FoundColumns* found;   // [blocks]; NULL: nobody asks for the columns
-  uint32_t* bitmaps;     // [blocks][bitmap_words(K)]; read only where found's count is above kListed
+  uint32_t* bitmaps;     // [blocks][bitmap_words(K)]; read where the count of a block is above kListed
   uint32_t* counters;    // [counter_count], which become 0 for the product that comes behind
   int counter_count;
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The gradient to the input, in at least the precision of dY, summed in fp32:
+// The gradient to the input, summed in fp32, dX = f * (greatest / 127), rounded once:
 //
-//   g  = dY o (col_stats / greatest)      rounded to fp16 or bf16, dY's own; fp32 as three bf16 terms, one after another
-//   f  = g . Wq                           codes are exact in either
-//   dX = f * (greatest / 127)             rounded once
+//   fp16        f = dY . (Wq o ratio)     ratio = col_stats / greatest, rounded to fp16, and so its product with a code
+//   bf16, fp32  f = (dY o ratio) . Wq     rounded to bf16; fp32 as three bf16 terms, one after another; codes are exact
 //
-// Dividing by the greatest stat keeps g in fp16's range. Before sm_80 bf16 and fp32, before sm_75 all, are multiplied in fp32.
+// Small gradients would be denormals of fp16 if the ratio were theirs. Before sm_80 bf16 and fp32, before sm_75 all, are
+// multiplied in fp32.
 //
 // The product sums over n, and W's rows are n: a fragment of B wants two n of one column k in a register. ldmatrix.trans gives
 // each lane two bytes, k = 2g and 2g + 1, of two rows n = 2q and 2q + 1. The even bytes are the fragment of one tile of eight
@@ -14,7 +14,7 @@
 // neighbours of Y in two tiles. Bytes become fp16 as 0x6400 + (code + 128) - 1152, bf16 by way of fp32.
 //
 // Layout of a stage: kM rows of g, 64 bytes as gemm.h's; then kDepth rows of W of 128 bytes, whose chunk c of row r lies at
-// c ^ (r % 8). A stage waits in registers while the one before is multiplied: g has to be made anyway.
+// c ^ (r % 8); then fp16's ratios of these rows. A stage waits in registers while the one before is multiplied: g has to be made anyway.
 #pragma once
 
 #include "cuda/kernels/ptx.h"
@@ -44,12 +44,13 @@ class BackwardBlock {
     const int terms = kHow == Multiply::kBf16 && p_.dy_dtype == Dtype::kF32 ? 3 : 1;
     const int depth_steps = static_cast<int>((p_.n + Tile::kDepth - 1) / Tile::kDepth), steps = depth_steps * terms;
     U32x4 held[kChunksG + kChunksW];
-    if (steps > 0) load_stage(0, 0, held);
+    uint32_t ratios = 0;
+    if (steps > 0) load_stage(0, 0, held, ratios);
     for (int step = 0; step < steps; ++step) {
       const uint32_t stage = static_cast<uint32_t>(step % 2 * Tile::kStageBytes);
-      store_stage(stage, held);
+      store_stage(stage, held, ratios);
       block_barrier();  // this step is there for all, and all are done with the one before
-      if (step + 1 < steps) load_stage((step + 1) % depth_steps, (step + 1) / depth_steps, held);
+      if (step + 1 < steps) load_stage((step + 1) % depth_steps, (step + 1) / depth_steps, held, ratios);
       if constexpr (kHow == Multiply::kF32) {
         multiply_floats(stage);
       } else {
@@ -67,8 +68,13 @@ class BackwardBlock {
     return static_cast<uint32_t>(Tile::kM * 64 + n * Tile::kN + (chunk ^ n % 8) * kCodeChunk);
   }
 
-  INT8Q_DEVICE void load_stage(int step, int term, U32x4 (&held)[kChunksG + kChunksW]) const {
+  INT8Q_DEVICE void load_stage(int step, int term, U32x4 (&held)[kChunksG + kChunksW], uint32_t& ratios) const {
     const int64_t n = static_cast<int64_t>(step) * Tile::kDepth;
+    if (kHow == Multiply::kF16 && thread_index() < Tile::kDepth / 2) {
+      const int64_t first = n + thread_index() * 2;
+      ratios = static_cast<uint32_t>(float_to_half(ratio(first))) | static_cast<uint32_t>(float_to_half(ratio(first + 1)))
+                                                                        << 16;
+    }
 #pragma unroll
     for (int c = 0; c < kChunksG; ++c) {
       const int i = thread_index() + c * Tile::kThreads;
@@ -80,7 +86,12 @@ class BackwardBlock {
       held[kChunksG + c] = weights(n + i / 8, col_ + i % 8 * kCodeChunk);
     }
   }
-  INT8Q_DEVICE void store_stage(uint32_t stage, const U32x4 (&held)[kChunksG + kChunksW]) const {
+  INT8Q_DEVICE float ratio(int64_t n) const { return n < p_.n ? load(p_.col_stats + n) * scale_ : 0.0f; }
+
+  INT8Q_DEVICE void store_stage(uint32_t stage, const U32x4 (&held)[kChunksG + kChunksW], uint32_t ratios) const {
+    if (kHow == Multiply::kF16 && thread_index() < Tile::kDepth / 2) {
+      store_shared(stage + static_cast<uint32_t>(Tile::kRatiosAt + thread_index() * 4), ratios);
+    }
 #pragma unroll
     for (int c = 0; c < kChunksG; ++c) {
       const int i = thread_index() + c * Tile::kThreads;
@@ -107,12 +118,15 @@ class BackwardBlock {
     }
 #pragma unroll
     for (int e = 0; e < kPerChunk; ++e) {
+      if constexpr (kHow == Multiply::kF16) {
+        words[e / 2] |= static_cast<uint32_t>(float_to_half(v[e])) << e % 2 * 16;
+        continue;
+      }
       const float g = n + e < p_.n ? v[e] * (load(p_.col_stats + n + e) * scale_) : 0.0f;
       if constexpr (kHow == Multiply::kF32) {
         words[e] = bits_of(g);
       } else {
-        const uint32_t h = kHow == Multiply::kF16 ? float_to_half(g) : bf16_term(g, term);
-        words[e / 2] |= h << e % 2 * 16;
+        words[e / 2] |= static_cast<uint32_t>(bf16_term(g, term)) << e % 2 * 16;
       }
     }
     return {words[0], words[1], words[2], words[3]};
@@ -127,6 +141,12 @@ class BackwardBlock {
   // Sixteen n of a stage.
   INT8Q_DEVICE void multiply_halves(uint32_t stage, int half) {
     const int matrix = lane_index() / 8, row = lane_index() % 8;
+    uint32_t ratios[2] = {0, 0};  // of n 2q, 2q + 1 and 8 + 2q, 9 + 2q
+    if constexpr (kHow == Multiply::kF16) {
+      const uint32_t at = stage + static_cast<uint32_t>(Tile::kRatiosAt + half * 32 + lane_index() % 4 * 4);
+      ratios[0] = load_shared<uint32_t>(at);
+      ratios[1] = load_shared<uint32_t>(at + 16);
+    }
     uint32_t a[kTilesM][4];
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
@@ -139,7 +159,7 @@ class BackwardBlock {
 #pragma unroll
       for (int t = 0; t < 4; ++t) {
         const bool odd = t % 2 == 1;
-        const uint32_t b[2] = {halves(w[t / 2 * 2], odd), halves(w[t / 2 * 2 + 1], odd)};
+        const uint32_t b[2] = {halves(w[t / 2 * 2], odd, ratios[0]), halves(w[t / 2 * 2 + 1], odd, ratios[1])};
 #pragma unroll
         for (int i = 0; i < kTilesM; ++i) multiply_tile(f_[i][pair * 2 + t], a[i], b);
       }
@@ -153,11 +173,12 @@ class BackwardBlock {
     }
   }
 
-  // Bytes 0 and 2, or 1 and 3, as two halves.
-  INT8Q_DEVICE static uint32_t halves(uint32_t bytes, bool odd) {
+  // Bytes 0 and 2, or 1 and 3, as two halves; of fp16 times these ratios.
+  INT8Q_DEVICE static uint32_t halves(uint32_t bytes, bool odd, uint32_t ratios) {
     if constexpr (kHow == Multiply::kF16) {
       const uint32_t biased = byte_permute(bytes, 0x64, odd ? 0x4341 : 0x4240) ^ 0x00800080;
-      return ptx::subtract_halves(biased, 0x64806480);  // 1024 + (code + 128) - 1152
+      const uint32_t codes = ptx::subtract_halves(biased, 0x64806480);  // 1024 + (code + 128) - 1152
+      return ptx::multiply_halves(codes, ratios);
     } else {
       const uint32_t shifted = odd ? bytes >> 8 : bytes;
       const auto low = static_cast<float>(static_cast<int8_t>(shifted)),

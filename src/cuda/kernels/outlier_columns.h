@@ -3,8 +3,8 @@
 // Which columns hold an outlier, from the blocks that quantize to the blocks that multiply, without atomics on global memory
 // and without a pass between:
 //
-//   quantize   each block marks columns in a bitmap in shared memory, and stores its count, the first kListed of them and, where
-//              there are more, the bitmap
+//   quantize   each block marks columns in a bitmap in shared memory, and stores its count, the first kListed of them and the
+//              bitmap, which is read where there are more
 //   multiply   each block marks what all of those found in a bitmap of its own, and reads it in ascending order
 //
 // A bitmap has a bit a column, column c in bit c % 32 of word c / 32.
@@ -54,7 +54,6 @@ INT8Q_DEVICE void store_found(uint32_t bitmap, int words, FoundColumns* found, u
     count += shuffle(sum, kWarp - 1);
   }
   if (lane_index() == 0) store(&found->count, count);
-  if (count <= kListed) return;
   for (int w = lane_index(); w < words; w += kWarp)
     store(&whole[w], load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4));
 }
@@ -88,12 +87,14 @@ struct ColumnList {
     }
     block_barrier();
     if (load_shared<uint32_t>(any_whole()) == 0) return;
-    for (int w = thread_index(); w < words; w += threads) {
-      uint32_t bits = load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4);
-      for (int b = 0; b < blocks; ++b) {
-        if (load(&found[b].count) > kListed) bits |= load(&bitmaps[static_cast<int64_t>(b) * words + w]);
-      }
-      store_shared(bitmap + static_cast<uint32_t>(w) * 4, bits);
+    // Threads share a word, so that none has many bitmaps to read; loads do not wait for each other.
+    const int shares = threads > words ? threads / words : 1;
+    for (int i = thread_index(); i < words * shares; i += threads) {
+      const int w = i % words;
+      uint32_t bits = 0;
+#pragma unroll 8
+      for (int b = i / words; b < blocks; b += shares) bits |= load(&bitmaps[static_cast<int64_t>(b) * words + w]);
+      if (bits != 0) atomic_or_shared(bitmap + static_cast<uint32_t>(w) * 4, bits);
     }
   }
 

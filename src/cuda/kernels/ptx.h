@@ -48,6 +48,13 @@ INT8Q_DEVICE uint32_t subtract_halves(uint32_t a, uint32_t b) {
   return difference;
 }
 
+// a * b of two halves each.
+INT8Q_DEVICE uint32_t multiply_halves(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
 template <class Arch>
 INT8Q_DEVICE void mma_s8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   if constexpr (Arch::kVersion >= 80) {

@@ -115,7 +115,7 @@ INT8Q_DEVICE void quantize_rows(const QuantizeRows& p) {
     const uint8_t* x = p.x + row * p.x_stride;
     int8_t* codes = p.codes + row * p.codes_stride;
     const float stat = quantize_row<kThreads>(
-        p.k, p.codes_stride, p.limit, maxima, [&](int64_t k, float(&v)[kChunk]) { load_chunk<D, kAligned>(x, k, p.k, v); },
+        p.k, p.padded, p.limit, maxima, [&](int64_t k, float(&v)[kChunk]) { load_chunk<D, kAligned>(x, k, p.k, v); },
         [&](int64_t k, uint32_t outliers) { mark_columns(bitmap, k, outliers); },
         [&](int64_t k, U32x2 eight) { store(reinterpret_cast<U32x2*>(codes + k), eight); });
     if (thread_index() == 0) store(&p.row_stats[row], stat);

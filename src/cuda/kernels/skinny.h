@@ -182,9 +182,9 @@ class SkinnyBlock {
       }
       const float f =
           static_cast<float>(acc) * (load_shared<float>(stats_ + static_cast<uint32_t>(m) * 4) * (1.0f / 127.0f));
-      const float bias = p_.bias == nullptr ? 0.0f : load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), n);
       float value = add_columns(m, n, f) * (load(p_.col_stats + n) * (1.0f / 127.0f));
-      value = add_kept_columns(p_, columns_.bitmap, m, n, value) + bias;
+      value = add_kept_columns(p_, columns_.bitmap, m, n, value);
+      if (p_.bias != nullptr) value += load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), n);
       if (p_.accumulate) value += load_element(p_.y_dtype, y, n);
       store_element(p_.y_dtype, y, n, value);
     }

@@ -354,7 +354,7 @@ INT8Q_API int32_t int8q_find_openmp_runner(const char* library, int32_t threads,
  *            x * (127 / row_stats)); rint((x / row_stats) * 127) where row_stats < 2^-120;
  *            0 for outlier elements, in mode COLUMN for whole outlier columns; 0 where row_stats is 0 or NaN
  *
- * x             F32, F16 or BF16 [M,K]
+ * x             F32, F16 or BF16 [M,K]; a GPU's shared memory bounds K, at 260,000 columns or more (else SIZE_OVERFLOW)
  * outlier_mode  INT8Q_OUTLIERS_*
  * threshold     > 0, +Inf allowed; 0 selects 6.0; ignored in mode OFF
  * q             S8 [M,K]

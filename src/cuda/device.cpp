@@ -206,6 +206,11 @@ void Queue::launch_with(Function function, int64_t blocks, int threads, int shar
     fail(INT8Q_SIZE_OVERFLOW, "the result takes %lld blocks of a GPU; expected at most 2^31 - 1; pass fewer rows",
          static_cast<long long>(blocks));
   }
+  if (shared_bytes < 0 || shared_bytes > device.shared_bytes) {
+    fail(INT8Q_SIZE_OVERFLOW,
+         "a row is too long for GPU %d, %s: it takes more than its %d bytes of shared memory; pass fewer columns",
+         device.ordinal, device.name.c_str(), device.shared_bytes);
+  }
   check(device.driver.cuLaunchKernel(function, static_cast<unsigned>(blocks), 1, 1, static_cast<unsigned>(threads), 1, 1,
                                      static_cast<unsigned>(shared_bytes), stream, parameters, nullptr),
         "cuLaunchKernel");

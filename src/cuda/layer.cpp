@@ -137,7 +137,7 @@ void quantize(Queue& queue, const FloatRows& x, uint32_t limit, const QuantizedR
                             .bitmaps = to.bitmaps,
                             .counters = to.counters,
                             .counter_count = to.counter_count};
-  queue.launch(queue.device.kernels.quantize_rows[static_cast<size_t>(x.dtype)][is_aligned(x.data, x.row_bytes)], to.blocks,
+  queue.launch(queue.device.kernels.quantize_rows[static_cast<size_t>(x.dtype)][is_aligned(x)], to.blocks,
                gpu::QuantizeRows::kThreads, gpu::QuantizeRows::shared_bytes(x.cols), p);
 }
 
@@ -167,7 +167,7 @@ void forward(Queue& queue, const Linear* const* linears, int64_t count, const Fl
              bool accumulate, void* workspace) {
   if (x.rows == 0) return;
   const Current current(queue.device);
-  const bool may_fuse = fuses(queue.device, x.rows, x.cols) && is_aligned(x.data, x.row_bytes);
+  const bool may_fuse = fuses(queue.device, x.rows, x.cols) && is_aligned(x);
   Carver carver(workspace);
   const Workspace places(carver, queue.device, x.rows, x.cols);
   bool quantized = false;
@@ -208,7 +208,7 @@ void backward(Queue& queue, const Linear& linear, const FloatRows& dy, const Out
   const int shared = how == gpu::Multiply::kF16    ? F16::kSharedBytes
                      : how == gpu::Multiply::kBf16 ? gpu::BackwardTile<gpu::Multiply::kBf16>::kSharedBytes
                                                    : gpu::BackwardTile<gpu::Multiply::kF32>::kSharedBytes;
-  const bool aligned = is_aligned(p.w, p.w_stride) && is_aligned(p.dy, p.dy_stride);
+  const bool aligned = is_aligned(p.w, p.w_stride) && is_aligned(dy);
   const int64_t blocks = checked_mul(ceil_div(p.m, F16::kM), ceil_div(p.k, F16::kN), "dx");
   const Current current(queue.device);
   queue.launch(queue.device.kernels.backward[static_cast<size_t>(how)][aligned], blocks, F16::kThreads, shared, p);

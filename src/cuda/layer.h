@@ -77,5 +77,6 @@ void multiply(Queue& queue, gpu::Gemm p);
 inline bool is_aligned(const void* data, int64_t stride_bytes) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride_bytes % 16 == 0;
 }
+inline bool is_aligned(const FloatRows& x) { return is_aligned(x.data, x.rows == 1 ? 0 : x.row_bytes); }
 
 }  // namespace int8q::cuda

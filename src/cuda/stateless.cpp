@@ -14,6 +14,8 @@ int64_t blocks_for(const Device& device, int64_t items, int threads) {
   return std::clamp<int64_t>(ceil_div(items, threads), 1, int64_t{8} * device.multiprocessors);
 }
 
+constexpr int64_t kMostCols = int64_t{1} << 30;  // sizes in shared memory are ints; it holds fewer columns in any case
+
 // What quantize_rows and the products take in place.
 bool in_place(const void* codes, int64_t stride, int64_t k) { return k % 16 == 0 && is_aligned(codes, stride); }
 
@@ -33,6 +35,10 @@ void dequantize(Queue& queue, Function function, const gpu::Dequantize& p) {
 
 void quantize_rows(Queue& queue, ScratchLease& scratch, const FloatRows& x, uint32_t limit, bool element, int8_t* q,
                    int64_t q_stride, float* row_stats, uint8_t* mask, int64_t* cols, int64_t* count) {
+  if (x.cols > kMostCols) {
+    fail(INT8Q_SIZE_OVERFLOW, "x->cols is %lld; a GPU's rows have at most %lld", static_cast<long long>(x.cols),
+         static_cast<long long>(kMostCols));
+  }
   const bool finds = limit != gpu::kNoOutliers && (!element || mask != nullptr || cols != nullptr || count != nullptr);
   const bool copies = !in_place(q, q_stride, x.cols);
   QuantizedRows to{.codes = q,

@@ -99,6 +99,7 @@ EQUIVALENT = {
         "store_shared<uint32_t>(bitmap",
     ): "the word behind is not yet in use",
     ("outlier_columns.h", "one row, column or k too many", "first += kWarp"): ZEROS,
+    ("outlier_columns.h", "one row, column or k too many", "i < words * shares"): "word 0 of some bitmaps is read twice",
     ("gemm.h", "one row, column or k too many", "first < columns.count"): ZEROS,
     ("skinny.h", "one row, column or k too many", "for (int64_t col"): "nothing of it is stored",
     ("skinny.h", "one row, column or k too many", "for (int64_t first"): ZEROS,

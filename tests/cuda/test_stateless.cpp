@@ -99,6 +99,19 @@ TEST(CudaStateless, MultiplyIsExact) {
   }
 }
 
+// Rows longer than shared memory has bits for.
+TEST(CudaStateless, LongerRowsAreRefused) {
+  const ContextPtr context = make_gpu_context();
+  const DeviceArray<float> stats(std::vector<float>(1, 0.0f));
+  const DeviceBytes memory(64);
+  for (const int64_t k : {int64_t{2} << 20, int64_t{1} << 31, int64_t{1} << 40}) {
+    const int8q_matrix x = matrix(INT8Q_F16, 0, k, memory.get()), q = matrix(INT8Q_S8, 0, k, memory.get());
+    const DeviceArray<int64_t> count(std::vector<int64_t>{-1});
+    EXPECT_STATUS(INT8Q_SIZE_OVERFLOW,
+                  int8q_quantize_rows(context.get(), &x, 0, 6.0f, &q, stats.get(), nullptr, nullptr, count.get()));
+  }
+}
+
 // The largest K, of values whose fp16 sums would overflow (bitsandbytes' issue 165).
 TEST(CudaStateless, LargestSums) {
   const ContextPtr context = make_gpu_context();

@@ -86,6 +86,8 @@ struct State {
   std::vector<Gpu> gpus;
   std::map<uint64_t, std::unique_ptr<Buffer<uint8_t>>> memory;
   FakeStream default_stream;
+  std::vector<std::unique_ptr<FakeStream>> streams;  // as long as the process, and so are graphs
+  std::vector<std::unique_ptr<Graph>> graphs;
   int64_t captures = 0;
   int error = kSuccess;  // sticky
   uint64_t seed = 0;
@@ -373,7 +375,7 @@ STUB int cuStreamSynchronize(void*) {
 
 STUB int cuStreamCreate(void** stream, unsigned) {
   ENTER(kContext);
-  *stream = new FakeStream;
+  *stream = state().streams.emplace_back(std::make_unique<FakeStream>()).get();
   return kSuccess;
 }
 STUB int cuStreamBeginCapture_v2(void* stream, int) {
@@ -384,7 +386,7 @@ STUB int cuStreamBeginCapture_v2(void* stream, int) {
 }
 STUB int cuStreamEndCapture(void* stream, void** graph) {
   ENTER(kContext);
-  *graph = stream_of(stream).capturing.release();
+  *graph = state().graphs.emplace_back(std::move(stream_of(stream).capturing)).get();
   --state().captures;
   return kSuccess;
 }

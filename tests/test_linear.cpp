@@ -42,7 +42,6 @@ Draw forward_draw() {
           {"y gap", 3}, {"y offset", 4},   {"threads", 3}};
 }
 
-constexpr int32_t kModes[] = {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT};
 constexpr size_t kS8Weight = 3, kNoBias = 3;  // behind the float dtypes
 
 int64_t length(size_t drawn) { return static_cast<int64_t>(drawn); }

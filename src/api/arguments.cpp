@@ -130,6 +130,17 @@ Extent extent(const void* array, int64_t bytes, const char* name) {
   return {name, static_cast<const uint8_t*>(array), array == nullptr ? 0 : bytes, bytes, 1};
 }
 
+Extent weights_extent(const Linear& linear) {
+  const void* memory = linear.on_device != nullptr ? linear.on_device->memory : linear.blob.header;
+  return extent(memory, static_cast<int64_t>(linear.blob.header->blob_bytes), "the linear's weights");
+}
+
+Extent codes_extent(const Linear& linear) {
+  if (linear.on_device == nullptr) return extent(nullptr, 0, "the linear's codes");
+  const cuda::DeviceWeights& weights = *linear.on_device;
+  return {"the linear's codes", reinterpret_cast<const uint8_t*>(weights.codes), linear.k(), weights.stride, linear.n()};
+}
+
 void check_overlap(const Extent& out, std::initializer_list<Extent> others) {
   for (const Extent& other : others) {
     if (!disjoint(out, other)) {

@@ -129,7 +129,7 @@ std::string describe_gpus() {
     const char* const states[] = {"no driver", "driver too old", "no GPU", "works"};
     state = states[presence.state];
     why = presence.why;
-    if (presence.version > 0) driver = as_json(capability(presence.version / 1000, presence.version % 1000 / 10));
+    if (presence.version > 0) driver = as_json(cuda::version_text(presence.version));
     bool works = false;
     try {
       for (int i = 0; i < presence.devices; ++i) devices.add(describe_gpu(i, works));

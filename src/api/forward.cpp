@@ -46,18 +46,6 @@ void run_forward(Context& context, const Linear* const* linears, int64_t count, 
   forward(context, linears, count, x, ys, accumulate, workspace);
 }
 
-Extent blob_extent(const Linear& linear) {
-  const void* blob = linear.on_device != nullptr ? linear.on_device->memory : linear.blob.header;
-  return extent(blob, static_cast<int64_t>(linear.blob.header->blob_bytes), "the linear's weights");
-}
-
-// A GPU's codes, which may be the caller's.
-Extent codes_extent(const Linear& linear) {
-  if (linear.on_device == nullptr) return extent(nullptr, 0, "the linear's codes");
-  const cuda::DeviceWeights& weights = *linear.on_device;
-  return {"the linear's codes", reinterpret_cast<const uint8_t*>(weights.codes), linear.k(), weights.stride, linear.n()};
-}
-
 // x [M,K], y [M,N], the workspace, and that none of the written ones overlaps another.
 struct Call {
   int8q_matrix x, y;
@@ -70,8 +58,8 @@ Call check_forward(const Context& context, const Linear& linear, const int8q_mat
   call.y = check_matrix(context, y, "y", kFloats, call.x.rows, linear.n());
   check_workspace(workspace, bytes, needed);
   const Extent own = extent(workspace, needed, "workspace"), ys = extent(call.y, "y"), xs = extent(call.x, "x");
-  check_overlap(ys, {xs, own, blob_extent(linear), codes_extent(linear)});
-  check_overlap(own, {xs, blob_extent(linear), codes_extent(linear)});
+  check_overlap(ys, {xs, own, weights_extent(linear), codes_extent(linear)});
+  check_overlap(own, {xs, weights_extent(linear), codes_extent(linear)});
   return call;
 }
 
@@ -148,7 +136,7 @@ int32_t int8q_forward_many(int8q_context* context, const int8q_linear* const* li
       const Call call = check_forward(c, *linears[i], x, ys[i], workspace, needed, workspace_bytes);
       for (int32_t j = 0; j < i; ++j) check_overlap(extent(call.y, "ys[i]"), {extent(views[j], "an earlier one of ys")});
       for (int32_t j = 0; j < count; ++j)
-        check_overlap(extent(call.y, "ys[i]"), {blob_extent(check_linear(c, linears[j]))});
+        check_overlap(extent(call.y, "ys[i]"), {weights_extent(check_linear(c, linears[j]))});
       views[i] = call.y;
       outs[i] = output(call.y);
       in = call.x;
@@ -166,7 +154,7 @@ int32_t int8q_quantize_part(int8q_context* context, const int8q_linear* linear, 
     const int8q_matrix in = check_matrix(c, x, "x", kFloats, -1, l.k());
     const int64_t needed = forward_workspace(c, l, in.rows, parts);
     check_workspace(workspace, workspace_bytes, needed);
-    check_overlap(extent(workspace, needed, "workspace"), {extent(in, "x"), blob_extent(l)});
+    check_overlap(extent(workspace, needed, "workspace"), {extent(in, "x"), weights_extent(l)});
     int8q::quantize_input_part(*c.kernels, l, float_rows(in), workspace, part, parts);
   });
 }
@@ -198,8 +186,8 @@ int32_t int8q_backward(int8q_context* context, const int8q_linear* linear, const
     const int64_t needed = backward_workspace(c, l, in.rows, 0);
     check_workspace(workspace, workspace_bytes, needed);
     const Extent own = extent(workspace, needed, "workspace");
-    check_overlap(extent(out, "dx"), {extent(in, "dy"), own, blob_extent(l), codes_extent(l)});
-    check_overlap(own, {extent(in, "dy"), blob_extent(l), codes_extent(l)});
+    check_overlap(extent(out, "dx"), {extent(in, "dy"), own, weights_extent(l), codes_extent(l)});
+    check_overlap(own, {extent(in, "dy"), weights_extent(l), codes_extent(l)});
     if (c.gpu) return int8q::cuda::backward(*c.gpu, l, float_rows(in), output(out), (flags & INT8Q_ACCUMULATE) != 0);
     int8q::backward(c, l, float_rows(in), output(out), (flags & INT8Q_ACCUMULATE) != 0, workspace);
   });

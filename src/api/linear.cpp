@@ -276,13 +276,8 @@ int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, 
     check_array(kept_cols, 0, alignof(int64_t), "kept_cols");
     const Extent qs = extent(q, "codes"), bs = extent(b, "bias"), ws = extent(w, "kept_weights");
     const Extent stats = extent(col_stats, n * 4, "col_stats"), cols = extent(kept_cols, kept * 8, "kept_cols");
-    const void* memory = l.on_device != nullptr ? l.on_device->memory : blob.header;
-    const Extent self = extent(memory, static_cast<int64_t>(blob.header->blob_bytes), "the linear's weights");
-    if (l.on_device != nullptr) {
-      check_overlap(
-          qs, {{"the linear's codes", reinterpret_cast<const uint8_t*>(l.on_device->codes), k, l.on_device->stride, n}});
-    }
-    check_overlap(qs, {self, bs, ws, stats, cols});
+    const Extent self = weights_extent(l);
+    check_overlap(qs, {self, codes_extent(l), bs, ws, stats, cols});
     check_overlap(bs, {self, ws, stats, cols});
     check_overlap(ws, {self, stats, cols});
     check_overlap(stats, {self, cols});

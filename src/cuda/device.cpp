@@ -230,11 +230,10 @@ void Queue::download(void* to, const void* from, int64_t bytes) {
 }
 
 void Queue::copy_rows(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t bytes, int64_t rows,
-                      bool from_host, bool to_host) {
+                      bool to_host) {
   if (bytes == 0 || rows == 0) return;
   Copy2D copy{};
-  copy.from_type = from_host ? Copy2D::kHost : Copy2D::kDevice;
-  copy.from_host = from;
+  copy.from_type = Copy2D::kDevice;
   copy.from_device = reinterpret_cast<DevicePointer>(from);
   copy.from_pitch = static_cast<size_t>(from_stride);
   copy.to_type = to_host ? Copy2D::kHost : Copy2D::kDevice;

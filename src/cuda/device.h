@@ -93,9 +93,9 @@ struct Queue {
 
   void upload(void* to, const void* from, int64_t bytes);
   void download(void* to, const void* from, int64_t bytes);
-  // rows of `bytes`, on the device or (host: to is on it, from is) not.
+  // Rows of `bytes` bytes, from the device to it or to the host.
   void copy_rows(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t bytes, int64_t rows,
-                 bool from_host = false, bool to_host = false);
+                 bool to_host = false);
   void wait();
 
  private:

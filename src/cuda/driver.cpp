@@ -14,8 +14,6 @@ constexpr int kErrorNoDevice = 100;  // CUDA_ERROR_NO_DEVICE
 // cuGetProcAddress of CUDA 12.0: takes names without _v2, gives what belongs to that version.
 using GetProcAddress = int (*)(const char* name, void** function, int version, uint64_t flags, int* symbol_status);
 
-std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
-
 Presence without_driver(const std::string& why) { return {.state = Presence::kNoDriver, .why = why}; }
 
 Presence too_old(int version) {
@@ -76,6 +74,8 @@ Presence look() {
 uint64_t generation_of_driver;
 
 }  // namespace
+
+std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
 
 const Presence& look_for_driver() {
   // Never destroyed: threads may outlive main.

@@ -78,6 +78,8 @@ struct Driver {
 #undef INT8Q_DECLARE
 };
 
+std::string version_text(int version);  // "12.8" of 12080
+
 // What is there of CUDA. Looked for once a process: later answers are the same.
 struct Presence {
   enum State { kNoDriver, kDriverTooOld, kNoGpu, kPresent };

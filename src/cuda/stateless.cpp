@@ -19,6 +19,13 @@ constexpr int64_t kMostCols = int64_t{1} << 30;  // sizes in shared memory are i
 // What quantize_rows and the products take in place.
 bool in_place(const void* codes, int64_t stride, int64_t k) { return k % 16 == 0 && is_aligned(codes, stride); }
 
+// Gives carve(carver), which returns the bytes that it used, the scratch memory for them.
+template <class Carve>
+void carve_scratch(ScratchLease& scratch, const Carve& carve) {
+  const int64_t bytes = carve(Carver(nullptr));
+  if (bytes > 0) carve(Carver(scratch.reserve(static_cast<uint64_t>(bytes))));
+}
+
 void copy_codes(Queue& queue, const gpu::CopyCodes& p) {
   queue.launch(queue.device.kernels.copy_codes,
                blocks_for(queue.device, p.rows * ceil_div(p.to_cols, 16), gpu::CopyCodes::kThreads),
@@ -39,7 +46,8 @@ void quantize_rows(Queue& queue, ScratchLease& scratch, const FloatRows& x, uint
     fail(INT8Q_SIZE_OVERFLOW, "x->cols is %lld; a GPU's rows have at most %lld", static_cast<long long>(x.cols),
          static_cast<long long>(kMostCols));
   }
-  const bool finds = limit != gpu::kNoOutliers && (!element || mask != nullptr || cols != nullptr || count != nullptr);
+  const bool asks = mask != nullptr || cols != nullptr || count != nullptr;
+  const bool finds = limit != gpu::kNoOutliers && (!element || asks);
   const bool copies = !in_place(q, q_stride, x.cols);
   QuantizedRows to{.codes = q,
                    .stride = copies ? round_up(x.cols, 16) : q_stride,
@@ -57,8 +65,7 @@ void quantize_rows(Queue& queue, ScratchLease& scratch, const FloatRows& x, uint
     }
     return carver.used();
   };
-  const int64_t bytes = carve(Carver(nullptr));
-  if (bytes > 0) carve(Carver(scratch.reserve(static_cast<uint64_t>(bytes))));
+  carve_scratch(scratch, carve);
   const Current current(queue.device);
   if (x.rows > 0) {
     quantize(queue, x, limit, to);
@@ -72,8 +79,7 @@ void quantize_rows(Queue& queue, ScratchLease& scratch, const FloatRows& x, uint
                          .to_cols = x.cols});
     }
   }
-  const bool asks = mask != nullptr || cols != nullptr || count != nullptr;
-  if (!asks && (element || !finds || x.rows == 0)) return;
+  if (!asks && (!finds || x.rows == 0)) return;
   const gpu::FinishColumns p{.rows = x.rows,
                              .k = x.cols,
                              .found = to.found,
@@ -122,8 +128,7 @@ void multiply(Queue& queue, ScratchLease& scratch, const Product& product) {
     }
     return carver.used();
   };
-  const int64_t bytes = carve(Carver(nullptr));
-  if (bytes > 0) carve(Carver(scratch.reserve(static_cast<uint64_t>(bytes))));
+  carve_scratch(scratch, carve);
   if (copies && stride > 0) {
     copy_codes(queue, {.rows = product.m,
                        .cols = product.k,

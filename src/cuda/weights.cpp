@@ -129,7 +129,7 @@ std::vector<uint16_t> kept_columns(Queue& queue, const DeviceWeightSource& sourc
   if (source.kept_weights.data != nullptr) {
     const int8q_matrix& k = source.kept_weights;
     std::vector<uint16_t> rows(values.size());
-    queue.copy_rows(rows.data(), kept * 2, k.data, k.row_stride * 2, kept * 2, n, false, true);
+    queue.copy_rows(rows.data(), kept * 2, k.data, k.row_stride * 2, kept * 2, n, true);
     queue.wait();
     for (int64_t t = 0; t < kept; ++t) {
       for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(t * n + i)] = rows[static_cast<size_t>(i * kept + t)];
@@ -140,7 +140,7 @@ std::vector<uint16_t> kept_columns(Queue& queue, const DeviceWeightSource& sourc
   std::vector<uint8_t> column(static_cast<size_t>(n * bytes));
   for (int64_t t = 0; t < kept; ++t) {
     queue.copy_rows(column.data(), bytes, static_cast<const uint8_t*>(w.data) + source.options.kept_cols[t] * bytes,
-                    w.row_stride * bytes, bytes, n, false, true);
+                    w.row_stride * bytes, bytes, n, true);
     queue.wait();
     for (int64_t i = 0; i < n; ++i)
       values[static_cast<size_t>(t * n + i)] = f32_to_f16(load_element(w.dtype, column.data(), i));

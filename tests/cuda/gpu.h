@@ -52,6 +52,8 @@ inline const MoreOfDriver& more_of_driver() {
   return more;
 }
 
+inline double unit_roundoff(int32_t dtype) { return dtype == INT8Q_F32 ? 0x1p-24 : dtype == INT8Q_F16 ? 0x1p-11 : 0x1p-8; }
+
 inline cuda::Device& gpu() { return cuda::Device::open(0); }
 
 inline ContextPtr make_gpu_context(void* stream = nullptr) {

@@ -29,7 +29,6 @@ enum : size_t {
   kBorrow
 };
 
-constexpr int32_t kModes[] = {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT};
 constexpr float kThresholds[] = {0.0f, 1e-30f, 1.5f};
 constexpr size_t kS8Weight = 3, kNoBias = 3;
 
@@ -45,8 +44,6 @@ int64_t bytes_of(const Draw::Cell& drawn, size_t which, int64_t unit) { return s
 struct Bounded {
   double value, bound;
 };
-
-double unit_roundoff(int32_t dtype) { return dtype == INT8Q_F32 ? 0x1p-24 : dtype == INT8Q_F16 ? 0x1p-11 : 0x1p-8; }
 
 // A layer, its input, and what comes of them.
 struct Case {

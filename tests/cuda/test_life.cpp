@@ -1,54 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Contexts and linears of a GPU: making, copying from blobs, exporting, backward, sharing an input, what they refuse; and that
-// forward is one launch or two, which may be captured, and gives the same bytes each time.
+// Contexts and linears of a GPU: making, copying from blobs, exporting, rows that do not depend on others, what is refused, and
+// what becomes of them where the driver fails.
 #include <cmath>
 #include <cstdio>
 #include <limits>
 #include <thread>
 
-#include "cuda/gpu.h"
+#include "cuda/layer_on_device.h"
 
 namespace int8q::test {
 namespace {
-
-int64_t launches(int8q_context* context) {
-  char text[1000];
-  EXPECT_STATUS(INT8Q_OK, int8q_describe_context(context, text, sizeof text, nullptr));
-  const char* at = std::strstr(text, "\"launches\": ");
-  EXPECT_NE(at, nullptr) << text;
-  return at == nullptr ? -1 : std::atoll(at + std::strlen("\"launches\": "));
-}
-
-struct LayerOnDevice {
-  Grid weight, bias;
-  DeviceGrid weight_there, bias_there;
-  LinearPtr linear;
-
-  static Grid filled(int32_t dtype, int64_t rows, int64_t cols, uint64_t seed, float scale) {
-    Grid g(dtype, rows, cols);
-    fill_normal(g, seed, scale);
-    return g;
-  }
-  LayerOnDevice(int8q_context* context, int64_t n, int64_t k, int32_t mode = INT8Q_OUTLIERS_COLUMN, uint64_t seed = 1)
-      : weight(filled(INT8Q_F16, n, k, seed, 0.1f)),
-        bias(filled(INT8Q_F32, 1, n, seed + 1, 1.0f)),
-        weight_there(weight),
-        bias_there(bias) {
-    int8q_linear_options options{};
-    options.size = sizeof options;
-    options.outlier_mode = mode;
-    int8q_linear* raw = nullptr;
-    EXPECT_STATUS(INT8Q_OK, int8q_create_linear(context, weight_there.view(), nullptr, bias_there.view(), &options, &raw));
-    linear.reset(raw);
-  }
-};
-
-Grid activations(int32_t dtype, int64_t m, int64_t k, uint64_t seed = 3) {
-  Grid x(dtype, m, k);
-  fill_activations(x, seed);
-  return x;
-}
 
 TEST(CudaLife, ABlobComesAndGoesWithoutLoss) {
   const ContextPtr cpu = make_context(), there = make_gpu_context();
@@ -125,86 +87,6 @@ TEST(CudaLife, FloatWeightsGetTheCpusCodes) {
   }
 }
 
-TEST(CudaLife, BackwardIsWithinItsBound) {
-  const ContextPtr there = make_gpu_context();
-  uint64_t seed = 0;
-  for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{
-           {1, 1, 1}, {3, 40, 33}, {65, 17, 100}, {130, 33, 64}, {2, 70, 130}, {0, 5, 5}, {5, 0, 7}, {5, 7, 0}}) {
-    for (const int32_t in : kFloatDtypes) {
-      for (const bool accumulate : {false, true}) {
-        const int32_t out = kFloatDtypes[++seed % 3];
-        SCOPED_TRACE(::testing::Message() << "M " << m << " N " << n << " K " << k << " in " << in << " out " << out);
-        Grid w(INT8Q_F32, n, k), dy(in, m, n, static_cast<int64_t>(seed % 2)),
-            dx(out, m, k, static_cast<int64_t>(seed % 3));
-        fill_normal(w, seed, 0.1f);
-        fill_normal(dy, seed + 1, seed % 4 == 0 ? 1e-4f : 1.0f);
-        fill_normal(dx, seed + 2, 1.0f);
-        const Quantized q = quantize(w, INT8Q_OUTLIERS_OFF, 0);
-        const DeviceGrid w_there(w), dy_there(dy), dx_there(dx);
-        int8q_linear* raw = nullptr;
-        ASSERT_CALL(int8q_create_linear(there.get(), w_there.view(), nullptr, nullptr, nullptr, &raw));
-        const LinearPtr linear(raw);
-        const DeviceWorkspace workspace(there.get(), raw, m, INT8Q_BACKWARD);
-        const int64_t before = launches(there.get());
-        ASSERT_CALL(int8q_backward(there.get(), raw, dy_there.view(), accumulate ? INT8Q_ACCUMULATE : 0, dx_there.view(),
-                                   workspace.get(), workspace.bytes()));
-        EXPECT_EQ(launches(there.get()) - before, m == 0 || k == 0 ? 0 : 1);
-        const Grid got = dx_there.download();
-        const double unit = out == INT8Q_F32 ? 0x1p-24 : out == INT8Q_F16 ? 0x1p-11 : 0x1p-8;
-        // Rounded are fp16's weights, twice, bf16's gradients, fp32's to 24 bits; small weights may be denormals of fp16.
-        const double rounding = in == INT8Q_F32 ? 0x1p-22 : in == INT8Q_F16 ? 1.01 * 0x1p-10 : 0x1p-8;
-        float greatest = 0;
-        for (const float s : q.stats) greatest = std::max(greatest, s);
-        for (int64_t i = 0; i < m; ++i) {
-          for (int64_t j = 0; j < k; ++j) {
-            double want = accumulate ? static_cast<double>(dx.at(i, j)) : 0, size = std::fabs(want), lost = 0;
-            for (int64_t r = 0; r < n; ++r) {
-              const double code = q.codes[static_cast<size_t>(r * k + j)];
-              const double term =
-                  static_cast<double>(dy.at(i, r)) * static_cast<double>(q.stats[static_cast<size_t>(r)]) / 127 * code;
-              want += term;
-              size += std::fabs(term);
-              lost += 0x1p-25 * static_cast<double>(greatest) / 127 * std::fabs(static_cast<double>(dy.at(i, r))) *
-                      (1 + std::fabs(code));
-            }
-            const double bound =
-                (rounding + 2.0 * static_cast<double>(n + 8) * 0x1p-24) * size + lost + 1.01 * unit * std::fabs(want);
-            ASSERT_NEAR(got.at(i, j), want, bound) << i << ", " << j;
-          }
-        }
-        ASSERT_TRUE(got.gaps_untouched());
-      }
-    }
-  }
-}
-
-// One launch for a few rows, else two; for several layers of one input one more than there are.
-TEST(CudaLife, LaunchesAreCounted) {
-  const ContextPtr there = make_gpu_context();
-  constexpr int64_t kN = 48, kK = 128;
-  const LayerOnDevice a(there.get(), kN, kK), b(there.get(), kN, kK, INT8Q_OUTLIERS_COLUMN, 9);
-  for (const int64_t m : {1, 5, 16, 30, 65, 200}) {
-    const bool fused = m <= gpu().shapes.skinny_rows;
-    Grid x = activations(INT8Q_F16, m, kK), y(INT8Q_F16, m, kN);
-    const DeviceGrid x_there(x), first(y), second(y), alone(y);
-    const DeviceWorkspace workspace(there.get(), a.linear.get(), m);
-    int64_t before = launches(there.get());
-    ASSERT_CALL(
-        int8q_forward(there.get(), a.linear.get(), x_there.view(), 0, first.view(), workspace.get(), workspace.bytes()));
-    EXPECT_EQ(launches(there.get()) - before, fused ? 1 : 2) << m;
-    ASSERT_CALL(
-        int8q_forward(there.get(), b.linear.get(), x_there.view(), 0, alone.view(), workspace.get(), workspace.bytes()));
-    const int8q_linear* const both[] = {a.linear.get(), b.linear.get()};
-    const int8q_matrix* const ys[] = {second.view(), first.view()};
-    before = launches(there.get());
-    const Grid of_a = first.download();
-    ASSERT_CALL(int8q_forward_many(there.get(), both, 2, x_there.view(), 0, ys, workspace.get(), workspace.bytes()));
-    EXPECT_EQ(launches(there.get()) - before, fused ? 2 : 3) << m;
-    EXPECT_EQ(second.download().bytes(), of_a.bytes());
-    EXPECT_EQ(first.download().bytes(), alone.download().bytes());
-  }
-}
-
 // With element scope a row's result does not depend on how many there are, nor on the kernel that this chooses.
 TEST(CudaLife, ARowDependsOnNoOther) {
   const ContextPtr there = make_gpu_context();
@@ -252,72 +134,6 @@ TEST(CudaLife, NanStaysInItsRow) {
       }
     }
   }
-}
-
-// From the first call on, without a wait, an allocation or a copy; a replay gives what eager calls give.
-TEST(CudaLife, TheFirstCallCanBeCaptured) {
-  const MoreOfDriver& more = more_of_driver();
-  const cuda::Current current(gpu());
-  for (const int64_t m : {1, 30, 100}) {
-    void *stream = nullptr, *graph = nullptr, *executable = nullptr;
-    ASSERT_EQ(more.cuStreamCreate(&stream, 1), 0);
-    const ContextPtr there = make_gpu_context(stream), eager = make_gpu_context();
-    ASSERT_CALL(int8q_prepare_context(there.get()));
-    constexpr int64_t kN = 32, kK = 96;
-    const LayerOnDevice layer(there.get(), kN, kK);
-    Grid x = activations(INT8Q_F16, m, kK), y(INT8Q_F16, m, kN), dx(INT8Q_F16, m, kK);
-    const DeviceGrid x_there(x), y_there(y), dx_there(dx), y_eager(y), dx_eager(dx);
-    const DeviceWorkspace workspace(there.get(), layer.linear.get(), m), own(there.get(), layer.linear.get(), m);
-    const auto count = [&](const char* what) { return more.stub_count == nullptr ? 0 : more.stub_count(what); };
-    const char* const forbidden[] = {"cuStreamSynchronize",  "cuMemAlloc_v2",        "cuMemFree_v2",
-                                     "cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2", "cuMemcpy2DAsync_v2",
-                                     "cuModuleLoadData",     "cuModuleGetFunction"};
-    std::vector<int64_t> before;
-    for (const char* what : forbidden) before.push_back(count(what));
-    ASSERT_EQ(more.cuStreamBeginCapture(stream, 0), 0);
-    ASSERT_CALL(int8q_forward(there.get(), layer.linear.get(), x_there.view(), 0, y_there.view(), workspace.get(),
-                              workspace.bytes()));
-    ASSERT_CALL(int8q_backward(there.get(), layer.linear.get(), y_there.view(), 0, dx_there.view(), workspace.get(),
-                               workspace.bytes()));
-    ASSERT_EQ(more.cuStreamEndCapture(stream, &graph), 0);
-    for (size_t i = 0; i < std::size(forbidden); ++i) EXPECT_EQ(count(forbidden[i]), before[i]) << forbidden[i];
-    size_t nodes = 0;
-    ASSERT_EQ(more.cuGraphGetNodes(graph, nullptr, &nodes), 0);
-    EXPECT_EQ(nodes, m <= gpu().shapes.skinny_rows ? 2U : 3U);          // forward and backward
-    EXPECT_EQ(launches(there.get()), static_cast<int64_t>(nodes) + 1);  // the weights were quantized
-    EXPECT_EQ(y_there.download().bytes(), y.bytes()) << "a capture ran";
-
-    ASSERT_CALL(int8q_forward(eager.get(), layer.linear.get(), x_there.view(), 0, y_eager.view(), own.get(), own.bytes()));
-    ASSERT_CALL(
-        int8q_backward(eager.get(), layer.linear.get(), y_eager.view(), 0, dx_eager.view(), own.get(), own.bytes()));
-    ASSERT_EQ(more.cuGraphInstantiateWithFlags(&executable, graph, 0), 0);
-    for (int run = 0; run < 3; ++run) {
-      ASSERT_EQ(more.cuGraphLaunch(executable, stream), 0);
-      ASSERT_EQ(gpu().driver.cuStreamSynchronize(stream), 0);
-      ASSERT_EQ(y_there.download().bytes(), y_eager.download().bytes());
-      ASSERT_EQ(dx_there.download().bytes(), dx_eager.download().bytes());
-    }
-  }
-}
-
-TEST(CudaLife, StreamsAreChanged) {
-  const cuda::Current current(gpu());
-  const MoreOfDriver& more = more_of_driver();
-  void *stream = nullptr, *graph = nullptr;
-  ASSERT_EQ(more.cuStreamCreate(&stream, 1), 0);
-  const ContextPtr there = make_gpu_context();
-  const LayerOnDevice layer(there.get(), 16, 32);
-  Grid x = activations(INT8Q_F32, 2, 32), y(INT8Q_F32, 2, 16);
-  const DeviceGrid x_there(x), y_there(y);
-  const DeviceWorkspace workspace(there.get(), layer.linear.get(), 2);
-  ASSERT_EQ(more.cuStreamBeginCapture(stream, 0), 0);
-  ASSERT_CALL(int8q_set_stream(there.get(), stream));
-  ASSERT_CALL(int8q_forward(there.get(), layer.linear.get(), x_there.view(), 0, y_there.view(), workspace.get(),
-                            workspace.bytes()));
-  ASSERT_EQ(more.cuStreamEndCapture(stream, &graph), 0);
-  size_t nodes = 0;
-  ASSERT_EQ(more.cuGraphGetNodes(graph, nullptr, &nodes), 0);
-  EXPECT_EQ(nodes, 1U);
 }
 
 TEST(CudaLife, WhatIsRefused) {
@@ -377,50 +193,6 @@ TEST(CudaLife, DestroyingWhereTheDriverIsGone) {
   EXPECT_STATUS(INT8Q_OK, int8q_destroy_linear(layer.linear.release()));
   EXPECT_STATUS(INT8Q_OK, int8q_destroy_context(there.release()));
   unsetenv("INT8Q_STUB_FAULT");
-}
-
-// Scratch memory grows while somebody captures, too.
-TEST(CudaLife, AllocatingDisturbsNoCapture) {
-  const cuda::Current current(gpu());
-  const MoreOfDriver& more = more_of_driver();
-  void *stream = nullptr, *graph = nullptr, *executable = nullptr;
-  ASSERT_EQ(more.cuStreamCreate(&stream, 1), 0);
-  const ContextPtr there = make_gpu_context(stream);
-  Grid x = activations(INT8Q_F32, 5, 33), q(INT8Q_S8, 5, 33);
-  const DeviceGrid x_there(x), q_there(q);
-  const DeviceArray<float> stats(std::vector<float>(5, 0.0f));
-  ASSERT_EQ(more.cuStreamBeginCapture(stream, 0), 0);
-  ASSERT_CALL(
-      int8q_quantize_rows(there.get(), x_there.view(), 0, 0, q_there.view(), stats.get(), nullptr, nullptr, nullptr));
-  ASSERT_EQ(more.cuStreamEndCapture(stream, &graph), 0);
-  ASSERT_EQ(more.cuGraphInstantiateWithFlags(&executable, graph, 0), 0);
-  ASSERT_EQ(more.cuGraphLaunch(executable, stream), 0);
-  ASSERT_EQ(gpu().driver.cuStreamSynchronize(stream), 0);
-  const Quantized want = quantize(x, INT8Q_OUTLIERS_COLUMN, 6.0f);
-  const Grid got = q_there.download();
-  for (int64_t i = 0; i < 5; ++i) {
-    for (int64_t j = 0; j < 33; ++j) ASSERT_EQ(got.integer(i, j), want.codes[static_cast<size_t>(i * 33 + j)]);
-  }
-}
-
-// Weights whose reciprocal is beyond fp32 have finite gradients.
-TEST(CudaLife, TinyWeights) {
-  const ContextPtr there = make_gpu_context();
-  Grid w(INT8Q_F32, 4, 32), dy(INT8Q_F32, 2, 4), dx(INT8Q_F32, 2, 32);
-  for (int64_t i = 0; i < 4; ++i) {
-    for (int64_t j = 0; j < 32; ++j) w.set(i, j, static_cast<float>(j + 1) * 1e-41f);
-  }
-  fill_normal(dy, 1, 1.0f);
-  const DeviceGrid w_there(w), dy_there(dy), dx_there(dx);
-  int8q_linear* raw = nullptr;
-  ASSERT_CALL(int8q_create_linear(there.get(), w_there.view(), nullptr, nullptr, nullptr, &raw));
-  const LinearPtr linear(raw);
-  const DeviceWorkspace workspace(there.get(), raw, 2, INT8Q_BACKWARD);
-  ASSERT_CALL(int8q_backward(there.get(), raw, dy_there.view(), 0, dx_there.view(), workspace.get(), workspace.bytes()));
-  const Grid got = dx_there.download();
-  for (int64_t i = 0; i < 2; ++i) {
-    for (int64_t j = 0; j < 32; ++j) ASSERT_LT(std::fabs(got.at(i, j)), 1e-37f) << i << ", " << j;
-  }
 }
 
 // What the driver refuses is named, and nothing is held.

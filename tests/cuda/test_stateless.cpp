@@ -11,8 +11,6 @@
 namespace int8q::test {
 namespace {
 
-constexpr int32_t kModes[] = {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT};
-
 void fill_codes(Grid& a, uint64_t seed) {
   std::mt19937_64 random(seed);
   for (int64_t i = 0; i < a.rows(); ++i) {
@@ -190,7 +188,7 @@ TEST(CudaStateless, Products) {
               want += term;
               size += std::fabs(term);
             }
-            const double unit = out == INT8Q_F32 ? 0x1p-24 : out == INT8Q_F16 ? 0x1p-11 : 0x1p-8;
+            const double unit = unit_roundoff(out);
             const double sums = 6.0 * static_cast<double>(q.outlier_cols.size()) + 8;
             ASSERT_NEAR(got.at(i, j), want, sums * 0x1p-24 * size + 1.01 * unit * std::fabs(want)) << i << ", " << j;
           }

@@ -13,6 +13,9 @@ inline constexpr uint32_t kNoOutliers = kInfBits + 1;  // as `limit`
 // A bitmap of columns: column c is bit c % 32 of word c / 32.
 INT8Q_CONSTEXPR int bitmap_words(int64_t k) { return static_cast<int>((k + 31) / 32); }
 
+// Shared memory of a list of columns (ColumnList): bitmap and ranks, and two words.
+INT8Q_CONSTEXPR int list_bytes(int64_t k) { return (2 * bitmap_words(k) + 2) * 4; }
+
 // The columns that one block of quantize_rows found; 64 bytes.
 inline constexpr int kListed = 15;
 struct alignas(16) FoundColumns {
@@ -118,7 +121,7 @@ struct FinishColumns {
   int64_t* cols;   // [count], or NULL
   int64_t* count;  // or NULL
 
-  INT8Q_CONSTEXPR static int shared_bytes(int64_t k) { return (2 * bitmap_words(k) + 2) * 4; }
+  INT8Q_CONSTEXPR static int shared_bytes(int64_t k) { return list_bytes(k); }
 };
 
 // A list of columns as one block of quantize_rows would leave it. Columns outside of [0, K) are passed over.

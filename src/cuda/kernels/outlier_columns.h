@@ -59,7 +59,7 @@ INT8Q_DEVICE void store_found(uint32_t bitmap, int words, FoundColumns* found, u
 }
 
 // Columns in ascending order, from a bitmap. Shared memory: bitmap and rank, [words] each, and two words more,
-// as FinishColumns::shared_bytes has it.
+// list_bytes in all.
 struct ColumnList {
   uint32_t bitmap, rank;  // rank: columns before each word
   int words;

@@ -24,7 +24,7 @@ struct GemmTile {
   INT8Q_CONSTEXPR static int list_at(bool kept) { return kept ? kRowsAtOnce * N * 4 : kStageBytes; }
   INT8Q_CONSTEXPR static int shared_bytes(int64_t k, bool outliers, bool kept) {
     const int stages = Stages * kStageBytes;
-    const int columns = list_at(kept) + (2 * bitmap_words(k) + 2 + kColumnsAtOnce) * 4;
+    const int columns = list_at(kept) + list_bytes(k) + kColumnsAtOnce * 4;
     return outliers && columns > stages ? columns : stages;
   }
 };
@@ -63,9 +63,7 @@ struct SkinnyShape {
   INT8Q_CONSTEXPR static int code_stride(int64_t k) { return static_cast<int>(((k + kStep - 1) / kStep | 1) * kStep); }
   // Multiples of 16 bytes, in the order of the file's comment.
   INT8Q_CONSTEXPR static int columns_at(int rows) { return rows * kRowsOfW * 4; }
-  INT8Q_CONSTEXPR static int maxima_at(int rows, int64_t k) {
-    return columns_at(rows) + ((2 * bitmap_words(k) + 2) * 4 + 15) / 16 * 16;
-  }
+  INT8Q_CONSTEXPR static int maxima_at(int rows, int64_t k) { return columns_at(rows) + (list_bytes(k) + 15) / 16 * 16; }
   INT8Q_CONSTEXPR static int stats_at(int rows, int64_t k) { return maxima_at(rows, k) + kWarps * 4; }
   INT8Q_CONSTEXPR static int codes_at(int rows, int64_t k) { return stats_at(rows, k) + rows * 4; }
   // rows: M up to eights.

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Forward is one launch or two, backward one; they may be captured from the first call on, and a replay gives the same bytes.
+#include "cuda/layer_on_device.h"
+
+namespace int8q::test {
+namespace {
+
+// One launch for a few rows, else two; for several layers of one input one more than there are.
+TEST(CudaCapture, LaunchesAreCounted) {
+  const ContextPtr there = make_gpu_context();
+  constexpr int64_t kN = 48, kK = 128;
+  const LayerOnDevice a(there.get(), kN, kK), b(there.get(), kN, kK, INT8Q_OUTLIERS_COLUMN, 9);
+  for (const int64_t m : {1, 5, 16, 30, 65, 200}) {
+    const bool fused = m <= gpu().shapes.skinny_rows;
+    Grid x = activations(INT8Q_F16, m, kK), y(INT8Q_F16, m, kN);
+    const DeviceGrid x_there(x), first(y), second(y), alone(y);
+    const DeviceWorkspace workspace(there.get(), a.linear.get(), m);
+    int64_t before = launches(there.get());
+    ASSERT_CALL(
+        int8q_forward(there.get(), a.linear.get(), x_there.view(), 0, first.view(), workspace.get(), workspace.bytes()));
+    EXPECT_EQ(launches(there.get()) - before, fused ? 1 : 2) << m;
+    ASSERT_CALL(
+        int8q_forward(there.get(), b.linear.get(), x_there.view(), 0, alone.view(), workspace.get(), workspace.bytes()));
+    const int8q_linear* const both[] = {a.linear.get(), b.linear.get()};
+    const int8q_matrix* const ys[] = {second.view(), first.view()};
+    before = launches(there.get());
+    const Grid of_a = first.download();
+    ASSERT_CALL(int8q_forward_many(there.get(), both, 2, x_there.view(), 0, ys, workspace.get(), workspace.bytes()));
+    EXPECT_EQ(launches(there.get()) - before, fused ? 2 : 3) << m;
+    EXPECT_EQ(second.download().bytes(), of_a.bytes());
+    EXPECT_EQ(first.download().bytes(), alone.download().bytes());
+  }
+}
+
+// From the first call on, without a wait, an allocation or a copy; a replay gives what eager calls give.
+TEST(CudaCapture, TheFirstCallCanBeCaptured) {
+  const MoreOfDriver& more = more_of_driver();
+  const cuda::Current current(gpu());
+  for (const int64_t m : {1, 30, 100}) {
+    void *stream = nullptr, *graph = nullptr, *executable = nullptr;
+    ASSERT_EQ(more.cuStreamCreate(&stream, 1), 0);
+    const ContextPtr there = make_gpu_context(stream), eager = make_gpu_context();
+    ASSERT_CALL(int8q_prepare_context(there.get()));
+    constexpr int64_t kN = 32, kK = 96;
+    const LayerOnDevice layer(there.get(), kN, kK);
+    Grid x = activations(INT8Q_F16, m, kK), y(INT8Q_F16, m, kN), dx(INT8Q_F16, m, kK);
+    const DeviceGrid x_there(x), y_there(y), dx_there(dx), y_eager(y), dx_eager(dx);
+    const DeviceWorkspace workspace(there.get(), layer.linear.get(), m), own(there.get(), layer.linear.get(), m);
+    const auto count = [&](const char* what) { return more.stub_count == nullptr ? 0 : more.stub_count(what); };
+    const char* const forbidden[] = {"cuStreamSynchronize",  "cuMemAlloc_v2",        "cuMemFree_v2",
+                                     "cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2", "cuMemcpy2DAsync_v2",
+                                     "cuModuleLoadData",     "cuModuleGetFunction"};
+    std::vector<int64_t> before;
+    for (const char* what : forbidden) before.push_back(count(what));
+    ASSERT_EQ(more.cuStreamBeginCapture(stream, 0), 0);
+    ASSERT_CALL(int8q_forward(there.get(), layer.linear.get(), x_there.view(), 0, y_there.view(), workspace.get(),
+                              workspace.bytes()));
+    ASSERT_CALL(int8q_backward(there.get(), layer.linear.get(), y_there.view(), 0, dx_there.view(), workspace.get(),
+                               workspace.bytes()));
+    ASSERT_EQ(more.cuStreamEndCapture(stream, &graph), 0);
+    for (size_t i = 0; i < std::size(forbidden); ++i) EXPECT_EQ(count(forbidden[i]), before[i]) << forbidden[i];
+    size_t nodes = 0;
+    ASSERT_EQ(more.cuGraphGetNodes(graph, nullptr, &nodes), 0);
+    EXPECT_EQ(nodes, m <= gpu().shapes.skinny_rows ? 2U : 3U);          // forward and backward
+    EXPECT_EQ(launches(there.get()), static_cast<int64_t>(nodes) + 1);  // the weights were quantized
+    EXPECT_EQ(y_there.download().bytes(), y.bytes()) << "a capture ran";
+
+    ASSERT_CALL(int8q_forward(eager.get(), layer.linear.get(), x_there.view(), 0, y_eager.view(), own.get(), own.bytes()));
+    ASSERT_CALL(
+        int8q_backward(eager.get(), layer.linear.get(), y_eager.view(), 0, dx_eager.view(), own.get(), own.bytes()));
+    ASSERT_EQ(more.cuGraphInstantiateWithFlags(&executable, graph, 0), 0);
+    for (int run = 0; run < 3; ++run) {
+      ASSERT_EQ(more.cuGraphLaunch(executable, stream), 0);
+      ASSERT_EQ(gpu().driver.cuStreamSynchronize(stream), 0);
+      ASSERT_EQ(y_there.download().bytes(), y_eager.download().bytes());
+      ASSERT_EQ(dx_there.download().bytes(), dx_eager.download().bytes());
+    }
+  }
+}
+
+TEST(CudaCapture, StreamsAreChanged) {
+  const cuda::Current current(gpu());
+  const MoreOfDriver& more = more_of_driver();
+  void *stream = nullptr, *graph = nullptr;
+  ASSERT_EQ(more.cuStreamCreate(&stream, 1), 0);
+  const ContextPtr there = make_gpu_context();
+  const LayerOnDevice layer(there.get(), 16, 32);
+  Grid x = activations(INT8Q_F32, 2, 32), y(INT8Q_F32, 2, 16);
+  const DeviceGrid x_there(x), y_there(y);
+  const DeviceWorkspace workspace(there.get(), layer.linear.get(), 2);
+  ASSERT_EQ(more.cuStreamBeginCapture(stream, 0), 0);
+  ASSERT_CALL(int8q_set_stream(there.get(), stream));
+  ASSERT_CALL(int8q_forward(there.get(), layer.linear.get(), x_there.view(), 0, y_there.view(), workspace.get(),
+                            workspace.bytes()));
+  ASSERT_EQ(more.cuStreamEndCapture(stream, &graph), 0);
+  size_t nodes = 0;
+  ASSERT_EQ(more.cuGraphGetNodes(graph, nullptr, &nodes), 0);
+  EXPECT_EQ(nodes, 1U);
+}
+
+// Scratch memory grows while somebody captures, too.
+TEST(CudaCapture, AllocatingDisturbsNoCapture) {
+  const cuda::Current current(gpu());
+  const MoreOfDriver& more = more_of_driver();
+  void *stream = nullptr, *graph = nullptr, *executable = nullptr;
+  ASSERT_EQ(more.cuStreamCreate(&stream, 1), 0);
+  const ContextPtr there = make_gpu_context(stream);
+  Grid x = activations(INT8Q_F32, 5, 33), q(INT8Q_S8, 5, 33);
+  const DeviceGrid x_there(x), q_there(q);
+  const DeviceArray<float> stats(std::vector<float>(5, 0.0f));
+  ASSERT_EQ(more.cuStreamBeginCapture(stream, 0), 0);
+  ASSERT_CALL(
+      int8q_quantize_rows(there.get(), x_there.view(), 0, 0, q_there.view(), stats.get(), nullptr, nullptr, nullptr));
+  ASSERT_EQ(more.cuStreamEndCapture(stream, &graph), 0);
+  ASSERT_EQ(more.cuGraphInstantiateWithFlags(&executable, graph, 0), 0);
+  ASSERT_EQ(more.cuGraphLaunch(executable, stream), 0);
+  ASSERT_EQ(gpu().driver.cuStreamSynchronize(stream), 0);
+  const Quantized want = quantize(x, INT8Q_OUTLIERS_COLUMN, 6.0f);
+  const Grid got = q_there.download();
+  for (int64_t i = 0; i < 5; ++i) {
+    for (int64_t j = 0; j < 33; ++j) ASSERT_EQ(got.integer(i, j), want.codes[static_cast<size_t>(i * 33 + j)]);
+  }
+}
+
+}  // namespace
+}  // namespace int8q::test

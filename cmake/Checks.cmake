@@ -145,5 +145,6 @@ endif()
 
 if(TARGET minilm AND TARGET int8q_cli)
   int8q_add_check(demo ${PROJECT_SOURCE_DIR}/examples/minilm/demo.sh ${PROJECT_BINARY_DIR})
-  set_tests_properties(check_demo PROPERTIES LABELS slow)
+  # It times one engine against the other: nothing else may run.
+  set_tests_properties(check_demo PROPERTIES LABELS slow RUN_SERIAL ON)
 endif()

@@ -90,8 +90,8 @@ set(
   -p
   no:cacheprovider
 )
-int8q_add_check(python ${INT8Q_TEST_PYTHON} ${run_pytest} --ignore=${PROJECT_SOURCE_DIR}/tests/python/test_doctor.py ${without_torch}
-  ${PROJECT_SOURCE_DIR}/tests/python
+int8q_add_check(python ${INT8Q_TEST_PYTHON} ${run_pytest} --ignore=${PROJECT_SOURCE_DIR}/tests/python/test_doctor.py
+  --ignore=${PROJECT_SOURCE_DIR}/tests/python/test_cuda.py ${without_torch} ${PROJECT_SOURCE_DIR}/tests/python
 )
 set_tests_properties(check_python PROPERTIES ENVIRONMENT "${python_environment}")
 foreach(name IN LISTS torch_tests)
@@ -108,6 +108,15 @@ if(CMAKE_BUILD_TYPE STREQUAL Release AND isa_folders)
   set_tests_properties(
     check_cuda_nvcc
     PROPERTIES LABELS slow TIMEOUT 1200 SKIP_RETURN_CODE 77
+  )
+endif()
+
+# torch's tensors on a GPU that a driver plays.
+if(TARGET int8q_libcuda AND NOT INT8Q_SANITIZE)
+  int8q_add_check(cuda_tensors ${INT8Q_TORCH_PYTHON} ${run_pytest} ${PROJECT_SOURCE_DIR}/tests/python/test_cuda.py)
+  set_tests_properties(
+    check_cuda_tensors
+    PROPERTIES ENVIRONMENT "${python_environment};LD_LIBRARY_PATH=${libcuda_folder};INT8Q_STUB_GPUS=8.6"
   )
 endif()
 

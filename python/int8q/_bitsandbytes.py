@@ -22,7 +22,7 @@ from . import _abi
 from ._abi import int8q_matrix, library
 
 try:
-    from ._torch import CODES
+    from ._packed import CODES
     from .context import StatusValueError, torch_context
     from .nn import _autocast_dtype, _is_autocast
 

@@ -4,6 +4,7 @@
     linear(Tensor x, Tensor packed, Tensor? bias, int out_features) -> Tensor    floats [..., K] -> [..., N] of x's dtype
     linear_backward(Tensor dy, Tensor packed, int in_features) -> Tensor         floats [..., N] -> [..., K] of dy's dtype
 
+On the CPU and on CUDA devices, where they run on torch's current stream and neither wait nor copy to the host.
 torch.library.Library defines them, which every torch from 2.0 on has. The gradient is registered by register_autograd where
 that exists (2.4), so that torch.compile sees it, else under the Autograd key.
 """
@@ -17,23 +18,8 @@ from torch.autograd import forward_ad
 
 from . import _abi
 from ._abi import int8q_matrix, library
+from ._packed import CODES, MATRIX_BYTES, Rows, caller, fitting, floats, matrix
 from .context import torch_context
-
-CODES = {
-    torch.float32: _abi.INT8Q_F32,
-    torch.float16: _abi.INT8Q_F16,
-    torch.bfloat16: _abi.INT8Q_BF16,
-    torch.int8: _abi.INT8Q_S8,
-}
-_MATRIX_BYTES = ctypes.sizeof(_abi.int8q_matrix)
-
-
-def matrix(rows):
-    """An int8q_matrix over a tensor [M,N] whose elements of a row lie side by side; the tensor must outlive it."""
-    count, cols = rows.shape
-    stride = rows.stride(0) if count > 1 else cols
-    return int8q_matrix(_MATRIX_BYTES, CODES[rows.dtype], count, cols, stride, rows.data_ptr())
-
 
 # ---------------------------------------------------------------------------------------------------- Layers
 
@@ -49,13 +35,21 @@ class _Layer:
     version, address: of the tensor when it was opened. workspaces: operation -> (most rows so far, bytes for these).
     """
 
+    is_cuda = False
+
     def __init__(self, packed):
         self.version, self.address = _version(packed), packed.data_ptr()
         self.handle = ctypes.POINTER(_abi.int8q_linear)()
-        arguments = self.address, packed.numel(), _abi.INT8Q_TRUST_CHECKSUM, self.handle
-        torch_context().call(library().int8q_open_linear, *arguments)
+        self._open(packed)
         weakref.finalize(self, library().int8q_destroy_linear, self.handle).atexit = False
         self.workspaces = {_abi.INT8Q_FORWARD: (-1, 0), _abi.INT8Q_BACKWARD: (-1, 0)}
+
+    def _open(self, packed):
+        arguments = self.address, packed.numel(), _abi.INT8Q_TRUST_CHECKSUM, self.handle
+        torch_context().call(library().int8q_open_linear, *arguments)
+
+    def run(self, function, operation, x, x_matrix, flags, y_matrix):
+        torch_context().run(function, operation, self.handle, self.workspaces, x_matrix, flags, y_matrix)
 
     def __deepcopy__(self, memo):
         return None
@@ -64,11 +58,39 @@ class _Layer:
         return type(None), ()
 
 
+class _GpuLayer(_Layer):
+    """The same on a GPU. Opening waits for it, running does not; workspaces are torch's, of the current stream."""
+
+    is_cuda = True
+
+    def _open(self, packed):
+        rows = Rows.of(packed)
+        options = _abi.int8q_linear_options(
+            ctypes.sizeof(_abi.int8q_linear_options), rows.mode, rows.threshold, _abi.INT8Q_BORROW_WEIGHT
+        )
+        arguments = matrix(rows.codes), floats(rows.col_stats), None, options, self.handle
+        caller(packed)(library().int8q_create_linear, *arguments)
+
+    def run(self, function, operation, x, x_matrix, flags, y_matrix):
+        call = caller(x)
+        rows, size = self.workspaces[operation]
+        if x_matrix.rows != rows:
+            found = ctypes.c_uint64()
+            call(library().int8q_query_workspace, self.handle, operation, x_matrix.rows, 0, found)
+            size = found.value
+            self.workspaces[operation] = x_matrix.rows, size
+        workspace = x.new_empty(size, dtype=torch.uint8)
+        call(function, self.handle, x_matrix, flags, y_matrix, workspace.data_ptr(), size)
+
+
 def layer_of(packed):
     """The open layer of a packed tensor; opened anew once the tensor was written to or moved."""
     layer = getattr(packed, "_int8q", None)
     if layer is None or layer.version != _version(packed) or layer.address != packed.data_ptr():
-        layer = packed._int8q = _Layer(packed)
+        fits = fitting(packed)
+        if fits is not packed:
+            packed.data = fits
+        layer = packed._int8q = (_GpuLayer if packed.is_cuda else _Layer)(packed)
     return layer
 
 
@@ -86,9 +108,11 @@ def _run(function, operation, x, packed, y, flags):
             x = x.contiguous()
         stride = x.stride(0)
     layer = layer_of(packed)
-    x_matrix = int8q_matrix(_MATRIX_BYTES, code, count, cols, stride if count > 1 else cols, x.data_ptr())
-    y_matrix = int8q_matrix(_MATRIX_BYTES, code, count, y_cols, y_cols, y.data_ptr())
-    torch_context().run(function, operation, layer.handle, layer.workspaces, x_matrix, flags, y_matrix)
+    if layer.is_cuda is not x.is_cuda or (layer.is_cuda and x.device != packed.device):
+        raise RuntimeError(f"x is on {x.device} and the layer on {packed.device}; expected one device")
+    x_matrix = int8q_matrix(MATRIX_BYTES, code, count, cols, stride if count > 1 else cols, x.data_ptr())
+    y_matrix = int8q_matrix(MATRIX_BYTES, code, count, y_cols, y_cols, y.data_ptr())
+    layer.run(function, operation, x, x_matrix, flags, y_matrix)
     return y
 
 
@@ -96,22 +120,24 @@ def _empty(x, features):
     return x.new_empty((*x.shape[:-1], features))
 
 
-def _linear_cpu(x, packed, bias, out_features):
+def _linear(x, packed, bias, out_features):
     y, flags = _empty(x, out_features), 0
     if bias is not None:
+        if bias.device != x.device:
+            raise RuntimeError(f"bias is on {bias.device} and x on {x.device}; expected one device")
         y.copy_(bias)
         flags = _abi.INT8Q_ACCUMULATE
     return _run(library().int8q_forward, _abi.INT8Q_FORWARD, x, packed, y, flags)
 
 
 def _is_watched(x):
-    """Whether anything but the CPU kernel may have to see a call with x: what the dispatcher is asked for.
+    """Whether anything but the kernels may have to see a call with x: what the dispatcher is asked for.
 
     Subclasses and modes (FakeTensor, make_fx), functorch's transforms, torch.jit's tracing, lazy negation, the profiler.
     """
     return (
         type(x) is not torch.Tensor
-        or not x.is_cpu
+        or not (x.is_cpu or x.is_cuda)
         or _modes() > 0
         or _function_modes() > 0
         or _transform() is not None
@@ -145,10 +171,10 @@ def linear(x, packed, bias, out_features):
     wants_gradient = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
     if _is_compiling() or wants_gradient or _is_watched(x):
         return _operator(x, packed, bias, out_features)
-    return _linear_cpu(x, packed, bias, out_features)
+    return _linear(x, packed, bias, out_features)
 
 
-def _linear_backward_cpu(dy, packed, in_features):
+def _linear_backward(dy, packed, in_features):
     return _run(library().int8q_backward, _abi.INT8Q_BACKWARD, dy, packed, _empty(dy, in_features), 0)
 
 
@@ -172,9 +198,10 @@ def _gradients(ctx, dy):
 _library = torch.library.Library("int8q", "DEF")
 _library.define("linear(Tensor x, Tensor packed, Tensor? bias, int out_features) -> Tensor")
 _library.define("linear_backward(Tensor dy, Tensor packed, int in_features) -> Tensor")
-_library.impl("linear", _linear_cpu, "CPU")
+for _key in "CPU", "CUDA":
+    _library.impl("linear", _linear, _key)
+    _library.impl("linear_backward", _linear_backward, _key)
 _library.impl("linear", lambda x, packed, bias, out_features: _empty(x, out_features), "Meta")
-_library.impl("linear_backward", _linear_backward_cpu, "CPU")
 _library.impl("linear_backward", lambda dy, packed, in_features: _empty(dy, in_features), "Meta")
 
 

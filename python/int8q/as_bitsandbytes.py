@@ -30,6 +30,7 @@ stand_in.install()  # before peft and transformers ask
 
 import transformers  # noqa: E402
 
+from ._packed import why_no_gpu  # noqa: E402
 from .nn import Linear8bit  # noqa: E402
 from .transformers import HUB_OPTIONS, Int8qConfig, load_in_8bit  # noqa: E402
 
@@ -95,7 +96,7 @@ def _translate(cls, path, kwargs):
     if config is not None and options:
         raise ValueError(f"{sorted(options)[0]} beside quantization_config; expected one of both")
     options = {**_given(asked), **options}
-    offloaded = _to_cpu(kwargs, options)
+    offloaded = _place(kwargs, options)
     kwargs["quantization_config"] = _config(options)
     if not saved:
         kwargs["quantization_config"].also_skip = offloaded
@@ -149,25 +150,28 @@ def _config(options):
     return Int8qConfig(options.get("llm_int8_threshold"), options.get("llm_int8_skip_modules"))
 
 
-def _to_cpu(kwargs, options):
-    """Makes device_map one of the CPU, where int8q runs.
+def _place(kwargs, options):
+    """Makes device_map one of the CPU where there is no GPU, and names the GPU where nothing is said, as bitsandbytes does.
 
     The result are names of modules to keep in floats: those that device_map has on the CPU beside a GPU, if
     llm_int8_enable_fp32_cpu_offload says so; else none.
     """
-    device_map = kwargs.get("device_map")
-    if device_map is None:
-        return []
+    device_map, missing = kwargs.get("device_map"), why_no_gpu()
     places = device_map if isinstance(device_map, dict) else {"": device_map}
     if "disk" in places.values():
         raise ValueError('device_map sends modules to "disk"; int8 layers stay in memory: expected "auto" or "cpu"')
     on_cpu = {name for name, place in places.items() if isinstance(place, (str, torch.device)) and str(place) == "cpu"}
-    elsewhere = {name for name, place in places.items() if place not in _STRATEGIES} - on_cpu
-    if elsewhere and torch.cuda.is_available():
-        raise ValueError(f'device_map={device_map!r} names a GPU, and int8q runs on a CPU; use "auto" or "cpu", or {_UNDO}')
-    if elsewhere:
-        _say_once("int8q: device_map names a GPU and there is none; the model is on the CPU")
-    kwargs["device_map"] = {"": "cpu"}
+    elsewhere = {name for name, place in places.items() if place not in (None, *_STRATEGIES)} - on_cpu
+    if not missing:
+        if device_map is None:
+            kwargs["device_map"] = {"": torch.cuda.current_device()}
+    else:
+        if elsewhere and torch.cuda.is_available():
+            raise ValueError(f'device_map={device_map!r} names a GPU, and {missing}; use "auto" or "cpu", or {_UNDO}')
+        if elsewhere:
+            _say_once("int8q: device_map names a GPU and there is none; the model is on the CPU")
+        if device_map is not None:
+            kwargs["device_map"] = {"": "cpu"}
     keeps = options.get("llm_int8_enable_fp32_cpu_offload") and elsewhere
     return sorted(on_cpu) if keeps else []
 

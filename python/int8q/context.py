@@ -245,6 +245,48 @@ class Context:
         self.call(library().int8q_prepare_context)
 
 
+class _Gpu:
+    """The native contexts of one GPU; each call has one to itself, on the stream that it names.
+
+    Raises StatusError INT8Q_NO_DEVICE, which says what is missing: a driver, a GPU, kernels for it.
+    """
+
+    def __init__(self, device):
+        self.options = _abi.int8q_context_options(
+            ctypes.sizeof(_abi.int8q_context_options), backend=_abi.INT8Q_BACKEND_CUDA, device=device
+        )
+        self._free = [self._make()]  # append and pop are atomic
+
+    def _make(self):
+        handle = ctypes.POINTER(_abi.int8q_context)()
+        check(library().int8q_create_context(self.options, handle))
+        return handle
+
+    def call(self, stream, function, *arguments):
+        """Calls a function of the ABI that takes a context first; stream: a number, CUDA's."""
+        try:
+            handle = self._free.pop()
+        except IndexError:
+            handle = self._make()
+        try:
+            status = library().int8q_set_stream(handle, stream) or function(handle, *arguments)
+            if status:
+                check(status)
+        finally:
+            self._free.append(handle)
+
+
+_gpus = {}
+
+
+def gpu(device):
+    """The _Gpu of a device's number, made at the first call and kept."""
+    try:
+        return _gpus[device]
+    except KeyError:
+        return _gpus.setdefault(device, _Gpu(device))
+
+
 _default = None
 
 

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """int8q.nn: the linear layer as a module of torch."""
 
-import ctypes
-
 import torch
 from torch.utils._pytree import tree_map
 
-from . import _abi
 from ._abi import library
-from ._torch import CODES, layer_of, linear, matrix
-from .context import check, torch_context
+from ._packed import CODES, Rows, as_blob, as_rows, blob_bytes, floats, make_blob, matrix, quantize_weights, quantized_rows
+from ._torch import layer_of, linear
+from .context import torch_context
 from .operations import outlier_mode
 
 _FLOATS = tuple(dtype for dtype in CODES if dtype.is_floating_point)
@@ -85,10 +83,6 @@ def set_submodule(model, name, module):
     setattr(model.get_submodule(parent), leaf, module)
 
 
-def _floats(tensor):
-    return ctypes.cast(tensor.data_ptr(), ctypes.POINTER(ctypes.c_float))
-
-
 class Linear8bit(torch.nn.Linear):
     """torch.nn.Linear with weights in LLM.int8() (arXiv 2208.07339), frozen; as bitsandbytes' Linear8bitLt in inference.
 
@@ -115,9 +109,8 @@ class Linear8bit(torch.nn.Linear):
         torch.nn.Module.__init__(self)
         self._mode = outlier_mode(outliers, threshold)
         self.in_features, self.out_features, self.outliers, self.threshold = in_features, out_features, outliers, threshold
-        size = ctypes.c_uint64()
-        check(library().int8q_query_blob(out_features, in_features, 0, 0, size))
-        self.register_buffer("packed", torch.empty(size.value, dtype=torch.uint8, device=device), persistent=False)
+        size = blob_bytes(out_features, in_features) if device is None or torch.device(device).type != "cuda" else 0
+        self.register_buffer("packed", torch.empty(size, dtype=torch.uint8, device=device), persistent=False)
         if bias:
             self.bias = torch.nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
         else:
@@ -159,6 +152,20 @@ class Linear8bit(torch.nn.Linear):
     def extra_repr(self):
         return f"{super().extra_repr()}, outliers={self.outliers!r}, threshold={self.threshold:g}"
 
+    def _apply(self, fn, *args, **kwargs):
+        """Between the CPU and a GPU packed weights change their form; on a GPU the layer is then ready to be captured."""
+        leaves = not self.packed.is_meta and not self.packed.is_cuda and fn(self.packed.new_empty(1)).is_cuda
+        if leaves:
+            self.packed = as_rows(self.packed)
+        arrives = self.packed.is_cuda
+        super()._apply(fn, *args, **kwargs)
+        if self.packed.is_cuda:
+            if Rows.of(self.packed) is not None:  # unless to_empty gave it memory
+                layer_of(self.packed)
+        elif arrives and not self.packed.is_meta:
+            self.packed = as_blob(self.packed)
+        return self
+
     # ------------------------------------------------------------------------------------------------ Running
 
     def forward(self, x):
@@ -179,42 +186,33 @@ class Linear8bit(torch.nn.Linear):
             raise ValueError(f"weight has shape {tuple(weight.shape)}; expected {shape}")
         if weight.dtype not in CODES:
             raise TypeError(f"weight is {weight.dtype}; expected float32, float16 or bfloat16, or int8 with SCB")
-        weight = weight.contiguous()
-        stats = None
+        place = weight if self.packed.is_meta else self.packed
+        weight, stats = weight.to(place.device).contiguous(), None
         if weight.dtype == torch.int8:
             if col_stats is None:
                 raise ValueError("weight is int8 and SCB is missing; expected float32 [out_features] beside it")
-            stats = col_stats.detach().float().flatten().contiguous()
+            stats = col_stats.detach().float().flatten().to(place.device).contiguous()
             if stats.numel() != self.out_features:
                 raise ValueError(f"SCB has shape {tuple(col_stats.shape)}; expected ({self.out_features},)")
         with torch.inference_mode(False):  # a tensor of that mode has no version, by which a layer is opened
-            packed = torch.empty(self.packed.numel(), dtype=torch.uint8)
-        options = _abi.int8q_linear_options(ctypes.sizeof(_abi.int8q_linear_options), self._mode, self.threshold)
-        pointer = stats if stats is None else _floats(stats)
-        torch_context().call(
-            library().int8q_pack_linear, matrix(weight), pointer, None, options, packed.data_ptr(), packed.numel()
-        )
+            if place.is_cuda:
+                packed = quantized_rows(weight, stats, self._mode, self.threshold, place)
+                layer_of(packed)  # looks at the stats
+            else:
+                packed = make_blob(weight, stats, self._mode, self.threshold)
         self.packed = packed
 
     def _pack_transposed(self, weight):
         """Packs floats [K,N], as GPT-2's Conv1D has them; a few rows of W at a time are transposed."""
         if weight.dtype not in _FLOATS:
             raise TypeError(f"weight is {weight.dtype}; expected float32, float16 or bfloat16")
-        codes = torch.empty(self.out_features, self.in_features, dtype=torch.int8)
-        stats = torch.empty(self.out_features)
+        codes = weight.new_empty((self.out_features, self.in_features), dtype=torch.int8)
+        stats = weight.new_empty(self.out_features, dtype=torch.float32)
         for begin in range(0, self.out_features, 256):
             rows = weight[:, begin : begin + 256].t().contiguous()
             part = slice(begin, begin + len(rows))
-            torch_context().call(
-                library().int8q_quantize_rows, matrix(rows), _abi.INT8Q_OUTLIERS_OFF, 0.0, matrix(codes[part]),
-                _floats(stats[part]), None, None, None,
-            )  # fmt: skip
+            quantize_weights(rows, codes[part], stats[part])
         self._pack(codes, stats)
-
-    def _export(self, codes=None, col_stats=None):
-        torch_context().call(
-            library().int8q_export_linear, layer_of(self.packed).handle, codes, col_stats, None, None, None
-        )
 
     @property
     def weight(self):
@@ -226,18 +224,27 @@ class Linear8bit(torch.nn.Linear):
 
     def unpack(self):
         """The codes, int8 [N,K], in a new tensor."""
-        codes = torch.empty(self.out_features, self.in_features, dtype=torch.int8, device=self.packed.device)
-        if not codes.is_meta:
-            self._export(codes=matrix(codes))
-        return codes
+        if self.packed.is_meta or not self.packed.is_cuda:
+            codes = torch.empty(self.out_features, self.in_features, dtype=torch.int8, device=self.packed.device)
+            return codes if codes.is_meta else self._export(codes, matrix(codes), None)
+        return self._rows().codes.clone(memory_format=torch.contiguous_format)
 
     @property
     def SCB(self):
         """absmax of each row of W, float32 [N], a new tensor at each access."""
-        stats = torch.empty(self.out_features, device=self.packed.device)
-        if not stats.is_meta:
-            self._export(col_stats=_floats(stats))
-        return stats
+        if self.packed.is_meta or not self.packed.is_cuda:
+            stats = torch.empty(self.out_features, device=self.packed.device)
+            return stats if stats.is_meta else self._export(stats, None, floats(stats))
+        return self._rows().col_stats.clone()
+
+    def _export(self, result, codes, col_stats):
+        handle = layer_of(self.packed).handle
+        torch_context().call(library().int8q_export_linear, handle, codes, col_stats, None, None, None)
+        return result
+
+    def _rows(self):
+        layer_of(self.packed)  # brings a blob that was moved to a GPU into its form
+        return Rows.of(self.packed)
 
     def dequantize(self, dtype=torch.float32):
         """weight * SCB / 127, [N,K] of dtype; SCB where a code is 127, so that quantizing it gives the same layer."""

@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from ._incoming import _V5, expect, finish, places_of, receive, replaceable, untie
+from ._packed import why_no_gpu
 from .nn import Linear8bit, set_submodule
 
 try:
@@ -285,9 +286,7 @@ def _load_before_quantizers(model_class, path, args, kwargs, config):
     """By transformers before 4.50: from_pretrained, told of our layers between making the model and reading its weights."""
     device_map, dtype = kwargs.pop("device_map", None), kwargs.pop("torch_dtype", None)
     kwargs.pop("low_cpu_mem_usage", None)  # it is always so
-    places = set(device_map.values()) if isinstance(device_map, dict) else {device_map} - {None}
-    if not {str(place) for place in places} <= {"cpu", "auto", "balanced", "balanced_low_0", "sequential"}:
-        raise ValueError(f'device_map is {device_map!r}; expected "auto", {{"": "cpu"}} or None: int8q runs on the CPU')
+    place = _one_place(device_map)
     model_config = copy.deepcopy(kwargs.pop("config", None))
     if not isinstance(model_config, transformers.PretrainedConfig):
         # As from_pretrained: what is no option of the configuration goes on to the model.
@@ -315,9 +314,23 @@ def _load_before_quantizers(model_class, path, args, kwargs, config):
         torch.nn.Module.to(model, dtype)
         model.config.torch_dtype = dtype
     if device_map is not None:
-        model.hf_device_map = {"": "cpu"}
+        torch.nn.Module.to(model, place)
+        model.hf_device_map = {"": place.index if place.type == "cuda" else "cpu"}
     _mark(model, config)
     return loaded
+
+
+def _one_place(device_map):
+    """The device of a device_map; strategies choose the current GPU, where int8q runs on it."""
+    places = set(device_map.values()) if isinstance(device_map, dict) else {device_map or "cpu"}
+    place = places.pop() if len(places) == 1 else "disk"
+    if place in ("auto", "balanced", "balanced_low_0", "sequential"):
+        place = "cpu" if why_no_gpu() else torch.cuda.current_device()
+    place = f"cuda:{place}" if isinstance(place, int) else str(place)
+    place = f"cuda:{torch.cuda.current_device()}" if place == "cuda" else place
+    if not re.fullmatch("cpu|cuda:[0-9]+", place):
+        raise ValueError(f'device_map is {device_map!r}; expected one device: "auto", {{"": "cpu"}}, {{"": 0}}, or None')
+    return torch.device(place)
 
 
 def _with_saved(config, saved):

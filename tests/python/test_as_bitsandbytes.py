@@ -256,11 +256,25 @@ def test_checkpoints_of_4_bits_are_refused_by_name(t5):
             model_class.from_pretrained(t5)
 
 
-def test_a_gpu_that_is_there_is_not_ignored(t5, monkeypatch):
+def test_a_gpu_that_cannot_be_used_is_not_ignored(t5, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1000)
     for device_map in ({"": 0}, "cuda:0", {"encoder": "cpu", "decoder": 0}):
-        with pytest.raises(ValueError, match="names a GPU, and int8q runs on a CPU"):
+        with pytest.raises(ValueError, match="names a GPU, and no usable GPU"):
             T5.from_pretrained(t5, load_in_8bit=True, device_map=device_map)
+    assert layers(T5.from_pretrained(t5, load_in_8bit=True, device_map="auto"))
+
+
+@pytest.mark.parametrize(
+    ("device_map", "want"),
+    [(None, {"": 3}), ("auto", "auto"), ({"": 1}, {"": 1}), ({"encoder": 0, "decoder": "cpu"},) * 2, ("cpu", "cpu")],
+)
+def test_a_gpu_that_is_there_is_used(monkeypatch, device_map, want):
+    monkeypatch.setattr(as_bitsandbytes, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    kwargs = {} if device_map is None else {"device_map": device_map}
+    as_bitsandbytes._place(kwargs, {})
+    assert kwargs["device_map"] == want
 
 
 def test_a_gpu_that_is_not_there_is_said_once(t5, said):

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""int8q.nn.Linear8bit on a GPU: torch's, where there is one; else a driver without one (tests/cuda_emulation), in whose
+memory tensors lie that call themselves tensors of a GPU."""
+
+import copy
+import ctypes
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not in this environment")
+nn = pytest.importorskip("int8q.nn")
+_packed = pytest.importorskip("int8q._packed")
+_torch = pytest.importorskip("int8q._torch")
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+K, N = 96, 40
+ON_A_GPU = "INT8Q_STUB_GPUS" not in os.environ and torch.cuda.is_available()
+if not ON_A_GPU and "INT8Q_STUB_GPUS" not in os.environ:
+    pytest.skip("neither a GPU nor the driver that plays one (LD_LIBRARY_PATH, INT8Q_STUB_GPUS)", allow_module_level=True)
+on_a_gpu = pytest.mark.skipif(not ON_A_GPU, reason="torch has no GPU here")
+emulated = pytest.mark.skipif(ON_A_GPU, reason="asks the driver that plays a GPU")
+
+
+# ---------------------------------------------------------------------------------------------------- Tensors of a GPU
+
+
+class _Driver:
+    """libcuda.so.1 as far as tensors need it. Their memory is one block, which a test has to itself from its start on."""
+
+    BYTES = 8 << 20
+
+    def __init__(self):
+        self.lib = ctypes.CDLL("libcuda.so.1")
+        context, at = ctypes.c_void_p(), ctypes.c_uint64()
+        self.call("cuInit", 0)
+        self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
+        self.call("cuCtxPushCurrent_v2", context)
+        self.call("cuMemAlloc_v2", ctypes.byref(at), ctypes.c_size_t(self.BYTES))
+        # The emulator takes for written what was uploaded, and knows nothing of what the host stores.
+        noise = np.full(self.BYTES, 0x5A, np.uint8)
+        self.call("cuMemcpyHtoDAsync_v2", at, ctypes.c_void_p(noise.ctypes.data), ctypes.c_size_t(self.BYTES), None)
+        self.memory, self.taken, self.stream = at.value, 0, 0
+
+    def call(self, name, *arguments):
+        status = getattr(self.lib, name)(*arguments)
+        assert status == 0, f"{name} of the driver's stub returns {status}"
+
+    def count(self, name):
+        self.lib.int8q_stub_count.restype = ctypes.c_int64
+        return self.lib.int8q_stub_count(name.encode())
+
+    def empty(self, shape, dtype):
+        like = torch.empty(shape, dtype=dtype, device="meta")
+        size = like.numel() * like.element_size()
+        begin, self.taken = self.taken, self.taken + -(-size // 512) * 512
+        assert self.taken <= self.BYTES
+        block = (ctypes.c_uint8 * size).from_address(self.memory + begin)
+        return torch.from_numpy(np.ctypeslib.as_array(block)).view(dtype).view(shape)
+
+
+class Emulated(torch.Tensor):
+    """A tensor in the memory of the driver's stub. What torch itself computes of it is an Emulated in the host's."""
+
+    driver = None
+    is_cuda, is_cpu = True, False
+
+    def get_device(self):
+        return 0
+
+    def new_empty(self, *shape, dtype=None):
+        shape = shape[0] if isinstance(shape[0], (tuple, list)) else shape
+        return self.driver.empty(shape, dtype or self.dtype).as_subclass(Emulated)
+
+    def new_zeros(self, *shape, dtype=None):
+        return self.new_empty(*shape, dtype=dtype).zero_()
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor).clone()
+
+    def contiguous(self):
+        return self if self.is_contiguous() else Emulated.of(self)
+
+    def __deepcopy__(self, memo):
+        made = Emulated.of(self.detach())
+        return torch.nn.Parameter(made) if isinstance(self, torch.nn.Parameter) else made
+
+    @classmethod
+    def of(cls, tensor):
+        return cls.driver.empty(tensor.shape, tensor.dtype).copy_(tensor).as_subclass(cls)
+
+
+@pytest.fixture
+def to_gpu(monkeypatch):
+    """A function that brings a tensor to the GPU."""
+    if ON_A_GPU:
+        yield lambda tensor: tensor.cuda()
+        return
+    Emulated.driver = Emulated.driver or _Driver()
+    Emulated.driver.taken = 0
+    monkeypatch.setattr(_packed, "stream_of", lambda tensor: Emulated.driver.stream)
+    # What the dispatcher would do with a tensor of a GPU; it takes these for the CPU's.
+    monkeypatch.setattr(_torch, "_operator", _torch._linear)
+    # A parameter's memory would be exchanged else, and not its class.
+    overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    yield Emulated.of
+    torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
+
+
+def to_cpu(tensor):
+    return tensor.detach().cpu()
+
+
+@pytest.fixture
+def layer():
+    torch.manual_seed(3)
+    return nn.Linear8bit.from_linear(torch.nn.Linear(K, N))
+
+
+def on_gpu(layer, to_gpu):
+    return copy.deepcopy(layer)._apply(to_gpu)
+
+
+def activations(*shape, dtype=torch.float32):
+    x = torch.randn(*shape, K)
+    x[..., 5] = 9  # an outlier column
+    return x.to(dtype)
+
+
+def differs_by(y, want, x, layer):
+    """The largest |y - want| in units of what rounding allows: y's type once, fp32 for each of K products."""
+    unit = torch.finfo(y.dtype).eps
+    products = to_cpu(x).abs().float() @ layer.dequantize().abs().T + (0 if layer.bias is None else layer.bias.abs())
+    bound = unit * want.float().abs() + (6 * K + 8) * 2.0**-23 * products
+    return ((to_cpu(y).float() - want.float()).abs() / bound).max().item() if y.numel() else 0.0
+
+
+# ---------------------------------------------------------------------------------------------------- Tests
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3), (0,), (80,)])
+def test_forward_is_the_cpus(layer, to_gpu, dtype, shape):
+    layer = layer.to(dtype)
+    x = activations(*shape, dtype=dtype)
+    moved = on_gpu(layer, to_gpu)
+    with torch.no_grad():
+        y = moved(to_gpu(x))
+        assert y.dtype == dtype and y.shape == (*shape, N) and y.is_cuda
+        assert differs_by(y, layer(x), x, layer) <= 1
+
+
+def test_without_bias(to_gpu):
+    layer = nn.Linear8bit.from_linear(torch.nn.Linear(K, N, bias=False))
+    x = activations(3)
+    assert differs_by(on_gpu(layer, to_gpu)(to_gpu(x)), layer(x), x, layer) <= 1
+
+
+@pytest.mark.parametrize("rows", [1, 200])
+def test_backward_is_the_cpus(layer, to_gpu, rows):
+    dy, moved = torch.randn(rows, N), on_gpu(layer, to_gpu)
+    want = torch.ops.int8q.linear_backward(dy, layer.packed, K)
+    dx = (torch.ops.int8q.linear_backward if ON_A_GPU else _torch._linear_backward)(to_gpu(dy), moved.packed, K)
+    products = dy.abs() @ layer.dequantize().abs()
+    # bf16 weights in three terms on the GPU, fp32 ones on the CPU.
+    assert dx.is_cuda and ((to_cpu(dx) - want).abs() <= 2.0**-21 * products).all()
+
+
+def test_weights_come_and_go_without_loss(layer, to_gpu):
+    moved = on_gpu(layer, to_gpu)
+    assert moved.packed.is_cuda and torch.equal(to_cpu(moved.unpack()), layer.unpack())
+    assert torch.equal(to_cpu(moved.SCB), layer.SCB) and torch.equal(to_cpu(moved.dequantize()), layer.dequantize())
+    assert moved.weight.shape == (N, K) and moved.weight.dtype == torch.int8
+    state = moved.state_dict()
+    assert torch.equal(to_cpu(state["weight"]), layer.unpack()) and torch.equal(to_cpu(state["SCB"]), layer.SCB)
+    back = moved._apply(to_cpu)
+    assert not back.packed.is_cuda and torch.equal(back.packed, layer.packed)
+
+
+@pytest.mark.parametrize("options", [{"outliers": "element", "threshold": 3.5}, {"outliers": "off"}])
+def test_options_come_along(to_gpu, options):
+    layer = nn.Linear8bit.from_linear(torch.nn.Linear(K, N), **options)
+    x = activations(5)
+    moved = on_gpu(layer, to_gpu)
+    assert differs_by(moved(to_gpu(x)), layer(x), x, layer) <= 1
+    assert torch.equal(moved._apply(to_cpu).packed, layer.packed)
+
+
+def test_bytes_that_were_moved_alone(layer, to_gpu):
+    """As accelerate moves a buffer: without the module."""
+    moved, x = on_gpu(layer, to_gpu), activations(3)
+    bytes_of_the_gpu = to_cpu(moved.packed)
+    moved.packed = to_gpu(layer.packed)
+    assert differs_by(moved(to_gpu(x)), layer(x), x, layer) <= 1
+    assert torch.equal(to_cpu(moved.packed), bytes_of_the_gpu)
+    back = copy.deepcopy(layer)
+    back.packed = bytes_of_the_gpu
+    assert torch.equal(back(x), layer(x)) and torch.equal(back.packed, layer.packed)
+
+
+def test_a_copy_has_its_own_weights(layer, to_gpu):
+    moved, x = on_gpu(layer, to_gpu), activations(3)
+    copied = copy.deepcopy(moved)
+    moved.requantize(to_gpu(torch.ones(N, K)))
+    assert differs_by(copied(to_gpu(x)), layer(x), x, layer) <= 1
+
+
+@on_a_gpu
+def test_pickles_go_where_they_came_from(layer):
+    moved, x = copy.deepcopy(layer).cuda(), activations(3).cuda()
+    assert torch.equal(pickle.loads(pickle.dumps(moved))(x), moved(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_quantizing_there_gives_the_same_weights(to_gpu, dtype):
+    weight = torch.randn(N, K - 5, dtype=dtype)  # rows of 91 codes
+    layer, moved = (nn.Linear8bit(K - 5, N, bias=False) for _ in range(2))
+    layer.requantize(weight)
+    moved._apply(to_gpu).requantize(to_gpu(weight))
+    assert torch.equal(moved._apply(to_cpu).packed, layer.packed)
+
+
+def test_int8_weights_with_their_stats(layer, to_gpu):
+    codes, stats = layer.unpack(), layer.SCB
+    moved = on_gpu(nn.Linear8bit(K, N), to_gpu)
+    moved.load_state_dict({"weight": to_gpu(codes), "SCB": to_gpu(stats), "bias": to_gpu(layer.bias.detach())})
+    assert torch.equal(moved._apply(to_cpu).packed, layer.packed)
+
+
+def test_a_conv1d(to_gpu):
+    weight = torch.randn(K, 300)
+    conv = torch.nn.Module()
+    conv.weight, conv.bias = torch.nn.Parameter(weight), None
+    layer = nn.Linear8bit.from_linear(conv)
+    conv.weight = torch.nn.Parameter(to_gpu(weight))
+    made = nn.Linear8bit.from_linear(conv)
+    assert made.packed.is_cuda and torch.equal(made._apply(to_cpu).packed, layer.packed)
+
+
+def test_weights_that_are_not_finite_change_nothing(layer, to_gpu):
+    moved = on_gpu(layer, to_gpu)
+    bad = torch.ones(N, K)
+    bad[3, 7] = float("nan")
+    with pytest.raises(ValueError, match="row 3 of the weights has the stat nan"):
+        moved.requantize(to_gpu(bad))
+    assert torch.equal(moved._apply(to_cpu).packed, layer.packed)
+
+
+def test_two_devices_are_an_error(layer, to_gpu):
+    moved, x = on_gpu(layer, to_gpu), activations(3)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="x is on .* and the layer on .*; expected one device"):
+        layer(to_gpu(x))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="x is on .* and the layer on .*; expected one device"):
+        moved._parameters.update(bias=None)
+        moved(x)
+
+
+def test_the_operators_are_there_for_cuda():
+    for name in "int8q::linear", "int8q::linear_backward":
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+
+
+@emulated
+def test_forward_launches_two_kernels_and_waits_for_nothing(layer, to_gpu):
+    driver, moved, x = Emulated.driver, on_gpu(layer, to_gpu), to_gpu(activations(80))
+    waits = "cuStreamSynchronize", "cuMemAlloc_v2", "cuMemcpyDtoHAsync_v2", "cuMemcpyHtoDAsync_v2"
+    before = {name: driver.count(name) for name in waits}
+    for rows, launches in ((3, 1), (80, 2), (80, 2), (3, 1)):
+        already = driver.count("cuLaunchKernel")
+        moved(x[:rows])
+        assert driver.count("cuLaunchKernel") - already == launches
+    assert {name: driver.count(name) for name in waits} == before
+
+
+@emulated
+def test_the_first_call_can_be_captured(layer, to_gpu):
+    driver, moved, x = Emulated.driver, on_gpu(layer, to_gpu), activations(80)
+    there = to_gpu(x)
+    stream, graph, count = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_size_t()
+    driver.call("cuStreamCreate", ctypes.byref(stream), 0)
+    driver.call("cuStreamBeginCapture_v2", stream, 0)
+    try:
+        driver.stream = stream.value
+        y = moved(there)
+    finally:
+        driver.stream = 0
+        driver.call("cuStreamEndCapture", stream, ctypes.byref(graph))
+    driver.call("cuGraphGetNodes", graph, None, ctypes.byref(count))
+    assert count.value == 2
+    driver.call("cuGraphLaunch", graph, stream)
+    assert differs_by(y, layer(x), x, layer) <= 1
+
+
+@on_a_gpu
+def test_gradients_are_the_cpus(layer):
+    moved = copy.deepcopy(layer).cuda()
+    gradients = []
+    for module, x in ((layer, activations(7)), (moved, None)):
+        x = gradients[0][0].detach().cuda() if x is None else x
+        x.requires_grad_(True)
+        module(x).square().sum().backward()
+        gradients.append((x, x.grad, module.bias.grad))
+    for want, got in zip(gradients[0][1:], gradients[1][1:]):
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-4, atol=1e-3)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("rows", [1, 80])
+def test_a_graph_of_torch_replays_the_same_bits(layer, rows):
+    moved, x = copy.deepcopy(layer).cuda(), activations(rows).cuda()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        y = moved(x)
+    for _ in range(2):
+        x.copy_(activations(rows))
+        graph.replay()
+        assert torch.equal(y, moved(x))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_torch_compile(layer, mode):
+    moved, x = torch.nn.Sequential(copy.deepcopy(layer).cuda(), torch.nn.ReLU()), activations(80).cuda()
+    compiled = torch.compile(moved, mode=mode, fullgraph=True)
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.equal(compiled(x), moved(x))
+
+
+@on_a_gpu
+def test_it_runs_on_the_current_stream(layer):
+    moved, stream = copy.deepcopy(layer).cuda(), torch.cuda.Stream()
+    x = torch.zeros(80, K, device="cuda")
+    torch.cuda.synchronize()
+    with torch.no_grad(), torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)
+        x.copy_(activations(80))
+        y = moved(x)
+    stream.synchronize()
+    assert torch.equal(y, moved(x))

@@ -50,6 +50,7 @@ def parse_arguments():
     parser.add_argument("--rounds", type=int, default=7, help="of prefill and decode (default 7)")
     parser.add_argument("--lora-rounds", type=int, default=3, help="default 3")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", help="as torch names it (default: cuda where there is one, else cpu)")
     parser.add_argument("--json", help="store the results in this file")
     parser.add_argument("--load-only", metavar="CONTENDER", help=argparse.SUPPRESS)  # the child of `memory`
     return parser.parse_args()
@@ -102,6 +103,14 @@ def cpu_seconds():
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"), own.user + own.system
 
 
+def finish_on_gpu():
+    """Waits for what was put on a GPU."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def undisturbed(call):
     """(seconds that the call returns, how often it was repeated because others took CPU time meanwhile)."""
     repeats = 0
@@ -136,6 +145,7 @@ def prefill_call(model, ids):
     def call():
         start = time.perf_counter()
         model(ids, use_cache=False)
+        finish_on_gpu()
         return time.perf_counter() - start
 
     return call
@@ -147,10 +157,12 @@ def decode_call(model, ids):
     def call():
         output = model(ids, use_cache=True)
         token = output.logits[:, -1:].argmax(-1)
+        finish_on_gpu()
         start = time.perf_counter()
         for _ in range(DECODED):
             output = model(token, past_key_values=output.past_key_values, use_cache=True)
             token = output.logits[:, -1:].argmax(-1)
+        finish_on_gpu()
         return time.perf_counter() - start
 
     return call
@@ -174,6 +186,7 @@ def lora_call(model, ids):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        finish_on_gpu()
         seconds = time.perf_counter() - start
         losses.append(loss.item())
         return seconds
@@ -224,7 +237,7 @@ def load_only(args):
 
     for message in ("imported", "loaded"):
         if message == "loaded":
-            model = CONTENDERS[args.load_only](args.model)
+            model = CONTENDERS[args.load_only](args.model, args.device)
             gc.collect()
         print(message, flush=True)
         sys.stdin.readline()
@@ -234,6 +247,7 @@ def load_only(args):
 def measure_memory(name, args):
     """The most and the last of RssAnon while a process loads the model, less what it had before."""
     command = [sys.executable, __file__, "--model", args.model, "--text", args.text, "--threads", str(args.threads)]
+    command += ["--device", args.device]
     child = subprocess.Popen(
         [*command, "--load-only", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
@@ -300,7 +314,7 @@ def generate(model, tokenizer):
     inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    output = model.generate(**inputs, max_new_tokens=64, do_sample=False)
+    output = model.generate(**inputs.to(model.device), max_new_tokens=64, do_sample=False)
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -309,23 +323,24 @@ def measure(args):
     from lm_contenders import CONTENDERS, FOR_ACCURACY
     from transformers import AutoTokenizer
 
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     warnings.simplefilter("ignore", FutureWarning)  # transformers renames arguments
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    ids = tokenizer(Path(args.text).read_text(encoding="utf-8"), return_tensors="pt").input_ids[0]
+    ids = tokenizer(Path(args.text).read_text(encoding="utf-8"), return_tensors="pt").input_ids[0].to(args.device)
     results = {}
     names = args.contenders or list(CONTENDERS)
     if "memory" in args.phases:
         show("memory: each model is loaded in a process of its own")
         results["memory"] = {name: measure_memory(name, args) for name in names}
-    models = {name: CONTENDERS[name](args.model) for name in names}
+    models = {name: CONTENDERS[name](args.model, args.device) for name in names}
     results["footprint_bytes"] = {name: model.get_memory_footprint() for name, model in models.items()}
     if "int8q" in models:
         with torch.no_grad():
             results["generated"] = generate(models["int8q"], tokenizer)
         print(f"int8q, asked: {QUESTION}\n{results['generated']}\n", flush=True)
     if "accuracy" in args.phases:
-        others = {name: load(args.model) for name, load in FOR_ACCURACY.items()}
+        others = {name: load(args.model, args.device) for name, load in FOR_ACCURACY.items()}
         with torch.no_grad():
             results["accuracy"] = measure_accuracy({**models, **others}, ids, args.chunks)
     results |= measure_speed(models, ids, args)
@@ -348,7 +363,12 @@ def main():
     origin = (
         json.loads(origin_file.read_text(encoding="utf-8")) if origin_file.exists() else {"file": Path(args.model).name}
     )
-    print(f"{origin['file']} ({', '.join(origin.get('tensors', {}))}), {machine['cpu']}, {args.threads} threads\n")
+    where = f"{machine['cpu']}, {args.threads} threads"
+    if args.device != "cpu":
+        import torch
+
+        where = machine["gpu"] = torch.cuda.get_device_name(args.device)
+    print(f"{origin['file']} ({', '.join(origin.get('tensors', {}))}), {where}\n")
     print(table(results))
     print("\n" + ratios(results))
     if args.json:
@@ -357,6 +377,7 @@ def main():
             **describe_process(library.path, library.int8q_version_string().decode(), torch_versions()),
             "machine": machine,
             "threads": args.threads,
+            "device": args.device,
             "model": origin,
             **results,
         }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same language model as fp32, bf16, bitsandbytes' int8 and int8q's, and as a float64 reference; for language_model.py.
 
-A contender is a function: folder of safetensors -> a causal language model of transformers, in eval mode.
+A contender is a function: folder of safetensors, device -> a causal language model of transformers, in eval mode.
 """
 
 import logging
@@ -21,30 +21,30 @@ transformers.utils.logging.disable_progress_bar()
 THRESHOLD = 6.0
 
 
-def load_fp32(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def load_fp32(folder, device):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
 
 
-def load_bf16(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+def load_bf16(folder, device):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device)
 
 
-def load_bitsandbytes(folder):
+def load_bitsandbytes(folder, device):
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=THRESHOLD)
     return AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=config, dtype=torch.bfloat16, device_map={"": "cpu"}
+        folder, quantization_config=config, dtype=torch.bfloat16, device_map={"": device}
     )
 
 
-def load_int8q(folder, dtype=torch.bfloat16):
+def load_int8q(folder, device, dtype=torch.bfloat16):
     from int8q.transformers import load_in_8bit
 
-    return load_in_8bit(AutoModelForCausalLM, folder, llm_int8_threshold=THRESHOLD, dtype=dtype)
+    return load_in_8bit(AutoModelForCausalLM, folder, llm_int8_threshold=THRESHOLD, dtype=dtype).to(device)
 
 
-def load_reference(folder, load=load_fp32):
+def load_reference(folder, device, load=load_fp32):
     """Of the linears that the others have in int8; everything else is as load has it, between linears too."""
-    model = load(folder)
+    model = load(folder, device)
     for name, module in list(model.named_modules()):
         if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings():
             parent, _, leaf = name.rpartition(".")
@@ -54,8 +54,8 @@ def load_reference(folder, load=load_fp32):
 
 # Whose accuracy alone is measured; the last is what all are compared with.
 FOR_ACCURACY = {
-    "int8q, fp32 model": lambda folder: load_int8q(folder, torch.float32),
-    "LLM.int8() in float64, bf16 model": lambda folder: load_reference(folder, load_bf16),
+    "int8q, fp32 model": lambda folder, device: load_int8q(folder, device, torch.float32),
+    "LLM.int8() in float64, bf16 model": lambda folder, device: load_reference(folder, device, load_bf16),
     "LLM.int8() in float64, fp32 model": load_reference,
 }
 CONTENDERS = {"fp32": load_fp32, "bf16": load_bf16, "bitsandbytes": load_bitsandbytes, "int8q": load_int8q}

@@ -191,7 +191,8 @@ def _set_dtype(kwargs, saved_dtype):
     """float32 instead of float16 where torch cannot compute it; bitsandbytes' own is float16 if nothing is said."""
     name = "dtype" if kwargs.get("dtype") is not None else "torch_dtype"
     dtype = saved_dtype if kwargs.get(name) == "auto" else kwargs.get(name)
-    if str(dtype).rpartition(".")[2] in ("float16", "half") and not _half_runs():
+    on_cpu = kwargs.get("device_map") in (None, "cpu", {"": "cpu"})
+    if on_cpu and str(dtype).rpartition(".")[2] in ("float16", "half") and not _half_runs():
         kwargs[name] = torch.float32
         _say_once(
             f"int8q: {name} is float16, which torch {torch.__version__} does not compute on a CPU; it is float32 instead"

@@ -155,6 +155,18 @@ for tool in memcheck racecheck initcheck synccheck; do
   esac
 done
 
+say "tensors of torch"
+has_torch=$(timeout 60 "$python" -c 'import torch, pytest; print(torch.cuda.is_available())' 2>&1 | tail -n 1)
+if [ -z "$wheel" ]; then
+  note tensors "left out: no int8q-*.whl in $given"
+elif [ "$has_torch" != True ]; then
+  note tensors "left out: torch with CUDA and pytest are not there (${has_torch:-no answer})"
+else
+  timed 120 "$results/test_tensors.log" "$python" -m pytest -q -rs -p no:cacheprovider "$root/tests/python/test_cuda.py"
+  status=$?
+  finish tensors $status "$(tail -n 1 "$results/test_tensors.log")"
+fi
+
 say "benchmark"
 if [ -n "$bench" ]; then
   sha256=$(sha256sum <"$bench" | cut -d ' ' -f 1)

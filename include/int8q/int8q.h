@@ -117,7 +117,7 @@ enum { INT8Q_FORWARD = 1, INT8Q_BACKWARD = 2 }; /* operations, for int8q_query_w
 
 enum { INT8Q_ACCUMULATE = 1 };     /* flag: add to the output instead of overwriting it */
 enum { INT8Q_TRUST_CHECKSUM = 1 }; /* flag: int8q_open_linear skips the checksum over the packed weights */
-enum { INT8Q_BORROW_WEIGHT = 1 };  /* flag of int8q_linear_options */
+enum { INT8Q_BORROW_WEIGHT = 1, INT8Q_BORROW_BIAS = 2 }; /* flags of int8q_linear_options */
 
 /* ---------------------------------------------------------------------------------------------------- Structs */
 
@@ -178,7 +178,7 @@ typedef struct int8q_linear_options {
   uint32_t size;
   int32_t outlier_mode;     /* INT8Q_OUTLIERS_*; 0 is COLUMN */
   float threshold;          /* > 0; 0 selects 6.0 */
-  uint32_t flags;           /* 0 or INT8Q_BORROW_WEIGHT */
+  uint32_t flags;           /* INT8Q_BORROW_WEIGHT | INT8Q_BORROW_BIAS, or 0 */
   const int64_t* kept_cols; /* [kept_count] ascending columns whose weights are also kept in fp16; NULL if none */
   int64_t kept_count;
   const int8q_matrix* kept_weights; /* F16 [N, kept_count]; NULL: rounded from a float weight; needed for S8 weights */
@@ -433,6 +433,7 @@ INT8Q_API int32_t int8q_query_blob(int64_t out_features, int64_t in_features, in
  *            column is an outlier column of X, its fp16 weights are used in place of q * col_stats / 127.
  *            INT8Q_BORROW_WEIGHT, CUDA and S8 alone: the codes are used where they are, a checkpoint's in place, and must
  *            stay valid and unchanged while the linear lives; rows that begin at multiples of 16 bytes are fastest.
+ *            INT8Q_BORROW_BIAS, CUDA alone: the same for the bias, which may change between calls and is not checked.
  * linear     receives the handle
  *
  * A CUDA context waits for its stream here, since stats and bias are checked on the host: not within a capture.

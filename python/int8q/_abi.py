@@ -146,7 +146,7 @@ LEVEL = (1, 0)  # the newest ABI level that this binding knows
 
 # SHA-256 over the declarations of each level.
 HASHES = {
-    (1, 0): "a97c74b249367760792fe82902787d6ad1f5d9d948171ace4a4d64b234faa07e",
+    (1, 0): "9a5ad8c1f25963994c85b5ceb9d3ac625abda91ae711e0cba1df503cb5235ec7",
 }
 
 INT8Q_OK = 0
@@ -197,6 +197,7 @@ INT8Q_BACKWARD = 2
 INT8Q_ACCUMULATE = 1
 INT8Q_TRUST_CHECKSUM = 1
 INT8Q_BORROW_WEIGHT = 1
+INT8Q_BORROW_BIAS = 2
 INT8Q_PHASE_PLAN = 0
 INT8Q_PHASE_WRITE = 1
 INT8Q_PHASE_FINISH = 2

@@ -35,16 +35,16 @@ class _Layer:
     version, address: of the tensor when it was opened. workspaces: operation -> (most rows so far, bytes for these).
     """
 
-    is_cuda = False
+    is_cuda, bias = False, None  # bias: of what forward adds by itself
 
-    def __init__(self, packed):
+    def __init__(self, packed, bias):
         self.version, self.address = _version(packed), packed.data_ptr()
         self.handle = ctypes.POINTER(_abi.int8q_linear)()
-        self._open(packed)
+        self._open(packed, bias)
         weakref.finalize(self, library().int8q_destroy_linear, self.handle).atexit = False
         self.workspaces = {_abi.INT8Q_FORWARD: (-1, 0), _abi.INT8Q_BACKWARD: (-1, 0)}
 
-    def _open(self, packed):
+    def _open(self, packed, bias):
         arguments = self.address, packed.numel(), _abi.INT8Q_TRUST_CHECKSUM, self.handle
         torch_context().call(library().int8q_open_linear, *arguments)
 
@@ -59,16 +59,24 @@ class _Layer:
 
 
 class _GpuLayer(_Layer):
-    """The same on a GPU. Opening waits for it, running does not; workspaces are torch's, of the current stream."""
+    """The same on a GPU. Opening waits for it, running does not; workspaces are torch's, of the current stream.
+
+    The bias that it is opened with is read where it lies, as long as calls come with a tensor of this memory.
+    """
 
     is_cuda = True
 
-    def _open(self, packed):
+    def _open(self, packed, bias):
         rows = Rows.of(packed)
+        self.bias = _lent(bias, packed)
         options = _abi.int8q_linear_options(
-            ctypes.sizeof(_abi.int8q_linear_options), rows.mode, rows.threshold, _abi.INT8Q_BORROW_WEIGHT
+            ctypes.sizeof(_abi.int8q_linear_options),
+            rows.mode,
+            rows.threshold,
+            _abi.INT8Q_BORROW_WEIGHT | _abi.INT8Q_BORROW_BIAS,
         )
-        arguments = matrix(rows.codes), floats(rows.col_stats), None, options, self.handle
+        bias_matrix = None if self.bias is None else matrix(bias.detach()[None])
+        arguments = matrix(rows.codes), floats(rows.col_stats), bias_matrix, options, self.handle
         caller(packed)(library().int8q_create_linear, *arguments)
 
     def run(self, function, operation, x, x_matrix, flags, y_matrix):
@@ -83,21 +91,42 @@ class _GpuLayer(_Layer):
         call(function, self.handle, x_matrix, flags, y_matrix, workspace.data_ptr(), size)
 
 
-def layer_of(packed):
-    """The open layer of a packed tensor; opened anew once the tensor was written to or moved."""
+def _lent(bias, packed):
+    """What a layer remembers of a bias that it can read in place, or None."""
+    if (
+        bias is None
+        or not bias.is_cuda
+        or bias.device != packed.device
+        or not bias.is_contiguous()
+        or bias.dtype not in CODES
+    ):
+        return None
+    return bias.data_ptr(), bias.dtype, bias.numel()
+
+
+def layer_of(packed, *bias):
+    """The open layer of a packed tensor; opened anew once the tensor was written to or moved.
+
+    bias: for forward, the call's, which may be None; a GPU's layer is opened with it, and anew for another.
+    """
     layer = getattr(packed, "_int8q", None)
-    if layer is None or layer.version != _version(packed) or layer.address != packed.data_ptr():
+    if (
+        layer is None
+        or layer.version != _version(packed)
+        or layer.address != packed.data_ptr()
+        or (layer.is_cuda and bias and layer.bias != _lent(*bias, packed))
+    ):
         fits = fitting(packed)
         if fits is not packed:
             packed.data = fits
-        layer = packed._int8q = (_GpuLayer if packed.is_cuda else _Layer)(packed)
+        layer = packed._int8q = (_GpuLayer if packed.is_cuda else _Layer)(packed, *bias or (None,))
     return layer
 
 
 # ---------------------------------------------------------------------------------------------------- Operators
 
 
-def _run(function, operation, x, packed, y, flags):
+def _run(layer, function, operation, x, packed, y, flags):
     """y [..., N] of x [..., K], by int8q_forward or int8q_backward; y is contiguous."""
     cols, y_cols = x.shape[-1], y.shape[-1]
     count = y.numel() // y_cols if y_cols else prod(y.shape[:-1])
@@ -107,7 +136,6 @@ def _run(function, operation, x, packed, y, flags):
         if x.stride(1) != 1 or (count > 1 and x.stride(0) < cols):
             x = x.contiguous()
         stride = x.stride(0)
-    layer = layer_of(packed)
     if layer.is_cuda is not x.is_cuda or (layer.is_cuda and x.device != packed.device):
         raise RuntimeError(f"x is on {x.device} and the layer on {packed.device}; expected one device")
     x_matrix = int8q_matrix(MATRIX_BYTES, code, count, cols, stride if count > 1 else cols, x.data_ptr())
@@ -121,13 +149,13 @@ def _empty(x, features):
 
 
 def _linear(x, packed, bias, out_features):
-    y, flags = _empty(x, out_features), 0
-    if bias is not None:
+    y, flags, layer = _empty(x, out_features), 0, layer_of(packed, bias)
+    if bias is not None and layer.bias is None:
         if bias.device != x.device:
             raise RuntimeError(f"bias is on {bias.device} and x on {x.device}; expected one device")
         y.copy_(bias)
         flags = _abi.INT8Q_ACCUMULATE
-    return _run(library().int8q_forward, _abi.INT8Q_FORWARD, x, packed, y, flags)
+    return _run(layer, library().int8q_forward, _abi.INT8Q_FORWARD, x, packed, y, flags)
 
 
 def _is_watched(x):
@@ -175,7 +203,7 @@ def linear(x, packed, bias, out_features):
 
 
 def _linear_backward(dy, packed, in_features):
-    return _run(library().int8q_backward, _abi.INT8Q_BACKWARD, dy, packed, _empty(dy, in_features), 0)
+    return _run(layer_of(packed), library().int8q_backward, _abi.INT8Q_BACKWARD, dy, packed, _empty(dy, in_features), 0)
 
 
 def _save(ctx, inputs, output):

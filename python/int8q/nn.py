@@ -142,6 +142,8 @@ class Linear8bit(torch.nn.Linear):
             made.packed = packed
         # Not by setattr: while another thread makes a model for transformers, accelerate sends what is registered to meta.
         made._parameters["bias"] = like.bias
+        if packed is not None and packed.is_cuda:
+            layer_of(packed, like.bias)
         return made.train(like.training)
 
     def __setattr__(self, name, value):
@@ -161,7 +163,7 @@ class Linear8bit(torch.nn.Linear):
         super()._apply(fn, *args, **kwargs)
         if self.packed.is_cuda:
             if Rows.of(self.packed) is not None:  # unless to_empty gave it memory
-                layer_of(self.packed)
+                layer_of(self.packed, self._parameters["bias"])
         elif arrives and not self.packed.is_meta:
             self.packed = as_blob(self.packed)
         return self
@@ -197,7 +199,7 @@ class Linear8bit(torch.nn.Linear):
         with torch.inference_mode(False):  # a tensor of that mode has no version, by which a layer is opened
             if place.is_cuda:
                 packed = quantized_rows(weight, stats, self._mode, self.threshold, place)
-                layer_of(packed)  # looks at the stats
+                layer_of(packed, self._parameters["bias"])  # looks at the stats
             else:
                 packed = make_blob(weight, stats, self._mode, self.threshold)
         self.packed = packed

@@ -141,6 +141,12 @@ Extent codes_extent(const Linear& linear) {
   return {"the linear's codes", reinterpret_cast<const uint8_t*>(weights.codes), linear.k(), weights.stride, linear.n()};
 }
 
+Extent bias_extent(const Linear& linear) {
+  const cuda::DeviceWeights* weights = linear.on_device;
+  if (weights == nullptr || weights->bias == nullptr) return extent(nullptr, 0, "the linear's bias");
+  return extent(weights->bias, linear.n() * dtype_bytes(weights->bias_dtype), "the linear's bias");
+}
+
 void check_overlap(const Extent& out, std::initializer_list<Extent> others) {
   for (const Extent& other : others) {
     if (!disjoint(out, other)) {

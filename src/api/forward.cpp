@@ -58,8 +58,8 @@ Call check_forward(const Context& context, const Linear& linear, const int8q_mat
   call.y = check_matrix(context, y, "y", kFloats, call.x.rows, linear.n());
   check_workspace(workspace, bytes, needed);
   const Extent own = extent(workspace, needed, "workspace"), ys = extent(call.y, "y"), xs = extent(call.x, "x");
-  check_overlap(ys, {xs, own, weights_extent(linear), codes_extent(linear)});
-  check_overlap(own, {xs, weights_extent(linear), codes_extent(linear)});
+  check_overlap(ys, {xs, own, weights_extent(linear), codes_extent(linear), bias_extent(linear)});
+  check_overlap(own, {xs, weights_extent(linear), codes_extent(linear), bias_extent(linear)});
   return call;
 }
 

@@ -52,8 +52,9 @@ Source check_source(const Context& context, const int8q_matrix* weight, const fl
   Source source{};
   if (options != nullptr) source.options = read_struct(options, "options");
   const uint32_t flags = source.options.flags;
-  if ((flags & ~static_cast<uint32_t>(INT8Q_BORROW_WEIGHT)) != 0) {
-    fail(INT8Q_INVALID_ARGUMENT, "options->flags is %u; expected 0 or INT8Q_BORROW_WEIGHT (1)", flags);
+  if ((flags & ~static_cast<uint32_t>(INT8Q_BORROW_WEIGHT | INT8Q_BORROW_BIAS)) != 0) {
+    fail(INT8Q_INVALID_ARGUMENT, "options->flags is %u; expected 0, INT8Q_BORROW_WEIGHT (1), INT8Q_BORROW_BIAS (2) or both",
+         flags);
   }
   outlier_limit(source.options.outlier_mode, source.options.threshold);
   source.matrix = check_matrix(context, weight, "weight", {INT8Q_F32, INT8Q_F16, INT8Q_BF16, INT8Q_S8}, -1, -1);
@@ -64,12 +65,12 @@ Source check_source(const Context& context, const int8q_matrix* weight, const fl
     fail(INT8Q_INVALID_ARGUMENT, "col_stats is %p; expected NULL for %s weights, whose absmax the library computes",
          static_cast<const void*>(col_stats), dtype_name(m.dtype));
   }
-  if (flags != 0 && !(context.gpu && s8)) {
-    fail(INT8Q_INVALID_ARGUMENT,
-         "options->flags is INT8Q_BORROW_WEIGHT (1) for %s weights and a context of %s; expected 0, unless they are S8 and "
-         "the "
-         "backend is CUDA",
-         dtype_name(m.dtype), context.gpu ? "CUDA" : "the CPU");
+  if (flags != 0 && !context.gpu) {
+    fail(INT8Q_INVALID_ARGUMENT, "options->flags is %u for a context of the CPU; expected 0: only CUDA's borrow", flags);
+  }
+  if ((flags & INT8Q_BORROW_WEIGHT) != 0 && !s8) {
+    fail(INT8Q_INVALID_ARGUMENT, "options->flags has INT8Q_BORROW_WEIGHT (1) and weights are %s; expected S8",
+         dtype_name(m.dtype));
   }
   if (s8 && context.gpu && m.cols > kMaxKForeign) {
     fail(INT8Q_SIZE_OVERFLOW, "weight->cols is %lld; S8 weights of a GPU are not looked at, and exact up to K = %lld",

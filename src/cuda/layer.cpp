@@ -87,7 +87,7 @@ gpu::Gemm product_of(const DeviceWeights& w, const FloatRows& x, const Workspace
           .w_stride = w.stride,
           .col_stats = w.col_stats,
           .bias = w.bias,
-          .bias_dtype = gpu::Dtype::kF32,
+          .bias_dtype = dtype_of(w.bias_dtype),
           .found = h.outlier_mode == INT8Q_OUTLIERS_OFF ? nullptr : quantized.found,
           .bitmaps = quantized.bitmaps,
           .found_blocks = quantized.blocks,

@@ -23,8 +23,9 @@ struct DeviceWeights {
   const int8_t* codes = nullptr;  // [N] rows, the caller's if they are borrowed
   int64_t stride = 0;
   const float* col_stats = nullptr;
-  const float* bias = nullptr;  // NULL without one
-  float greatest = 0.0f;        // of col_stats, at least 2^-100 unless all are 0
+  const void* bias = nullptr;  // NULL without one; the caller's if it is borrowed
+  int32_t bias_dtype = INT8Q_F32;
+  float greatest = 0.0f;  // of col_stats, at least 2^-100 unless all are 0
   const int64_t* kept_cols = nullptr;
   const uint32_t* kept_bitmap = nullptr;   // [bitmap_words(K)]
   const uint16_t* kept_weights = nullptr;  // f16 [kept_count][n_padded()], one column after another

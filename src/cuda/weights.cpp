@@ -18,7 +18,8 @@ constexpr int64_t kStagingBytes = 16 << 20;
 // Device memory that is freed unless it is handed on, and what is known of it by then.
 class Making {
  public:
-  Making(Context& context, const BlobHeader& header, bool borrowed)
+  // borrowed: INT8Q_BORROW_*, of what gets no memory.
+  Making(Context& context, const BlobHeader& header, uint32_t borrowed)
       : queue(*context.gpu), weights(new DeviceWeights{}), allocator_(context.allocator) {
     weights->device = &queue.device;
     weights->header = header;
@@ -67,7 +68,7 @@ class Making {
              static_cast<double>(value));
       }
     }
-    queue.upload(const_cast<float*>(weights->bias), bias.data(), n * 4);
+    queue.upload(const_cast<void*>(weights->bias), bias.data(), n * 4);
     queue.wait();
   }
 
@@ -104,14 +105,14 @@ class Making {
   std::unique_ptr<DeviceWeights> weights;
 
  private:
-  void carve(Carver& carver, bool borrowed) {
+  void carve(Carver& carver, uint32_t borrowed) {
     const BlobHeader& h = weights->header;
-    if (!borrowed) {
+    if ((borrowed & INT8Q_BORROW_WEIGHT) == 0) {
       weights->stride = round_up(h.k, 16);
       weights->codes = carver.take<int8_t>(checked_mul(h.n, weights->stride, "linear"), "linear");
     }
     weights->col_stats = carver.take<float>(h.n, "linear");
-    if (h.has_bias != 0) weights->bias = carver.take<float>(h.n, "linear");
+    if (h.has_bias != 0 && (borrowed & INT8Q_BORROW_BIAS) == 0) weights->bias = carver.take<float>(h.n, "linear");
     if (h.kept_count == 0) return;
     weights->kept_cols = carver.take<int64_t>(h.kept_count, "linear");
     weights->kept_bitmap = carver.take<uint32_t>(gpu::bitmap_words(h.k), "linear");
@@ -162,7 +163,7 @@ DeviceWeights* make_weights(Context& context, const DeviceWeightSource& source) 
   header.kept_count = options.kept_count;
   header.threshold = options.threshold == 0.0f || options.outlier_mode == INT8Q_OUTLIERS_OFF ? 6.0f : options.threshold;
   header.has_bias = source.bias.size != 0 ? 1 : 0;
-  Making making(context, header, borrowed);
+  Making making(context, header, options.flags);
   Queue& queue = making.queue;
   if (borrowed) {
     making.weights->codes = static_cast<const int8_t*>(w.data);
@@ -189,7 +190,10 @@ DeviceWeights* make_weights(Context& context, const DeviceWeightSource& source) 
     }
   }
   making.take_stats();
-  if (header.has_bias != 0) {
+  if (header.has_bias != 0 && (options.flags & INT8Q_BORROW_BIAS) != 0) {
+    making.weights->bias = source.bias.data;
+    making.weights->bias_dtype = source.bias.dtype;
+  } else if (header.has_bias != 0) {
     std::vector<uint8_t> bias(static_cast<size_t>(w.rows * dtype_bytes(source.bias.dtype)));
     queue.download(bias.data(), source.bias.data, static_cast<int64_t>(bias.size()));
     queue.wait();
@@ -205,7 +209,7 @@ DeviceWeights* make_weights(Context& context, const DeviceWeightSource& source) 
 DeviceWeights* copy_blob(Context& context, const BlobSections& blob) {
   const BlobHeader& header = *blob.header;
   const Current current(context.gpu->device);
-  Making making(context, header, false);
+  Making making(context, header, 0);
   Queue& queue = making.queue;
   const int64_t stride = making.weights->stride, panel_bytes = stride * cpu::kPanelRows;
   const int64_t at_once = std::max<int64_t>(1, panel_bytes == 0 ? 1 : kStagingBytes / panel_bytes);
@@ -238,7 +242,19 @@ void export_weights(Context& context, const DeviceWeights& weights, const int8q_
   const Current current(queue.device);
   if (codes.data != nullptr) queue.copy_rows(codes.data, codes.row_stride, weights.codes, weights.stride, h.k, h.n);
   if (col_stats != nullptr) queue.copy_rows(col_stats, h.n * 4, weights.col_stats, h.n * 4, h.n * 4, 1);
-  if (bias.data != nullptr) queue.copy_rows(bias.data, h.n * 4, weights.bias, h.n * 4, h.n * 4, 1);
+  if (bias.data != nullptr && weights.bias_dtype == INT8Q_F32) {
+    queue.copy_rows(bias.data, h.n * 4, weights.bias, h.n * 4, h.n * 4, 1);
+  } else if (bias.data != nullptr) {
+    std::vector<uint8_t> borrowed(static_cast<size_t>(h.n * dtype_bytes(weights.bias_dtype)));
+    std::vector<float> floats(static_cast<size_t>(h.n));
+    queue.download(borrowed.data(), weights.bias, static_cast<int64_t>(borrowed.size()));
+    queue.wait();
+    for (int64_t i = 0; i < h.n; ++i) {
+      floats[static_cast<size_t>(i)] = load_element(weights.bias_dtype, borrowed.data(), i);
+    }
+    queue.upload(bias.data, floats.data(), h.n * 4);
+    queue.wait();
+  }
   const int64_t list = h.kept_count * 8;
   if (kept_cols != nullptr) queue.copy_rows(kept_cols, list, weights.kept_cols, list, list, 1);
   if (kept_weights.data == nullptr) return;

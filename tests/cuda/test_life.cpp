@@ -357,5 +357,51 @@ TEST(CudaLife, BorrowedWeightsAreUsedInPlace) {
   EXPECT_FLOAT_EQ(changed.at(0, 3), -before.at(0, 3));
 }
 
+// A borrowed bias is read where it is and as it is by then, in each dtype; beside copied weights, too.
+TEST(CudaLife, ABorrowedBiasIsUsedInPlace) {
+  const ContextPtr there = make_gpu_context();
+  const LayerOnDevice without_bias(there.get(), 16, 64);
+  for (const int32_t dtype : {INT8Q_F32, INT8Q_F16, INT8Q_BF16}) {
+    SCOPED_TRACE(dtype_name(dtype));
+    Grid bias(dtype, 1, 16), x = activations(INT8Q_F32, 2, 64), y(INT8Q_F32, 2, 16), exported(INT8Q_F32, 1, 16);
+    fill_normal(bias, 5, 1.0f);
+    DeviceGrid bias_there(bias);
+    const DeviceGrid x_there(x), y_there(y), y_copied(y), exported_there(exported);
+    LinearPtr linears[2];
+    int8q_linear_options options{};
+    options.size = sizeof options;
+    for (LinearPtr& linear : linears) {
+      options.flags = &linear == linears ? INT8Q_BORROW_BIAS : 0;
+      int8q_linear* raw = nullptr;
+      ASSERT_CALL(
+          int8q_create_linear(there.get(), without_bias.weight_there.view(), nullptr, bias_there.view(), &options, &raw));
+      linear.reset(raw);
+    }
+    const DeviceWorkspace workspace(there.get(), linears[0].get(), 2);
+    const auto forward = [&](const LinearPtr& linear, const DeviceGrid& to) {
+      ASSERT_CALL(
+          int8q_forward(there.get(), linear.get(), x_there.view(), 0, to.view(), workspace.get(), workspace.bytes()));
+    };
+    forward(linears[0], y_there);
+    forward(linears[1], y_copied);
+    EXPECT_EQ(y_there.download().bytes(), y_copied.download().bytes());
+    ASSERT_CALL(
+        int8q_export_linear(there.get(), linears[0].get(), nullptr, nullptr, exported_there.view(), nullptr, nullptr));
+    for (int64_t j = 0; j < 16; ++j) EXPECT_EQ(exported_there.download().at(0, j), bias.at(0, j));
+
+    Grid other(dtype, 1, 16);
+    for (int64_t j = 0; j < 16; ++j) other.set(0, j, std::numeric_limits<float>::infinity());
+    bias_there.upload(other);
+    forward(linears[0], y_there);
+    forward(linears[1], y_copied);
+    EXPECT_EQ(y_there.download().at(1, 3), std::numeric_limits<float>::infinity());
+    EXPECT_LT(y_copied.download().at(1, 3), std::numeric_limits<float>::infinity());
+    int8q_matrix over = *y_there.view();
+    over.data = bias_there.view()->data;
+    EXPECT_STATUS(INT8Q_OVERLAP, int8q_forward(there.get(), linears[0].get(), x_there.view(), 0, &over, workspace.get(),
+                                               workspace.bytes()));
+  }
+}
+
 }  // namespace
 }  // namespace int8q::test

@@ -263,6 +263,16 @@ def test_the_operators_are_there_for_cuda():
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
 
 
+def test_a_bias_that_changes(layer, to_gpu):
+    """In place, and into other memory; of which one that does not lie in a row is added by torch."""
+    moved, x = on_gpu(layer, to_gpu), activations(3)
+    with torch.no_grad():
+        for bias in (moved.bias.mul_(0).add_(2), torch.full((N,), 3.0), None, torch.ones(N, 2)[:, 0]):
+            bias = bias if bias is None or bias is moved.bias else to_gpu(bias)
+            moved._parameters["bias"], layer.bias = bias, None if bias is None else torch.nn.Parameter(to_cpu(bias))
+            assert differs_by(moved(to_gpu(x)), layer(x), x, layer) <= 1
+
+
 @emulated
 def test_forward_launches_two_kernels_and_waits_for_nothing(layer, to_gpu):
     driver, moved, x = Emulated.driver, on_gpu(layer, to_gpu), to_gpu(activations(80))

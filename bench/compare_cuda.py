@@ -5,13 +5,12 @@
 Each layer takes [M,K] with 7 outlier columns and gives a new [M,N], bias added; torch._int_mm alone is a bare product.
 M up to 64 take layers of more than 256 MiB of int8 weights in turn, so that no cache holds the next one. A sample is as
 many calls as take 10 ms, between two events; "graph" is a captured pass over the layers, replayed. Medians are printed;
-with --json every sample is stored. int8q is called through ctypes on torch's stream, with torch's pointers.
+with --json every sample is stored.
 
     PYTHONPATH=python INT8Q_LIBRARY=build/release/lib/libint8q.so.1 bench/compare_cuda.py --json compare_cuda.json
 """
 
 import argparse
-import ctypes as C
 import importlib.metadata
 import json
 import logging
@@ -22,78 +21,37 @@ import time
 import torch
 from machine import describe_machine, describe_process
 
+import int8q
 from int8q import _abi
+from int8q.nn import Linear8bit
 
 THRESHOLD, OUTLIERS = 6.0, 7
 ROTATED_BYTES, ROTATED_ROWS = 256 << 20, 64
 SAMPLE_S, TURNS = 0.01, 9
-DTYPES = {torch.float32: _abi.INT8Q_F32, torch.float16: _abi.INT8Q_F16, torch.bfloat16: _abi.INT8Q_BF16}
 
 # bitsandbytes warns at each call that it casts bf16 to fp16; writing that would be counted as its time.
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
-def matrix(tensor):
-    rows, cols = (1, *tensor.shape)[-2:]
-    return _abi.int8q_matrix(C.sizeof(_abi.int8q_matrix), DTYPES[tensor.dtype], rows, cols, cols, tensor.data_ptr())
-
-
 class Int8q:
-    """libint8q.so and one context of torch's device."""
+    """Linear8bit, as its users call it."""
 
-    def __init__(self):
-        self.abi = _abi.library()
-        options = _abi.int8q_context_options(C.sizeof(_abi.int8q_context_options), backend=_abi.INT8Q_BACKEND_CUDA)
-        options.device, options.stream = torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream
-        self.context = C.POINTER(_abi.int8q_context)()
-        self.check(self.abi.int8q_create_context(options, C.byref(self.context)))
+    operation, dtype, outliers = "linear", torch.bfloat16, "column"
 
-    def check(self, status):
-        if status != _abi.INT8Q_OK:
-            raise RuntimeError(f"{self.abi.int8q_status_name(status).decode()}: {self.abi.int8q_last_error().decode()}")
-
-    def on_torchs_stream(self):
-        self.check(self.abi.int8q_set_stream(self.context, torch.cuda.current_stream().cuda_stream))
-
-    def describe(self):
-        text = C.create_string_buffer(4096)
-        self.check(self.abi.int8q_describe_context(self.context, text, len(text), None))
-        return json.loads(text.value)
-
-
-class Int8qLinear:
-    operation, dtype = "linear", torch.bfloat16
-    outlier_mode = _abi.INT8Q_OUTLIERS_COLUMN
-
-    def __init__(self, library, weight, bias):
-        self.library, self.bias, self.out_features = library, bias, weight.shape[0]
-        options = _abi.int8q_linear_options(C.sizeof(_abi.int8q_linear_options), self.outlier_mode, THRESHOLD)
-        self.linear = C.POINTER(_abi.int8q_linear)()
-        library.on_torchs_stream()
-        create = library.abi.int8q_create_linear
-        library.check(create(library.context, matrix(weight), None, matrix(bias), options, C.byref(self.linear)))
-
-    def __del__(self):
-        if self.linear:
-            self.library.abi.int8q_destroy_linear(self.linear)
+    def __init__(self, weight, bias):
+        linear = torch.nn.Linear(*weight.shape[::-1], device="meta")
+        linear.weight, linear.bias = torch.nn.Parameter(weight), torch.nn.Parameter(bias)
+        self.module = Linear8bit.from_linear(linear, outliers=self.outliers, threshold=THRESHOLD)
 
     def prepare(self, x):
-        need = C.c_uint64()
-        query = self.library.abi.int8q_query_workspace
-        self.library.check(query(self.library.context, self.linear, _abi.INT8Q_FORWARD, x.shape[0], 0, C.byref(need)))
-        workspace = torch.empty(need.value, dtype=torch.uint8, device=x.device)  # torch aligns to 512 bytes
-        return x, matrix(x), workspace, workspace.data_ptr(), need.value
+        return x
 
-    def __call__(self, prepared):
-        x, x_matrix, _, workspace, workspace_bytes = prepared
-        y = torch.empty(x.shape[0], self.out_features, dtype=x.dtype, device=x.device)
-        forward = self.library.abi.int8q_forward
-        self.library.check(forward(self.library.context, self.linear, x_matrix, 0, matrix(y), workspace, workspace_bytes))
-        return y
+    def __call__(self, x):
+        return self.module(x)
 
 
-class Int8qElement(Int8qLinear):
-    outlier_mode = _abi.INT8Q_OUTLIERS_ELEMENT
+class Int8qElement(Int8q):
+    outliers = "element"
 
 
 class Bitsandbytes:
@@ -161,11 +119,11 @@ class TorchIntMm:
         return torch._int_mm(codes, self.codes)
 
 
-def contenders(library):
+def contenders():
     """name -> (how to make a layer, is a graph of it measured too). bitsandbytes asks the host, which no graph can."""
     return {
-        "int8q": (lambda w, b: Int8qLinear(library, w, b), True),
-        "int8q:element": (lambda w, b: Int8qElement(library, w, b), True),
+        "int8q": (Int8q, True),
+        "int8q:element": (Int8qElement, True),
         "bitsandbytes:6": (Bitsandbytes, False),
         "bitsandbytes:6:f16": (BitsandbytesF16, False),
         "bitsandbytes:0": (BitsandbytesWithoutOutliers, False),
@@ -208,19 +166,16 @@ def eager_pass(layers, prepared):
     return run
 
 
-def captured_pass(library, layers, prepared):
+def captured_pass(layers, prepared):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        library.on_torchs_stream()
-        for layer, argument in zip(layers, prepared):
-            layer(argument)
-    library.on_torchs_stream()
+        eager_pass(layers, prepared)()
     return graph.replay
 
 
 class Comparison:
-    def __init__(self, library, seconds):
-        self.library, self.end = library, time.monotonic() + seconds
+    def __init__(self, seconds):
+        self.end = time.monotonic() + seconds
         self.rows, self.missing = [], []
 
     def miss(self, why, **key):
@@ -229,7 +184,7 @@ class Comparison:
 
     def build(self, weights, bias, **key):
         layers = {}
-        for name, (make, graph) in contenders(self.library).items():
+        for name, (make, graph) in contenders().items():
             try:
                 layers[name] = [make(weight, bias) for weight in weights], graph
             except Exception as error:  # whatever an opponent raises is the reason why it is missing
@@ -249,7 +204,7 @@ class Comparison:
                 del y
                 timed[name, False] = Timed(eager_pass(own, prepared), len(own))
                 if graph:
-                    timed[name, True] = Timed(captured_pass(self.library, own, prepared), len(own))
+                    timed[name, True] = Timed(captured_pass(own, prepared), len(own))
             except Exception as error:
                 self.miss(f"{type(error).__name__}: {error}", contender=name, M=m, **key)
         return timed, errors
@@ -318,9 +273,9 @@ def main():
     parser.add_argument("--json", help="store the results in this file")
     args = parser.parse_args()
     torch.set_grad_enabled(False)
-    library = Int8q()
-    print(f"int8q {library.describe()['image']}, {versions()}, on {torch.cuda.get_device_name()}; median us")
-    run = Comparison(library, args.seconds)
+    gpu = int8q.diagnose()["gpu"]["devices"][torch.cuda.current_device()]
+    print(f"int8q {gpu['image']}, {versions()}, on {torch.cuda.get_device_name()}; median us")
+    run = Comparison(args.seconds)
     for shape in args.shapes:
         k, n = map(int, shape.split("x"))
         print(f"linear, K={k} N={n}")
@@ -330,11 +285,12 @@ def main():
             run.miss(f"{type(error).__name__}: {error}", K=k, N=n)
         torch.cuda.empty_cache()
     if args.json:
+        library = _abi.library()
         record = {
-            **describe_process(library.abi.path, library.abi.int8q_version_string().decode(), versions()),
+            **describe_process(library.path, library.int8q_version_string().decode(), versions()),
             "machine": describe_machine(),
             "gpu": torch.cuda.get_device_name(),
-            "context": library.describe(),
+            "context": gpu,
             "outliers": OUTLIERS,
             "missing": run.missing,
             "rows": run.rows,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// cuBLASLt's bare matrix products as opponents. They quantize nothing, scale nothing and add no bias. The library, some 500
-// MB, is looked for by dlopen; what is needed of its header stands in cublaslt.cpp.
+// cuBLASLt's bare matrix products as opponents. They quantize nothing, scale nothing and add no bias.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +10,7 @@
 
 namespace int8q::bench::cublaslt {
 
-// "13.4.1 of /path/libcublasLt.so.13", or why there is none. `path`: the library; empty: libcublasLt.so.13, then .12.
+// What was found, or why there is none. `path`: as of cuda::cublaslt::load.
 const std::string& open(const std::string& path);
 bool is_there();
 

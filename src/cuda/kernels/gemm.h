@@ -2,72 +2,36 @@
 //
 // The int8 product of LLM.int8() (arXiv 2208.07339, section 3) on tensor cores, with everything behind it in place:
 //
-//   acc = codes . W^T                            s32, exact: 127^2 * K < 2^31
-//   acc -= codes . W^T of the outlier columns    s32, exact: as if those columns had never been in the sum
-//   f   = float(acc) * (row_stats / 127)
-//   f  += x . W^T of the outlier columns         fp32 sums; x fp16 or bf16 as it is, fp32 as three bf16 terms
-//   y   = f * (col_stats / 127) + bias           rounded once
+//   acc = codes . W^T    s32, exact: 127^2 * K < 2^31
+//   y   = what epilogue.h makes of it
 //
-// Outlier columns that are kept in fp16 are added behind the column's scale, one by one: y += x . kept.
-//
-// With element scope the columns stay in acc, and outlier elements are added one by one in ascending order of columns, so that
-// a row does not depend on the others; so are columns where there is no bf16 product, before sm_80.
-//
-// Layout of a stage in shared memory: kM rows of A, then kN rows of B, of kK = 64 bytes, whose four chunks of 16 are swizzled:
-// chunk c of row r lies at c ^ (r / 2 % 4).
-// Outlier columns are brought as a stage whose rows begin with 32 bytes of them: 32 codes, 16 halves or 8 floats.
+// A stage lies in shared memory as epilogue.h draws it; its rows have kK = 64 bytes.
 //
 // Where large tiles are too few for the GPU, Y has small ones, and where these are, several blocks share one (kSplits), each a
 // part of K.
-//
-// C fragments of s32 and fp32 have one layout, so acc becomes f in the same registers.
 #pragma once
 
-#include "cuda/kernels/elements.h"
-#include "cuda/kernels/kept_columns.h"
-#include "cuda/kernels/ptx.h"
-#include "cuda/kernels/results.h"
-#include "cuda/kernels/shapes.h"
+#include "cuda/kernels/epilogue.h"
 
 namespace int8q::gpu {
 
 template <class Arch, class Tile, bool kAligned, bool kSplits>
-class GemmBlock {
-  static constexpr int kTilesM = Tile::kWarpM / 16, kTilesN = Tile::kWarpN / 8;
+class GemmBlock : GemmEpilogue<Arch, Tile> {
+  using Epilogue = GemmEpilogue<Arch, Tile>;
+  using Epilogue::acc_, Epilogue::row_, Epilogue::col_, Epilogue::p_, Epilogue::tile_;
+  using Epilogue::kTilesM, Epilogue::kTilesN;
   static constexpr int kChunksM = Tile::kM * 4 / Tile::kThreads, kChunksN = Tile::kN * 4 / Tile::kThreads;
   static_assert(kChunksM * Tile::kThreads == Tile::kM * 4 && kChunksN * Tile::kThreads == Tile::kN * 4);
-  static constexpr int kTilesAtOnce = 8;  // rows of tiles that follow each other, for W in L2
 
  public:
-  INT8Q_DEVICE explicit GemmBlock(const Gemm& p) : p_(p), tile_(kSplits ? block_index() / p.splits : block_index()) {
-    const int64_t tiles_m = (p.m + Tile::kM - 1) / Tile::kM, tiles_n = (p.n + Tile::kN - 1) / Tile::kN;
-    const int64_t group = tile_ / (kTilesAtOnce * tiles_n), in_group = tile_ % (kTilesAtOnce * tiles_n);
-    const int64_t left = tiles_m - group * kTilesAtOnce, rows = left < kTilesAtOnce ? left : kTilesAtOnce;
-    row_ = (group * kTilesAtOnce + in_group % rows) * Tile::kM;
-    col_ = in_group / rows * Tile::kN;
-    warp_row_ = warp_index() % (Tile::kM / Tile::kWarpM) * Tile::kWarpM;
-    warp_col_ = warp_index() / (Tile::kM / Tile::kWarpM) * Tile::kWarpN;
-  }
+  INT8Q_DEVICE explicit GemmBlock(const Gemm& p) : Epilogue(p, kSplits ? block_index() / p.splits : block_index()) {}
 
   INT8Q_DEVICE void run() {
     multiply_codes();
     if constexpr (kSplits) {
       if (p_.splits > 1 && !add_partials()) return;
     }
-    if (p_.accumulators && p_.found == nullptr) return store_accumulators();
-    if (p_.found == nullptr) {
-      scale_rows();
-      return store_floats();
-    }
-    block_barrier();  // all have read the last stages
-    ColumnList columns(static_cast<uint32_t>(Tile::list_at(p_.kept_count > 0)), p_.k, Tile::kThreads);
-    columns.merge(p_.found, p_.bitmaps, p_.found_blocks, Tile::kThreads);
-    columns.close();
-    if (p_.scope == OutlierScope::kColumns) subtract_columns(columns);
-    if (p_.accumulators) return store_accumulators();
-    scale_rows();
-    add_columns(columns);
-    store_floats();
+    Epilogue::finish();
   }
 
  private:
@@ -156,7 +120,7 @@ class GemmBlock {
 
   INT8Q_DEVICE void multiply_stage(uint32_t stage) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) multiply_s8(stage, half);
+    for (int half = 0; half < 2; ++half) Epilogue::multiply_s8(stage, half);
   }
 
   // A chunk of 16 bytes of a stage, by the thread that brings it.
@@ -212,272 +176,6 @@ class GemmBlock {
     const bool whole = chunk.valid == kCodeChunk && reinterpret_cast<uint64_t>(chunk.from) % kCodeChunk == 0;
     return whole ? load(reinterpret_cast<const U32x4*>(chunk.from)) : load_codes(chunk.from, chunk.valid);
   }
-
-  // ---- Products of 32 bytes of each row of a stage
-
-  INT8Q_DEVICE void load_fragments(uint32_t stage, int half, uint32_t (&a)[kTilesM][4], uint32_t (&b)[kTilesN][2]) const {
-    const int matrix = lane_index() / 8, row = lane_index() % 8;
-#pragma unroll
-    for (int i = 0; i < kTilesM; ++i) {
-      ptx::ldmatrix(stage + swizzled(warp_row_ + i * 16 + matrix % 2 * 8 + row, half * 2 + matrix / 2), a[i]);
-    }
-#pragma unroll
-    for (int j = 0; j < kTilesN; j += 2) {
-      uint32_t two[4];
-      ptx::ldmatrix(stage + swizzled(Tile::kM + warp_col_ + j * 8 + matrix / 2 * 8 + row, half * 2 + matrix % 2), two);
-      b[j][0] = two[0], b[j][1] = two[1], b[j + 1][0] = two[2], b[j + 1][1] = two[3];
-    }
-  }
-
-  INT8Q_DEVICE void multiply_s8(uint32_t stage, int half) {
-    if constexpr (kHasInt8Mma<Arch>) {
-      uint32_t a[kTilesM][4], b[kTilesN][2];
-      load_fragments(stage, half, a, b);
-#pragma unroll
-      for (int i = 0; i < kTilesM; ++i) {
-#pragma unroll
-        for (int j = 0; j < kTilesN; ++j) ptx::mma_s8<Arch>(acc_[i][j], a[i], b[j]);
-      }
-    } else {
-      multiply_by_dp4a(stage, half * 2);
-      multiply_by_dp4a(stage, half * 2 + 1);
-    }
-  }
-
-  // 16 bytes of each row, with accumulators where the tensor cores would have them: 16 * kTilesM * kTilesN dp4a for
-  // 2 * (kTilesM + kTilesN) loads.
-  INT8Q_DEVICE void multiply_by_dp4a(uint32_t stage, int chunk) {
-    U32x4 a[kTilesM][2];
-#pragma unroll
-    for (int i = 0; i < kTilesM; ++i) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) a[i][r] = load_shared<U32x4>(stage + swizzled(local_row(i, r * 2), chunk));
-    }
-#pragma unroll
-    for (int j = 0; j < kTilesN; ++j) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const U32x4 w = load_shared<U32x4>(stage + swizzled(Tile::kM + local_col(j, c), chunk));
-#pragma unroll
-        for (int i = 0; i < kTilesM; ++i) {
-#pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            int32_t& acc = acc_[i][j][r * 2 + c];
-            acc = dot4(a[i][r].x, w.x, acc);
-            acc = dot4(a[i][r].y, w.y, acc);
-            acc = dot4(a[i][r].z, w.z, acc);
-            acc = dot4(a[i][r].w, w.w, acc);
-          }
-        }
-      }
-    }
-  }
-
-  template <bool kF16>
-  INT8Q_DEVICE void multiply_halves() {
-    uint32_t a[kTilesM][4], b[kTilesN][2];
-    load_fragments(0, 0, a, b);
-#pragma unroll
-    for (int i = 0; i < kTilesM; ++i) {
-#pragma unroll
-      for (int j = 0; j < kTilesN; ++j) {
-        if constexpr (kF16) {
-          ptx::mma_f16<Arch>(f_[i][j], a[i], b[j]);
-        } else {
-          ptx::mma_bf16(f_[i][j], a[i], b[j]);
-        }
-      }
-    }
-  }
-
-  // ---- Outlier columns
-
-  // Brings columns [first, first + kCount) of A and W to the first 32 bytes of stage 0's rows: a(row, column) and
-  // w(row, column) give the bits of an element; columns beyond the list are 0. Ends in a barrier.
-  template <int kCount, class A, class W>
-  INT8Q_DEVICE void bring_columns(const ColumnList& columns, uint32_t first, const A& a, const W& w) const {
-    constexpr int kPerWord = kCount / 8, kBits = 32 / kPerWord, kPerChunk = kCount / 2;
-    const auto column_at = [&](int t) { return columns.end() + static_cast<uint32_t>(t) * 4; };
-    if (thread_index() < kCount) {
-      const uint32_t r = first + static_cast<uint32_t>(thread_index());
-      store_shared(column_at(thread_index()), r < columns.count ? columns.column(r) : -1);
-    }
-    block_barrier();  // and all have read what was in the stage
-#pragma unroll 1
-    for (int i = thread_index(); i < (Tile::kM + Tile::kN) * 2; i += Tile::kThreads) {
-      const int row = i / 2, chunk = i % 2;
-      const bool is_w = row >= Tile::kM;
-      const int64_t line = is_w ? col_ + row - Tile::kM : row_ + row;
-      const bool inside = line < (is_w ? p_.n : p_.m);
-      uint32_t words[4] = {0, 0, 0, 0};
-#pragma unroll
-      for (int e = 0; e < kPerChunk; ++e) {
-        const int column = load_shared<int>(column_at(chunk * kPerChunk + e));
-        if (!inside || column < 0) continue;
-        words[e / kPerWord] |= (is_w ? w(line, column) : a(line, column)) << e % kPerWord * kBits;
-      }
-      store_shared(swizzled(row, chunk), U32x4{words[0], words[1], words[2], words[3]});
-    }
-    block_barrier();
-  }
-
-  INT8Q_DEVICE int32_t weight(int64_t n, int k) const { return load(p_.w + n * p_.w_stride + k); }
-  // 0 of a kept column, which is added at the end.
-  INT8Q_DEVICE float activation(int64_t m, int k) const { return is_kept(p_, k) ? 0.0f : outlier_of(p_, m, k); }
-
-  INT8Q_DEVICE bool elements() const { return p_.scope == OutlierScope::kElements; }
-
-  INT8Q_DEVICE void subtract_columns(const ColumnList& columns) {
-    const auto minus_code = [&](int64_t m, int k) {
-      return static_cast<uint32_t>(-load(p_.codes + m * p_.codes_stride + k)) & 0xffu;
-    };
-    const auto code = [&](int64_t n, int k) { return static_cast<uint32_t>(weight(n, k)) & 0xffu; };
-    for (uint32_t first = 0; first < columns.count; first += 32) {
-      bring_columns<32>(columns, first, minus_code, code);
-      multiply_s8(0, 0);
-    }
-  }
-
-  INT8Q_DEVICE void add_columns(const ColumnList& columns) {
-    if (elements() || Arch::kVersion < 80) return add_elements(columns);
-    if constexpr (Arch::kVersion >= 80) {
-      if (p_.x_dtype == Dtype::kF16) {
-        const auto x = [&](int64_t m, int k) { return static_cast<uint32_t>(float_to_half(activation(m, k))); };
-        const auto w = [&](int64_t n, int k) {
-          return static_cast<uint32_t>(float_to_half(static_cast<float>(weight(n, k))));
-        };
-        for (uint32_t first = 0; first < columns.count; first += 16) {
-          bring_columns<16>(columns, first, x, w);
-          multiply_halves<true>();
-        }
-        return;
-      }
-      const auto w = [&](int64_t n, int k) { return bits_of(static_cast<float>(weight(n, k))) >> 16; };
-      for (uint32_t first = 0; first < columns.count; first += 16) {
-        for (int term = 0; term < (p_.x_dtype == Dtype::kF32 ? 3 : 1); ++term) {
-          const auto x = [&](int64_t m, int k) { return static_cast<uint32_t>(bf16_term(activation(m, k), term)); };
-          bring_columns<16>(columns, first, x, w);
-          multiply_halves<false>();
-        }
-      }
-    }
-  }
-
-  INT8Q_DEVICE void add_elements(const ColumnList& columns) {
-    const auto x = [&](int64_t m, int k) { return bits_of(activation(m, k)); };
-    const auto w = [&](int64_t n, int k) { return bits_of(static_cast<float>(weight(n, k))); };
-    for (uint32_t first = 0; first < columns.count; first += 8) {
-      bring_columns<8>(columns, first, x, w);
-      const uint32_t left = columns.count - first;
-      for (uint32_t t = 0; t < (left < 8 ? left : 8); ++t) add_element(static_cast<int>(t));
-    }
-  }
-  INT8Q_DEVICE void add_element(int t) {
-    const auto at = [t](int row) { return swizzled(row, t / 4) + static_cast<uint32_t>(t % 4 * 4); };
-    float w[kTilesN][2];
-#pragma unroll
-    for (int j = 0; j < kTilesN; ++j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) w[j][i] = load_shared<float>(at(Tile::kM + local_col(j, i)));
-    }
-#pragma unroll
-    for (int i = 0; i < kTilesM; ++i) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float x = load_shared<float>(at(local_row(i, r * 2)));
-        if (x == 0.0f) continue;
-#pragma unroll
-        for (int j = 0; j < kTilesN; ++j) {
-          f_[i][j][r * 2] = fma(x, w[j][0], f_[i][j][r * 2]);
-          f_[i][j][r * 2 + 1] = fma(x, w[j][1], f_[i][j][r * 2 + 1]);
-        }
-      }
-    }
-  }
-
-  // ---- Results
-
-  INT8Q_DEVICE int local_row(int tile, int i) const { return warp_row_ + tile * 16 + lane_index() / 4 + i / 2 * 8; }
-  INT8Q_DEVICE int local_col(int tile, int i) const { return warp_col_ + tile * 8 + lane_index() % 4 * 2 + i % 2; }
-
-  INT8Q_DEVICE void scale_rows() {
-#pragma unroll
-    for (int i = 0; i < kTilesM; ++i) {
-#pragma unroll
-      for (int c = 0; c < 4; c += 2) {
-        const int64_t row = row_ + local_row(i, c);
-        const float scale = row < p_.m ? load(p_.row_stats + row) * (1.0f / 127.0f) : 0.0f;
-#pragma unroll
-        for (int j = 0; j < kTilesN; ++j) {
-          f_[i][j][c] = static_cast<float>(acc_[i][j][c]) * scale;
-          f_[i][j][c + 1] = static_cast<float>(acc_[i][j][c + 1]) * scale;
-        }
-      }
-    }
-  }
-
-  // body(row, col, bits) of eight elements of Y; element(i, j, c) gives the bits of this thread's.
-  template <class Element, class Body>
-  INT8Q_DEVICE void exchange(const Element& element, const Body& body) const {
-    const auto write = [&](int first) {
-#pragma unroll
-      for (int i = 0; i < kTilesM; ++i) {
-        if (local_row(i, 0) / Tile::kRowsAtOnce * Tile::kRowsAtOnce != first) continue;
-#pragma unroll
-        for (int j = 0; j < kTilesN; ++j) {
-#pragma unroll
-          for (int c = 0; c < 4; c += 2) {
-            store_shared(Results<Tile>::at(local_row(i, c), local_col(j, c)),
-                         U32x2{element(i, j, c), element(i, j, c + 1)});
-          }
-        }
-      }
-    };
-    Results<Tile>::exchange(p_.m - row_, p_.n - col_, write,
-                            [&](int row, int col, const uint32_t(&bits)[kChunk]) { body(row_ + row, col_ + col, bits); });
-  }
-
-  INT8Q_DEVICE void store_accumulators() const {
-    const auto bits_of_sum = [&](int i, int j, int c) { return static_cast<uint32_t>(acc_[i][j][c]); };
-    exchange(bits_of_sum, [&](int64_t row, int64_t col, const uint32_t(&bits)[kChunk]) {
-      auto* y = reinterpret_cast<uint32_t*>(p_.y + row * p_.y_stride);
-#pragma unroll
-      for (int e = 0; e < kChunk; ++e) {
-        if (col + e < p_.n) store(y + col + e, bits[e]);
-      }
-    });
-  }
-
-  INT8Q_DEVICE void store_floats() const {
-    const bool keeps = p_.found != nullptr && p_.kept_count > 0;
-    const auto bits_of_float = [&](int i, int j, int c) { return bits_of(f_[i][j][c]); };
-    exchange(bits_of_float, [&](int64_t row, int64_t col, const uint32_t(&bits)[kChunk]) {
-      uint8_t* y = p_.y + row * p_.y_stride;
-      float value[kChunk];
-#pragma unroll
-      for (int e = 0; e < kChunk; ++e) {
-        const bool inside = col + e < p_.n;
-        value[e] = float_of(bits[e]) * (inside ? load(p_.col_stats + col + e) * (1.0f / 127.0f) : 0.0f);
-      }
-      if (keeps) add_kept_columns(p_, Tile::list_at(true), row, col, value);
-#pragma unroll
-      for (int e = 0; e < kChunk; ++e) {
-        const bool inside = col + e < p_.n;
-        if (inside && p_.bias != nullptr) {
-          value[e] += load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), col + e);
-        }
-        if (inside && p_.accumulate) value[e] += load_element(p_.y_dtype, y, col + e);
-      }
-      store_chunk(p_.y_dtype, y, col, p_.n, value);
-    });
-  }
-
-  const Gemm& p_;
-  const int tile_;
-  int64_t row_, col_;
-  int warp_row_, warp_col_;
-  int32_t acc_[kTilesM][kTilesN][4] = {};
-  float f_[kTilesM][kTilesN][4];
 };
 
 template <class Arch, class Tile, bool kAligned, bool kSplits>

@@ -61,7 +61,13 @@ endforeach()
 # Device code on the emulator. Fibers are beyond TSan, and what runs does not depend on the host.
 if(NOT CMAKE_CROSSCOMPILING AND NOT INT8Q_SANITIZE MATCHES thread)
   find_package(Boost REQUIRED COMPONENTS context)
-  add_library(int8q_cuda_emulation STATIC tests/cuda_emulation/emulator.cpp tests/cuda_emulation/memory.cpp)
+  add_library(
+    int8q_cuda_emulation
+    STATIC
+    tests/cuda_emulation/emulator.cpp
+    tests/cuda_emulation/memory.cpp
+    tests/cuda_emulation/sm90.cpp
+  )
   target_link_libraries(int8q_cuda_emulation PUBLIC int8q_test_support Boost::context)
   target_compile_options(int8q_cuda_emulation PUBLIC -Wno-unknown-pragmas) # unroll
   # A stack frame of ASan's own for each call of each fiber takes minutes; the emulator's memory is checked all the same.
@@ -123,6 +129,7 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
     tests/cuda_emulation/libcuda.cpp
     tests/cuda_emulation/emulator.cpp
     tests/cuda_emulation/memory.cpp
+    tests/cuda_emulation/sm90.cpp
   )
   # Under a sanitizer, and of a build with fewer images, one architecture.
   set(
@@ -132,6 +139,7 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
     80
     86
     90
+    901
     120
   )
   set(
@@ -141,6 +149,7 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
     8.0
     8.6
     9.0,8.0
+    9.0a
     12.0
   )
   if(INT8Q_SANITIZE OR INT8Q_CUDA_ARCHITECTURES)
@@ -174,6 +183,9 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
   add_dependencies(test_cuda int8q_libcuda)
   foreach(capability IN LISTS capabilities)
     set(cuda_environment "${emulation_environment};LD_LIBRARY_PATH=${libcuda_folder};INT8Q_STUB_GPUS=${capability}")
+    if(capability MATCHES "a$") # stoi stops there
+      string(APPEND cuda_environment ";INT8Q_CUDA_IMAGE=sm_90a")
+    endif()
     add_test(NAME cuda_${capability} COMMAND test_cuda)
     set_tests_properties(
       cuda_${capability}

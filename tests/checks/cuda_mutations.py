@@ -159,7 +159,7 @@ def run_as_libcuda(compiler, build, folder, tests):
     command = [compiler, "-std=c++20", "-O1", "-w", "-fPIC", "-ffp-contract=off", "-fvisibility=hidden", "-shared"]
     command += ["-DINT8Q_ARCH=80", "-DINT8Q_SUFFIX=sm80", *includes, ROOT / "tests/cuda_emulation/entries.cpp"]
     objects = build / "CMakeFiles/int8q_libcuda.dir/tests/cuda_emulation"
-    command += [objects / f"{name}.cpp.o" for name in ("libcuda", "emulator", "memory")]
+    command += [objects / f"{name}.cpp.o" for name in ("libcuda", "emulator", "memory", "sm90")]
     if subprocess.run([*command, "-lboost_context", "-o", folder / "libcuda.so.1"], capture_output=True).returncode:
         return "compiler"
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "INT8Q_STUB_GPUS": "8.0"}

@@ -80,6 +80,7 @@ inline void device_fence() { emulation::device_fence(); }
 // ---------------------------------------------------------------------------------------------------- Threads together
 
 inline void block_barrier(const Site& site = Site::current()) { emulation::block_barrier(site); }
+inline void leave_block(const Site& site = Site::current()) { emulation::leave_block(site); }
 inline void warp_barrier(const Site& site = Site::current()) { emulation::warp_barrier(site); }
 
 // Each lane gets the value of lane source(lane, by).

@@ -1,16 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda_emulation/emulator.h"
-
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <boost/context/detail/fcontext.hpp>
 #include <cstdlib>
-#include <deque>
-#include <exception>
-#include <map>
 #include <numeric>
 #include <random>
+
+#include "cuda_emulation/engine.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -20,57 +16,9 @@
 namespace int8q::emulation {
 namespace {
 
-namespace context = boost::context::detail;
-
 constexpr int kResident = 3;  // blocks at a time
 constexpr size_t kStackBytes = size_t{256} << 10;
 constexpr size_t kSharedAlignment = 128;
-
-struct AsyncCopy {
-  int64_t to;
-  const void* from;
-  int count, valid;
-  Site site;
-};
-
-enum class Waiting { kNothing, kBlockBarrier, kWarpOperation, kDone };
-
-struct Block;
-
-struct Thread {
-  Block* block;
-  int index;
-  Waiting waiting = Waiting::kNothing;
-  Site site;
-  std::deque<std::vector<AsyncCopy>> groups;  // committed, oldest first
-  std::vector<AsyncCopy> open;
-  context::fcontext_t fiber = nullptr;
-  void* stack = nullptr;
-  std::exception_ptr error;
-  int64_t fenced_at = -1;                          // its block's epoch at its last fence
-  std::vector<std::pair<int64_t, uint32_t>> seen;  // blocks by atomics since, with their epoch when they told
-
-  int warp() const { return index / kWarp; }
-};
-
-struct Warp {
-  uint32_t epoch = 0;
-  int arrived = 0;
-  const char* name = nullptr;
-  Site site;
-  const void* inputs[kWarp];
-  void* outputs[kWarp];
-};
-
-struct Block {
-  int64_t index;
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  AlignedBytes storage{0, 1};
-  std::unique_ptr<Memory> shared;
-  uint32_t epoch = 0;
-  int at_barrier = 0, done = 0;
-};
 
 // Block `to` knows from its epoch `since` on what block `of` did before its epoch `until`.
 struct Told {
@@ -92,10 +40,15 @@ struct Engine {
 
 Engine engine;
 
+}  // namespace
+
 Thread& self() {
   if (engine.running == nullptr) throw std::logic_error("device code outside of a launch");
   return *engine.running;
 }
+
+As::As(Thread& thread) : before_(engine.running) { engine.running = &thread; }
+As::~As() { engine.running = before_; }
 
 std::string describe(const Site& site) {
   const std::string file = site.file_name();
@@ -105,8 +58,6 @@ std::string describe(const Site& site) {
 std::string who(const Thread& t) {
   return "thread " + std::to_string(t.index) + " of block " + std::to_string(t.block->index);
 }
-
-}  // namespace
 
 void fault(FaultKind kind, const std::string& what, const Site& site) {
   throw Fault(kind, describe(site) + ": " + who(self()) + " " + what);
@@ -148,7 +99,8 @@ void arrive([[maybe_unused]] void* fake, [[maybe_unused]] const void** bottom, [
 #endif
 }
 
-// Back to the scheduler until it resumes this thread.
+}  // namespace
+
 void yield() {
   Thread& t = self();
   void* fake = nullptr;
@@ -158,14 +110,16 @@ void yield() {
   engine.scheduler = back.fctx;
 }
 
+namespace {
+
 void fiber_main(context::transfer_t from) {
   arrive(nullptr, &engine.scheduler_stack, &engine.scheduler_bytes);
   engine.scheduler = from.fctx;
   Thread& t = self();
   try {
     (*engine.kernel)();
-    if (!t.open.empty() || !t.groups.empty()) {
-      fault(FaultKind::kUnfinished, "leaves with copies on their way", Site::current());
+    if (!t.open.empty() || !t.groups.empty() || t.products_on_their_way() > 0) {
+      fault(FaultKind::kUnfinished, "leaves with copies or products on their way", Site::current());
     }
   } catch (...) {
     t.error = std::current_exception();
@@ -205,7 +159,10 @@ std::unique_ptr<Block> make_block(int64_t index, const LaunchShape& shape) {
     block->threads[static_cast<size_t>(t)].block = block.get();
     block->threads[static_cast<size_t>(t)].index = t;
   }
+  block->staying = shape.threads;
+  block->random.seed(shape.seed);
   block->warps.resize(static_cast<size_t>(shape.threads / kWarp));
+  block->warpgroups.resize(static_cast<size_t>((shape.threads + kWarpgroup - 1) / kWarpgroup));
   block->storage = AlignedBytes(shape.shared_bytes, kSharedAlignment);
   block->shared = std::make_unique<Memory>(block->storage.get(), shape.shared_bytes, "shared memory");
   return block;
@@ -213,16 +170,23 @@ std::unique_ptr<Block> make_block(int64_t index, const LaunchShape& shape) {
 
 // Nobody in the block can go on.
 void explain_deadlock(const Block& block) {
+  const Thread* stuck = nullptr;
   for (const Thread& t : block.threads) {
-    if (t.waiting == Waiting::kDone) continue;
-    const bool barrier = t.waiting == Waiting::kBlockBarrier;
-    const Warp& warp = block.warps[static_cast<size_t>(t.warp())];
-    throw Fault(FaultKind::kDivergence,
-                describe(t.site) + ": " + who(t) + " waits at " + (barrier ? "a barrier" : warp.name) + ", which " +
-                    (barrier ? std::to_string(block.at_barrier) + " of " + std::to_string(block.threads.size()) + " threads"
-                             : std::to_string(warp.arrived) + " of 32 lanes") +
-                    " have reached; others wait elsewhere or have left");
+    if (t.waiting == Waiting::kMbarrier) explain_mbarrier(t);
+    if (stuck == nullptr && t.waiting != Waiting::kDone) stuck = &t;
   }
+  const Warp& warp = block.warps[static_cast<size_t>(stuck->warp())];
+  const Warpgroup& group = block.warpgroups[static_cast<size_t>(stuck->index / kWarpgroup)];
+  const auto reached = [](int count, int all, const char* what) {
+    return std::to_string(count) + " of " + std::to_string(all) + " " + what;
+  };
+  const auto [name, how_many] = stuck->waiting == Waiting::kBlockBarrier
+                                    ? std::pair("a barrier", reached(block.at_barrier, block.staying, "threads"))
+                                : stuck->waiting == Waiting::kWarpgroupOperation
+                                    ? std::pair(group.name, reached(group.arrived, kWarpgroup, "threads"))
+                                    : std::pair(warp.name, reached(warp.arrived, kWarp, "lanes"));
+  throw Fault(FaultKind::kDivergence, describe(stuck->site) + ": " + who(*stuck) + " waits at " + name + ", which " +
+                                          how_many + " have reached; others wait elsewhere or have left");
 }
 
 // One turn of all threads that can run; whether there was one.
@@ -230,6 +194,7 @@ bool run_turn(Block& block, const std::vector<int>& order) {
   bool ran = false;
   for (const int index : order) {
     Thread& t = block.threads[static_cast<size_t>(index)];
+    if (t.waiting == Waiting::kMbarrier && phase_has_ended(t)) t.waiting = Waiting::kNothing;
     if (t.waiting != Waiting::kNothing) continue;
     resume(t);
     ran = true;
@@ -271,8 +236,9 @@ void launch(const LaunchShape& shape, const std::function<void()>& kernel) {
     while (next < blocks.size() || !resident.empty()) {
       while (resident.size() < kResident && next < blocks.size()) resident.push_back(make_block(blocks[next++], shape));
       for (auto& block : resident) {
-        if (!run_turn(*block, order)) explain_deadlock(*block);
+        if (!run_turn(*block, order) && !deliver_tile(*block)) explain_deadlock(*block);
         if (block->done == shape.threads) {
+          check_tiles_came(*block);
           release_stacks(*block);
           block.reset();
         }
@@ -318,6 +284,23 @@ void note_atomic(const void* word) {
   if (t.fenced_at == t.block->epoch) announced.emplace_back(t.block->index, t.block->epoch);
 }
 
+namespace {
+
+// If all are there who stay in the block.
+bool open_barrier(Block& block) {
+  if (block.at_barrier < block.staying) return false;
+  block.at_barrier = 0;
+  ++block.epoch;
+  for (Thread& t : block.threads) {
+    if (t.waiting == Waiting::kBlockBarrier) t.waiting = Waiting::kNothing;
+    for (const auto& [barrier, phases] : t.ended) block.ended[barrier] = std::max(block.ended[barrier], phases);
+    t.ended.clear();
+  }
+  return true;
+}
+
+}  // namespace
+
 void block_barrier(const Site& site) {
   Thread& t = self();
   Block& block = *t.block;
@@ -331,13 +314,20 @@ void block_barrier(const Site& site) {
       if (other.waiting == Waiting::kBlockBarrier) break;
     }
   }
-  if (++block.at_barrier < static_cast<int>(block.threads.size())) {
-    t.waiting = Waiting::kBlockBarrier;
-    return yield();
-  }
-  block.at_barrier = 0;
-  ++block.epoch;
-  for (Thread& other : block.threads) other.waiting = Waiting::kNothing;
+  if (!t.stays) fault(FaultKind::kDivergence, "waits at a barrier after it has left the block", site);
+  ++block.at_barrier;
+  if (open_barrier(block)) return;
+  t.waiting = Waiting::kBlockBarrier;
+  yield();
+}
+
+void leave_block(const Site& site) {
+  warp_operation(
+      "leave_block", nullptr, nullptr, [](const void* const*, void* const*) {}, site);
+  Thread& t = self();
+  t.stays = false;
+  --t.block->staying;
+  if (t.block->at_barrier > 0) open_barrier(*t.block);
 }
 
 void warp_operation(const char* name, const void* input, void* output, WarpCompute compute, const Site& site) {

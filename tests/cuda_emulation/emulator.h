@@ -10,16 +10,21 @@
 //   kBounds, kAlignment  an access outside of registered or shared memory, or not at a multiple of its size
 //   kUninitialized       a byte is read that nobody wrote
 //   kRace                two threads touch a byte, one of them writes, and no barrier lies between
-//   kMissingWait         a byte is touched that cp.async still has to bring
+//   kMissingWait         a byte is touched that a copy still has to bring or a product still has to read; what sm_90a demands
+//                        between a thread's own accesses and those of its copies and products is missing
 //   kDivergence          threads of a block or a warp wait at different barriers or warp operations, or have left
 //   kLimit               a launch that the architecture would refuse
-//   kUnfinished          a thread leaves with copies on their way
+//   kUnfinished          a thread leaves with copies or products on their way
+//   kDeadlock            a thread waits at an mbarrier whose phase nobody can end
 //
 // Order: blocks run kResident at a time, their threads by turns, each until it has to wait; `seed` permutes both. What a
 // barrier orders: __syncthreads the whole block, __syncwarp the warp; shuffles order nothing. Blocks are ordered by an atomic on
 // global memory between fences: what a block did before its last barrier, a thread of it then fenced and told by an atomic, is
 // done for the block that sees it by an atomic on the same word, a fence and a barrier.
 // Copies by cp.async move nothing until that thread waits for them, and fill their destination with a pattern until then.
+// Tiles by TMA come, in any order, when no thread of the block can go on; bytes of theirs are there for who waited at their
+// mbarrier, for that phase. wgmma reads its operands when it is waited for; until then its sums are a pattern, and writing
+// to its operands is a fault.
 //
 // It knows nothing of registers, bank conflicts, caches or weak ordering inside a warp.
 #pragma once
@@ -38,7 +43,17 @@ namespace int8q::emulation {
 
 using Site = std::source_location;
 
-enum class FaultKind { kBounds, kAlignment, kUninitialized, kRace, kMissingWait, kDivergence, kLimit, kUnfinished };
+enum class FaultKind {
+  kBounds,
+  kAlignment,
+  kUninitialized,
+  kRace,
+  kMissingWait,
+  kDivergence,
+  kLimit,
+  kUnfinished,
+  kDeadlock
+};
 
 struct Fault : std::runtime_error {
   Fault(FaultKind which, const std::string& what) : std::runtime_error(what), kind(which) {}
@@ -53,9 +68,10 @@ struct Moment {
 };
 
 struct Byte {
-  enum State : uint8_t { kUnwritten, kWritten, kOnItsWay };
+  enum State : uint8_t { kUnwritten, kWritten, kOnItsWay, kMbarrier };
   enum Readers : uint8_t { kNone, kThread, kWarp, kBlock, kBlocks };
   Moment write, read;
+  uint32_t proxy_fences = 0;  // of its writer, by then
   State state = kUnwritten;
   Readers readers = kNone;
   bool atomic = false;  // the last write was one
@@ -77,16 +93,37 @@ class Memory {
   void begin_copy(int64_t at, int64_t count, const Site& site);
   void end_copy(int64_t at, const void* from, int64_t count, const Site& site);
 
+  // Shared memory alone, by the copy engine and tensor cores of sm_90a: 16 bytes at a multiple of that.
+  void begin_tile(int64_t at, int64_t mbarrier, uint32_t phase, const Site& site);
+  void end_tile(int64_t at, const void* from);
+  void begin_product(int64_t at, int readers, const Site& site);
+  void end_product(int64_t at);
+  void begin_mbarrier(int64_t at, const Site& site);
+  void end_mbarrier(int64_t at, const Site& site);
+
  private:
+  struct Chunk {
+    int readers = 0;        // that a product on its way still has
+    int64_t mbarrier = -1;  // that told of its tile, in this phase; -1: threads wrote it
+    uint32_t phase = 0;
+    Moment product{};  // that read it last
+  };
+  Chunk& chunk(int64_t at);
+  bool of_tile(int64_t at) const;
+  void check_tile(int64_t at, const Site& site) const;
+  void check_proxy(const Byte& byte, int64_t at, const Site& site) const;
+
   void check(int64_t at, int64_t count, const Site& site) const;
-  void claim(int64_t at, int64_t count, Byte::State state, bool atomic, const Site& site);
-  void check_write(const Byte& byte, int64_t at, bool atomic, const Site& site) const;
+  void read(int64_t at, void* to, int64_t count, bool notes, const Site& site);
+  void claim(int64_t at, int64_t count, Byte::State state, bool atomic, bool tile, const Site& site);
+  void check_write(const Byte& byte, int64_t at, bool atomic, bool tile, const Site& site) const;
   void note_read(Byte& byte);
   [[noreturn]] void race(const char* what, const Moment& other, int64_t at, const Site& site) const;
 
   uint8_t* bytes_;
   const char* name_;
   std::vector<Byte> shadow_;
+  std::vector<Chunk> chunks_;  // empty until one is asked for
 };
 
 // Exactly as many bytes as asked for, so that ASan sees what goes around the checks.
@@ -164,6 +201,10 @@ class Buffer {
 Moment now();
 bool has_been_told(const Moment& of_other_block);
 [[noreturn]] void fault(FaultKind kind, const std::string& what, const Site& site);
+bool has_ended(int64_t mbarrier, uint32_t phase);  // for the running thread
+uint32_t proxy_fences();                           // of the running thread
+bool is_fenced(const Moment& write, uint32_t proxy_fences_by_then);
+bool is_ordered(const Moment& then);  // for the running thread, by memory.cpp
 
 // ---------------------------------------------------------------------------------------------------- Launch
 
@@ -197,6 +238,7 @@ Place global_place(const void* p, int64_t count, const Site& site);
 void device_fence();
 void note_atomic(const void* word);  // on global memory, by the running thread
 void block_barrier(const Site& site);
+void leave_block(const Site& site);
 void warp_barrier(const Site& site);
 
 // All 32 lanes meet at `name`; the last one calls compute(inputs, outputs), arrays of 32 pointers to what each lane passed.
@@ -207,5 +249,24 @@ void warp_operation(const char* name, const void* input, void* output, WarpCompu
 void copy_async(int64_t shared_at, const void* global, int count, int valid, const Site& site);
 void commit_copies();
 void wait_copies(int groups_left, const Site& site);
+
+// ---- For ptx_sm90.h
+
+void init_mbarrier(int64_t at, int arrivals, const Site& site);
+void end_mbarrier(int64_t at, const Site& site);
+void arrive(int64_t at, int64_t expected_bytes, const Site& site);
+void wait_mbarrier(int64_t at, uint32_t parity, const Site& site);
+void proxy_fence();
+void change_registers(const char* name, int registers, const Site& site);
+
+// What cuTensorMapEncodeTiled would refuse is: rows of bytes, at most 128 of them, swizzled by 128; a CUresult.
+int encode_tensor_map(void* map, const void* matrix, const uint64_t (&sizes)[2], uint64_t stride, const uint32_t (&box)[2]);
+void copy_tile(int64_t at, const void* map, int column, int row, int64_t mbarrier, const Site& site);
+
+// c[128] of each thread += a[64][32] . b[256][32]^T, by descriptors.
+void multiply_tile(int32_t* c, uint64_t a, uint64_t b, const Site& site);
+void fence_products(const Site& site);
+void commit_products(const Site& site);
+void wait_products(int groups_left, const Site& site);
 
 }  // namespace int8q::emulation

@@ -11,9 +11,10 @@
 #include <cute/atom/copy_traits_sm75.hpp>
 #include <cute/atom/mma_traits_sm75.hpp>
 #include <cute/atom/mma_traits_sm80.hpp>
+#include <cute/atom/mma_traits_sm90_gmma.hpp>
 #include <vector>
 
-#include "cuda/kernels/ptx.h"
+#include "cuda/kernels/ptx_sm90.h"
 #include "support/call.h"
 
 namespace int8q::gpu {
@@ -167,6 +168,98 @@ TEST(Fragments, Ldmatrix) {
 
 TEST(Fragments, LdmatrixTrans) {
   expect_matrices<cute::Copy_Traits<cute::SM75_U16x8_LDSM_T>>([](uint32_t at, auto& r) { ptx::ldmatrix_trans(at, r); });
+}
+
+// ---- sm_90a
+
+using WgmmaTraits = cute::MMA_Traits<cute::SM90::GMMA::MMA_64x256x32_S32S8S8_SS_TN>;
+using SwizzledRows = cute::SM90::GMMA::Layout_K_SW128_Atom<int8_t>;  // eight of 128 bytes
+
+int place_of(int row, int k) { return row / 8 * 1024 + static_cast<int>(SwizzledRows{}(row % 8, k)); }
+
+// A warpgroup's product of 32 bytes at each place of rows of 128, whose operands lie, and whose sums are, where CuTe has them.
+TEST(Fragments, Wgmma) {
+  constexpr int kM = 64, kN = 256, kDepth = 32, kRow = 128, kThreads = 128;
+  static_assert(decltype(cute::size<0>(WgmmaTraits::CLayout{}))::value == kThreads);
+  test::Random random(1);
+  std::vector<int8_t> x(kM * kRow), w(kN * kRow), shared((kM + kN) * kRow);
+  for (int8_t& code : x) code = static_cast<int8_t>(random.below(256));
+  for (int8_t& code : w) code = static_cast<int8_t>(random.below(256));
+  for (int k = 0; k < kRow; ++k) {
+    for (int row = 0; row < kM; ++row)
+      shared[static_cast<size_t>(place_of(row, k))] = x[static_cast<size_t>(row * kRow + k)];
+    for (int row = 0; row < kN; ++row)
+      shared[static_cast<size_t>(kM * kRow + place_of(row, k))] = w[static_cast<size_t>(row * kRow + k)];
+  }
+  for (int first = 0; first < kRow; first += kDepth) {
+    static int32_t c[kThreads][32][4];
+    std::memset(c, 0, sizeof c);
+    launch({.threads = kThreads, .shared_bytes = (kM + kN) * kRow}, [&] {
+      for (size_t i = static_cast<size_t>(thread_index()) * 4; i < shared.size(); i += kThreads * 4) {
+        uint32_t four;
+        std::memcpy(&four, &shared[i], 4);
+        store_shared(static_cast<uint32_t>(i), four);
+      }
+      ptx::proxy_fence();
+      block_barrier();
+      ptx::fence_products();
+      ptx::multiply_tile(c[thread_index()], static_cast<uint32_t>(first), static_cast<uint32_t>(kM * kRow + first));
+      ptx::commit_products();
+      ptx::wait_products<0>();
+    });
+    for (int thread = 0; thread < kThreads; ++thread) {
+      for (int value = 0; value < decltype(cute::size<1>(WgmmaTraits::CLayout{}))::value; ++value) {
+        const int place = WgmmaTraits::CLayout{}(thread, value), row = place % kM, col = place / kM;
+        int sum = 0;
+        for (int k = first; k < first + kDepth; ++k)
+          sum += x[static_cast<size_t>(row * kRow + k)] * w[static_cast<size_t>(col * kRow + k)];
+        ASSERT_EQ(c[thread][value / 4][value % 4], sum) << "thread " << thread << ", value " << value;
+      }
+    }
+  }
+}
+
+TEST(Fragments, DescriptorOfWgmma) {
+  for (const uint32_t address : {0u, 1024u, 48 * 1024u + 96u, 227 * 1024u - 1024u}) {
+    const cute::GmmaDescriptor descriptor(ptx::rows_of_128_bytes(address));
+    EXPECT_EQ(static_cast<uint32_t>(descriptor.bitfield.start_address_) << 4, address);
+    EXPECT_EQ(descriptor.bitfield.leading_byte_offset_, 1);
+    EXPECT_EQ(descriptor.bitfield.stride_byte_offset_ << 4, 1024);
+    EXPECT_EQ(descriptor.bitfield.base_offset_, 0);
+    EXPECT_EQ(descriptor.bitfield.layout_type_, static_cast<uint8_t>(cute::SM90::GMMA::LayoutType::B128));
+  }
+}
+
+// The copy engine lays rows as wgmma reads them.
+TEST(Fragments, CopiesOfTiles) {
+  constexpr int kRows = 16, kRow = 128;
+  std::vector<int8_t> values(kRows * kRow);
+  test::Random random(2);
+  for (int8_t& value : values) value = static_cast<int8_t>(random.below(256));
+  const emulation::Buffer<int8_t> x(values, "x");
+  TensorMap map;
+  ASSERT_EQ(emulation::encode_tensor_map(&map, x.device(), {kRow, kRows}, kRow, {kRow, kRows}), 0);
+  uint32_t came[kRows * kRow / 4];
+  launch({.shared_bytes = kRows * kRow + 8}, [&] {
+    const uint32_t barrier = kRows * kRow;
+    if (lane_index() == 0) {
+      ptx::init_barrier(barrier, 1);
+      ptx::proxy_fence();
+      ptx::arrive_and_expect(barrier, kRows * kRow);
+      ptx::copy_tile(0, map, 0, 0, barrier);
+    }
+    warp_barrier();
+    ptx::wait_barrier(barrier, 0);
+    for (int i = lane_index(); i < kRows * kRow / 4; i += kWarp)
+      came[i] = load_shared<uint32_t>(static_cast<uint32_t>(i) * 4);
+  });
+  for (int row = 0; row < kRows; ++row) {
+    for (int k = 0; k < kRow; ++k) {
+      int8_t byte;
+      std::memcpy(&byte, reinterpret_cast<const uint8_t*>(came) + place_of(row, k), 1);
+      ASSERT_EQ(byte, values[static_cast<size_t>(row * kRow + k)]) << row << ", " << k;
+    }
+  }
 }
 
 }  // namespace

@@ -10,6 +10,7 @@ namespace int8q::emulation {
 namespace {
 
 constexpr uint8_t kPoison = 0xa5;
+constexpr int64_t kChunkBytes = 16;
 
 std::map<const uint8_t*, Memory*> global;  // by end address
 
@@ -24,6 +25,8 @@ bool ordered(const Moment& then, const Moment& at) {
 }
 
 }  // namespace
+
+bool is_ordered(const Moment& then) { return ordered(then, now()); }
 
 void Memory::mark_written(int64_t at, int64_t count) {
   for (int64_t i = at; i < at + count; ++i) {
@@ -48,7 +51,10 @@ void Memory::race(const char* what, const Moment& other, int64_t at, const Site&
         site);
 }
 
-void Memory::read(int64_t at, void* to, int64_t count, const Site& site) {
+void Memory::read(int64_t at, void* to, int64_t count, const Site& site) { read(at, to, count, true, site); }
+
+// notes: who writes there must wait for it as for a thread's own read.
+void Memory::read(int64_t at, void* to, int64_t count, bool notes, const Site& site) {
   check(at, count, site);
   const Moment moment = now();
   for (int64_t i = at; i < at + count; ++i) {
@@ -57,13 +63,18 @@ void Memory::read(int64_t at, void* to, int64_t count, const Site& site) {
       fault(FaultKind::kMissingWait, "reads byte " + std::to_string(i) + " of " + name_ + " before its copy is waited for",
             site);
     }
+    if (byte.state == Byte::kMbarrier) race("reads the mbarrier of", byte.write, i, site);
     if (byte.state == Byte::kUnwritten) {
       fault(FaultKind::kUninitialized, "reads byte " + std::to_string(i) + " of " + name_ + ", which nobody wrote", site);
     }
-    if (!ordered(byte.write, moment)) race("reads what is being written by", byte.write, i, site);
-    note_read(byte);
+    if (of_tile(i)) {
+      check_tile(i, site);
+    } else if (!ordered(byte.write, moment)) {
+      race("reads what is being written by", byte.write, i, site);
+    }
+    if (notes) note_read(byte);
   }
-  std::memcpy(to, bytes_ + at, static_cast<size_t>(count));
+  if (to != nullptr) std::memcpy(to, bytes_ + at, static_cast<size_t>(count));
 }
 
 void Memory::note_read(Byte& byte) {
@@ -82,11 +93,22 @@ void Memory::note_read(Byte& byte) {
   byte.read = moment;
 }
 
-void Memory::check_write(const Byte& byte, int64_t at, bool atomic, const Site& site) const {
+void Memory::check_write(const Byte& byte, int64_t at, bool atomic, bool tile, const Site& site) const {
   const Moment moment = now();
   if (byte.state == Byte::kOnItsWay) {
     fault(FaultKind::kMissingWait, "writes byte " + std::to_string(at) + " of " + name_ + ", which a copy is to fill",
           site);
+  }
+  if (byte.state == Byte::kMbarrier) race("writes the mbarrier of", byte.write, at, site);
+  if (!chunks_.empty()) {
+    const Chunk& its = chunks_[static_cast<size_t>(at / kChunkBytes)];
+    if (its.readers > 0) {
+      fault(FaultKind::kMissingWait,
+            "writes byte " + std::to_string(at) + " of " + name_ + ", which a product on its way has to read", site);
+    }
+    // A tile comes behind mbarriers; threads behind one of the block.
+    if (!tile && its.product.launch == moment.launch && its.product.block_epoch >= moment.block_epoch)
+      race("writes what is being read by a product of", its.product, at, site);
   }
   if (byte.state == Byte::kWritten && !(atomic && byte.atomic) && !ordered(byte.write, moment)) {
     race("writes what is being written by", byte.write, at, site);
@@ -104,20 +126,22 @@ void Memory::check_write(const Byte& byte, int64_t at, bool atomic, const Site& 
 }
 
 // Makes the running thread the writer of these bytes.
-void Memory::claim(int64_t at, int64_t count, Byte::State state, bool atomic, const Site& site) {
+void Memory::claim(int64_t at, int64_t count, Byte::State state, bool atomic, bool tile, const Site& site) {
   check(at, count, site);
   for (int64_t i = at; i < at + count; ++i) {
     Byte& byte = shadow_[static_cast<size_t>(i)];
-    check_write(byte, i, atomic, site);
+    check_write(byte, i, atomic, tile, site);
     byte.write = now();
     byte.readers = Byte::kNone;
     byte.state = state;
     byte.atomic = atomic;
+    byte.proxy_fences = proxy_fences();
+    if (!chunks_.empty()) chunks_[static_cast<size_t>(at / kChunkBytes)].mbarrier = -1;
   }
 }
 
 void Memory::write(int64_t at, const void* from, int64_t count, const Site& site) {
-  claim(at, count, Byte::kWritten, false, site);
+  claim(at, count, Byte::kWritten, false, false, site);
   std::memcpy(bytes_ + at, from, static_cast<size_t>(count));
 }
 
@@ -128,7 +152,7 @@ uint32_t Memory::atomic(int64_t at, const std::function<uint32_t(uint32_t)>& cha
       fault(FaultKind::kUninitialized, "changes byte " + std::to_string(i) + " of " + name_ + ", which nobody wrote", site);
     }
   }
-  claim(at, 4, Byte::kWritten, true, site);
+  claim(at, 4, Byte::kWritten, true, false, site);
   uint32_t before;
   std::memcpy(&before, bytes_ + at, 4);
   const uint32_t after = change(before);
@@ -137,7 +161,7 @@ uint32_t Memory::atomic(int64_t at, const std::function<uint32_t(uint32_t)>& cha
 }
 
 void Memory::begin_copy(int64_t at, int64_t count, const Site& site) {
-  claim(at, count, Byte::kOnItsWay, false, site);
+  claim(at, count, Byte::kOnItsWay, false, false, site);
   std::memset(bytes_ + at, kPoison, static_cast<size_t>(count));
 }
 
@@ -149,6 +173,74 @@ void Memory::end_copy(int64_t at, const void* from, int64_t count, const Site& s
     byte.write = now();
   }
   std::memcpy(bytes_ + at, from, static_cast<size_t>(count));
+}
+
+// ---------------------------------------------------------------------------------------------------- sm_90a
+
+Memory::Chunk& Memory::chunk(int64_t at) {
+  if (chunks_.empty()) chunks_.resize(static_cast<size_t>((size() + kChunkBytes - 1) / kChunkBytes));
+  return chunks_[static_cast<size_t>(at / kChunkBytes)];
+}
+
+// What a tile brought is there for who waited for it.
+bool Memory::of_tile(int64_t at) const {
+  return !chunks_.empty() && chunks_[static_cast<size_t>(at / kChunkBytes)].mbarrier >= 0;
+}
+void Memory::check_tile(int64_t at, const Site& site) const {
+  const Chunk& its = chunks_[static_cast<size_t>(at / kChunkBytes)];
+  if (has_ended(its.mbarrier, its.phase)) return;
+  fault(FaultKind::kMissingWait,
+        "reads byte " + std::to_string(at) + " of " + name_ + " without having waited at the mbarrier of its tile", site);
+}
+
+// Threads' own accesses and those of the copy engine and the tensor cores are not ordered by barriers alone.
+void Memory::check_proxy(const Byte& byte, int64_t at, const Site& site) const {
+  if (is_fenced(byte.write, byte.proxy_fences)) return;
+  fault(FaultKind::kMissingWait,
+        "lets an asynchronous operation touch byte " + std::to_string(at) + " of " + name_ +
+            ", which was written without a proxy fence behind",
+        site);
+}
+
+void Memory::begin_tile(int64_t at, int64_t mbarrier, uint32_t phase, const Site& site) {
+  check(at, kChunkBytes, site);
+  const bool by_threads = chunk(at).mbarrier < 0;
+  for (int64_t i = at; i < at + kChunkBytes; ++i) {
+    const Byte& byte = shadow_[static_cast<size_t>(i)];
+    if (by_threads && byte.state == Byte::kWritten) check_proxy(byte, i, site);
+  }
+  claim(at, kChunkBytes, Byte::kOnItsWay, false, true, site);
+  std::memset(bytes_ + at, kPoison, kChunkBytes);
+  chunk(at).mbarrier = mbarrier;
+  chunk(at).phase = phase;
+}
+
+void Memory::end_tile(int64_t at, const void* from) {
+  for (int64_t i = at; i < at + kChunkBytes; ++i) shadow_[static_cast<size_t>(i)].state = Byte::kWritten;
+  std::memcpy(bytes_ + at, from, kChunkBytes);
+}
+
+void Memory::begin_product(int64_t at, int readers, const Site& site) {
+  read(at, nullptr, kChunkBytes, false, site);
+  if (chunk(at).mbarrier < 0) {
+    for (int64_t i = at; i < at + kChunkBytes; ++i) check_proxy(shadow_[static_cast<size_t>(i)], i, site);
+  }
+  chunk(at).readers += readers;
+}
+
+void Memory::end_product(int64_t at) {
+  --chunk(at).readers;
+  chunk(at).product = now();
+}
+
+void Memory::begin_mbarrier(int64_t at, const Site& site) {
+  claim(at, 8, Byte::kWritten, false, false, site);
+  for (int64_t i = at; i < at + 8; ++i) shadow_[static_cast<size_t>(i)].state = Byte::kMbarrier;
+}
+
+void Memory::end_mbarrier(int64_t at, const Site& site) {
+  for (int64_t i = at; i < at + 8; ++i) shadow_[static_cast<size_t>(i)].state = Byte::kUnwritten;
+  claim(at, 8, Byte::kWritten, false, false, site);
 }
 
 Registered::Registered(void* bytes, int64_t size, const char* name)

@@ -4,41 +4,13 @@
 #include <gtest/gtest.h>
 
 #include "cuda/kernels/ptx.h"
+#include "cuda_emulation/faults.h"
 
 namespace int8q::gpu {
 namespace {
 
 using emulation::Buffer;
-using emulation::Fault;
-using emulation::FaultKind;
 using emulation::launch;
-
-constexpr uint64_t kSeeds[] = {0, 1, 2};
-
-// The fault that a launch ends in.
-void expect_fault(FaultKind kind, const emulation::LaunchShape& shape, const std::function<void()>& kernel,
-                  const emulation::Site& site = emulation::Site::current()) {
-  const testing::ScopedTrace trace(site.file_name(), static_cast<int>(site.line()), "expected here");
-  for (const uint64_t seed : kSeeds) {
-    emulation::LaunchShape seeded = shape;
-    seeded.seed = seed;
-    try {
-      launch(seeded, kernel);
-      FAIL() << "no fault with seed " << seed;
-    } catch (const Fault& fault) {
-      EXPECT_EQ(static_cast<int>(fault.kind), static_cast<int>(kind)) << fault.what();
-    }
-  }
-}
-void expect_none(const emulation::LaunchShape& shape, const std::function<void()>& kernel,
-                 const emulation::Site& site = emulation::Site::current()) {
-  const testing::ScopedTrace trace(site.file_name(), static_cast<int>(site.line()), "expected here");
-  for (const uint64_t seed : kSeeds) {
-    emulation::LaunchShape seeded = shape;
-    seeded.seed = seed;
-    EXPECT_NO_THROW(launch(seeded, kernel)) << "seed " << seed;
-  }
-}
 
 uint32_t word(int i) { return static_cast<uint32_t>(i) * 4; }
 

@@ -28,6 +28,8 @@ struct Sm90 {  // and 100
   static constexpr int kVersion = 90;
   static constexpr int kSharedBytes = 227 * 1024;
 };
+struct Sm90a : Sm90 {};  // whose wgmma no later architecture has
+using Sm901 = Sm90a;     // by its number in tools/cuda
 struct Sm120 {
   static constexpr int kVersion = 120;
   static constexpr int kSharedBytes = 99 * 1024;
@@ -37,5 +39,9 @@ template <class Arch>
 inline constexpr bool kHasAsyncCopy = Arch::kVersion >= 80;
 template <class Arch>
 inline constexpr bool kHasInt8Mma = Arch::kVersion >= 75;
+template <class Arch>
+inline constexpr bool kHasWgmma = false;
+template <>
+inline constexpr bool kHasWgmma<Sm90a> = true;
 
 }  // namespace int8q::gpu

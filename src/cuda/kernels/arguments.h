@@ -90,6 +90,17 @@ struct Gemm {
   uint32_t* counters;  // [tiles], 0 before and after
 };
 
+// A matrix of bytes as the driver tells it to the copy engine (CUtensorMap).
+struct alignas(64) TensorMap {
+  uint64_t words[16];
+};
+
+// Y[M,N] by gemm_wgmma.h, whose maps have the rows of p.codes and p.w.
+struct GemmByMaps {
+  TensorMap codes, w;
+  Gemm p;
+};
+
 // dX[M,K] = (dY o col_stats / 127) . W.
 struct Backward {
   int64_t m, n, k;

@@ -32,7 +32,7 @@ INT8Q_DEVICE int warp_index() { return thread_index() / kWarp; }
 
 // ---------------------------------------------------------------------------------------------------- Memory
 
-extern __shared__ __align__(128) uint8_t shared_bytes[];
+extern __shared__ __align__(1024) uint8_t shared_bytes[];  // wgmma's swizzle repeats after so many
 
 template <class T>
 INT8Q_DEVICE T load(const T* p) {
@@ -70,6 +70,8 @@ INT8Q_DEVICE void device_fence() { __threadfence(); }
 // ---------------------------------------------------------------------------------------------------- Threads together
 
 INT8Q_DEVICE void block_barrier() { __syncthreads(); }
+// This thread, with all of its warp, leaves for good: barriers of the block are the others' from now on.
+INT8Q_DEVICE void leave_block() {}
 INT8Q_DEVICE void warp_barrier() { __syncwarp(); }
 INT8Q_DEVICE uint32_t shuffle_xor(uint32_t value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 // From the lane `by` below, or the own value where there is none.

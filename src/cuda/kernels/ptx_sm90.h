@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What sm_90a has alone or began: barriers in shared memory that count bytes (mbarrier), copies of tiles by the copy engine
+// (TMA), products by four warps at once from shared memory (wgmma).
+//
+//   barrier        A phase ends when `arrivals` threads have come and all bytes that were expected are there. wait_barrier
+//                  returns once the phase of that parity has ended: 0 for the first, 1 for the second; at first 1 returns at
+//                  once.
+//   copy_tile      the box of a TensorMap whose first byte is (column, row), to rows of 128 bytes from a multiple of 1024 on:
+//                  chunk c of 16 bytes of row r lies at c ^ (r % 8); what is outside of the matrix is zero, and counts
+//   multiply_tile  c[64][256] += a[64][32] . b[256][32]^T of s8, by the four warps of a warpgroup, a and b as copy_tile lays
+//                  them. Warp w of them has rows 16 w .. as 32 fragments of 16 x 8, each as mma_s8's (ptx.h).
+//
+// The copy engine and wgmma see what threads stored only behind proxy_fence, and it is done behind a barrier, or
+// wait_products. Between fence_products and wait_products nobody touches c, a or b.
+//
+// PTX ISA 8.8, sections 9.7.13.15 (mbarrier), 9.7.9.27 (cp.async.bulk.tensor), 9.7.15 (wgmma).
+#pragma once
+
+#include "cuda/kernels/arguments.h"
+
+namespace int8q::gpu::ptx {
+
+// How wgmma finds rows of 128 bytes from `address` of shared memory on: in sixteenths, where to begin and how far eight
+// rows are from the next eight, and, in the highest bits, the swizzle, which goes by an address's own bits 7 to 9. Columns
+// 32 bytes further begin 32 bytes further.
+INT8Q_CONSTEXPR uint64_t rows_of_128_bytes(uint32_t address) {
+  return (address & 0x3ffffu) >> 4 | uint64_t{1} << 16 | uint64_t{8 * 128 / 16} << 32 | uint64_t{1} << 62;
+}
+
+}  // namespace int8q::gpu::ptx
+
+#if !defined(__CUDACC__)
+#include "cuda_emulation/ptx_sm90.h"
+#else
+
+#include "cuda/kernels/ptx.h"
+
+namespace int8q::gpu::ptx {
+
+INT8Q_DEVICE void init_barrier(uint32_t at, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(shared_address(at)), "r"(arrivals) : "memory");
+}
+// Its memory may be used for something else, behind a barrier of the block.
+INT8Q_DEVICE void end_barrier(uint32_t at) {
+  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" : : "r"(shared_address(at)) : "memory");
+}
+INT8Q_DEVICE void arrive(uint32_t at) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" : : "r"(shared_address(at)) : "memory");
+}
+INT8Q_DEVICE void arrive_and_expect(uint32_t at, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" : : "r"(shared_address(at)), "r"(bytes) : "memory");
+}
+INT8Q_DEVICE void wait_barrier(uint32_t at, uint32_t parity) {
+  uint32_t ended = 0;
+  while (ended == 0) {
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(ended)
+                 : "r"(shared_address(at)), "r"(parity)
+                 : "memory");
+  }
+}
+
+INT8Q_DEVICE void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// By one thread. `barrier` gets the bytes of the box.
+INT8Q_DEVICE void copy_tile(uint32_t at, const TensorMap& map, int column, int row, uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
+               :
+               : "r"(shared_address(at)), "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier))
+               : "memory");
+}
+
+// By all of a warpgroup; raising waits until there are as many.
+template <int kRegisters>
+INT8Q_DEVICE void lower_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(kRegisters));
+}
+template <int kRegisters>
+INT8Q_DEVICE void raise_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" : : "n"(kRegisters));
+}
+
+INT8Q_DEVICE void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+INT8Q_DEVICE void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until all but the last kLeft groups of this warp's products are done.
+template <int kLeft>
+INT8Q_DEVICE void wait_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(kLeft) : "memory");
+}
+
+#define INT8Q_4(j) "+r"(c[j][0]), "+r"(c[j][1]), "+r"(c[j][2]), "+r"(c[j][3])
+#define INT8Q_16(j) INT8Q_4(j), INT8Q_4(j + 1), INT8Q_4(j + 2), INT8Q_4(j + 3)
+#define INT8Q_64(j) INT8Q_16(j), INT8Q_16(j + 4), INT8Q_16(j + 8), INT8Q_16(j + 12)
+INT8Q_DEVICE void multiply_tile(int32_t (&c)[32][4], uint32_t a, uint32_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+      "%128, %129, 1;"
+      : INT8Q_64(0), INT8Q_64(16)
+      : "l"(rows_of_128_bytes(shared_address(a))), "l"(rows_of_128_bytes(shared_address(b))));
+}
+#undef INT8Q_4
+#undef INT8Q_16
+#undef INT8Q_64
+
+}  // namespace int8q::gpu::ptx
+
+#endif

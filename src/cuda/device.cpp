@@ -20,10 +20,17 @@ constexpr Tile tile_of() {
   return {.m = T::kM, .n = T::kN, .threads = T::kThreads, .shared_bytes = T::shared_bytes};
 }
 
+constexpr Tile wgmma_tile() {
+  Tile tile = tile_of<gpu::WgmmaTile>();
+  tile.threads = gpu::WgmmaTile::kBlockThreads;
+  return tile;
+}
+
 template <class Arch>
 constexpr Shapes shapes_of() {
   return {.large = tile_of<gpu::LargeTile<Arch>>(),
           .small = tile_of<gpu::SmallTile<Arch>>(),
+          .wgmma = gpu::kHasWgmma<Arch> ? wgmma_tile() : Tile{},
           .skinny_rows = gpu::kHasInt8Mma<Arch> ? 64 : 16};
 }
 
@@ -34,6 +41,7 @@ Shapes shapes_of(int tag) {
     case 80: return shapes_of<gpu::Sm80>();
     case 86: return shapes_of<gpu::Sm86>();
     case 90: return shapes_of<gpu::Sm90>();
+    case 901: return shapes_of<gpu::Sm90a>();
     default: return shapes_of<gpu::Sm120>();
   }
 }
@@ -143,6 +151,7 @@ void Device::find_kernels(Module module) {
   for (size_t d = 0; d < 3; ++d) kernels.quantize_rows[d] = load_both(std::string("quantize_rows_") + dtypes[d]);
   kernels.gemm = load_both("gemm_s8");
   kernels.gemm_small = load("gemm_small_s8");
+  if (shapes.wgmma.m != 0) kernels.gemm_wgmma = load("gemm_wgmma_s8");
   for (size_t i = 0; 8 << i <= shapes.skinny_rows; ++i) {
     kernels.skinny[i] = load_both("skinny_s8_" + std::to_string(8 << i));
     kernels.skinny_fused[i] = load("skinny_fused_" + std::to_string(8 << i));

@@ -21,7 +21,7 @@ struct Kernels {
 
   ByAlignment<3> quantize_rows;  // by gpu::Dtype
   std::array<Function, 2> gemm;
-  Function gemm_small;                   // which takes aligned weights alone
+  Function gemm_small, gemm_wgmma;       // which take aligned weights alone
   ByAlignment<4> skinny;                 // for 8, 16, 32 and 64 rows
   std::array<Function, 4> skinny_fused;  // which takes aligned matrices alone
   ByAlignment<3> backward;               // by gpu::Multiply
@@ -35,6 +35,7 @@ struct Tile {
 };
 struct Shapes {
   Tile large, small;
+  Tile wgmma;       // of no rows where there is none
   int skinny_rows;  // at most
 };
 

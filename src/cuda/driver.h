@@ -24,32 +24,38 @@ enum Attribute : int {
 };
 inline constexpr int kFunctionSharedBytes = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
+// Of cuTensorMapEncodeTiled.
+enum TensorMapOptions : int { kOfBytes = 0, kNotInterleaved = 0, kSwizzled128 = 3, kPromotedTo256 = 3, kZerosOutside = 0 };
+
 // name, parameters. Each returns a CUresult.
-#define INT8Q_DRIVER_FUNCTIONS(F)                                                                              \
-  F(cuInit, unsigned flags)                                                                                    \
-  F(cuDriverGetVersion, int* version)                                                                          \
-  F(cuGetErrorName, int error, const char** name)                                                              \
-  F(cuGetErrorString, int error, const char** text)                                                            \
-  F(cuDeviceGetCount, int* count)                                                                              \
-  F(cuDeviceGet, int* device, int ordinal)                                                                     \
-  F(cuDeviceGetName, char* name, int bytes, int device)                                                        \
-  F(cuDeviceGetAttribute, int* value, int attribute, int device)                                               \
-  F(cuDevicePrimaryCtxRetain, DriverContext* context, int device)                                              \
-  F(cuDevicePrimaryCtxRelease, int device)                                                                     \
-  F(cuThreadExchangeStreamCaptureMode, int* mode)                                                              \
-  F(cuModuleUnload, Module module)                                                                             \
-  F(cuCtxPushCurrent, DriverContext context)                                                                   \
-  F(cuCtxPopCurrent, DriverContext* context)                                                                   \
-  F(cuModuleLoadData, Module* module, const void* image)                                                       \
-  F(cuModuleGetFunction, Function* function, Module module, const char* name)                                  \
-  F(cuFuncSetAttribute, Function function, int attribute, int value)                                           \
-  F(cuLaunchKernel, Function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,    \
-    unsigned block_y, unsigned block_z, unsigned shared_bytes, Stream stream, void** parameters, void** extra) \
-  F(cuMemAlloc, DevicePointer* memory, size_t bytes)                                                           \
-  F(cuMemFree, DevicePointer memory)                                                                           \
-  F(cuMemcpyHtoDAsync, DevicePointer to, const void* from, size_t bytes, Stream stream)                        \
-  F(cuMemcpyDtoHAsync, void* to, DevicePointer from, size_t bytes, Stream stream)                              \
-  F(cuMemcpy2DAsync, const struct Copy2D* copy, Stream stream)                                                 \
+#define INT8Q_DRIVER_FUNCTIONS(F)                                                                               \
+  F(cuInit, unsigned flags)                                                                                     \
+  F(cuDriverGetVersion, int* version)                                                                           \
+  F(cuGetErrorName, int error, const char** name)                                                               \
+  F(cuGetErrorString, int error, const char** text)                                                             \
+  F(cuDeviceGetCount, int* count)                                                                               \
+  F(cuDeviceGet, int* device, int ordinal)                                                                      \
+  F(cuDeviceGetName, char* name, int bytes, int device)                                                         \
+  F(cuDeviceGetAttribute, int* value, int attribute, int device)                                                \
+  F(cuDevicePrimaryCtxRetain, DriverContext* context, int device)                                               \
+  F(cuDevicePrimaryCtxRelease, int device)                                                                      \
+  F(cuThreadExchangeStreamCaptureMode, int* mode)                                                               \
+  F(cuModuleUnload, Module module)                                                                              \
+  F(cuCtxPushCurrent, DriverContext context)                                                                    \
+  F(cuCtxPopCurrent, DriverContext* context)                                                                    \
+  F(cuModuleLoadData, Module* module, const void* image)                                                        \
+  F(cuModuleGetFunction, Function* function, Module module, const char* name)                                   \
+  F(cuFuncSetAttribute, Function function, int attribute, int value)                                            \
+  F(cuLaunchKernel, Function function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,     \
+    unsigned block_y, unsigned block_z, unsigned shared_bytes, Stream stream, void** parameters, void** extra)  \
+  F(cuTensorMapEncodeTiled, void* map, int type, uint32_t rank, void* matrix, const uint64_t* sizes,            \
+    const uint64_t* strides, const uint32_t* box, const uint32_t* element_strides, int interleave, int swizzle, \
+    int promotion, int outside)                                                                                 \
+  F(cuMemAlloc, DevicePointer* memory, size_t bytes)                                                            \
+  F(cuMemFree, DevicePointer memory)                                                                            \
+  F(cuMemcpyHtoDAsync, DevicePointer to, const void* from, size_t bytes, Stream stream)                         \
+  F(cuMemcpyDtoHAsync, void* to, DevicePointer from, size_t bytes, Stream stream)                               \
+  F(cuMemcpy2DAsync, const struct Copy2D* copy, Stream stream)                                                  \
   F(cuStreamSynchronize, Stream stream)
 
 // CUDA_MEMCPY2D.

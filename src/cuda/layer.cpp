@@ -52,6 +52,35 @@ int splits_of(const Device& device, int64_t tiles, int64_t k) {
   return static_cast<int>(std::clamp<int64_t>(splits, 1, kMostSplits));
 }
 
+// Whether gemm_wgmma takes it: large tiles wherever they keep three SMs of four busy, and coordinates of 31 bits.
+bool multiplies_by_wgmma(const Device& device, const gpu::Gemm& p) {
+  const Tile& tile = device.shapes.wgmma;
+  constexpr int64_t kMost = (int64_t{1} << 31) - gpu::WgmmaTile::kN;
+  if (tile.m == 0 || p.k == 0 || p.m > kMost || p.n > kMost || p.k > kMost) return false;
+  if (p.found != nullptr && p.scope == gpu::OutlierScope::kElements) return false;
+  return is_aligned(p.w, p.w_stride) && 4 * tiles_of(tile, p) >= 3 * device.multiprocessors;
+}
+
+gpu::TensorMap map_of(const Device& device, const int8_t* matrix, int64_t rows, int64_t k, int64_t stride, int box_rows) {
+  gpu::TensorMap map;
+  const uint64_t sizes[] = {static_cast<uint64_t>(k), static_cast<uint64_t>(rows)},
+                 strides[] = {static_cast<uint64_t>(stride)};
+  const uint32_t box[] = {gpu::WgmmaTile::kK, static_cast<uint32_t>(box_rows)}, ones[] = {1, 1};
+  check(device.driver.cuTensorMapEncodeTiled(&map, kOfBytes, 2, const_cast<int8_t*>(matrix), sizes, strides, box, ones,
+                                             kNotInterleaved, kSwizzled128, kPromotedTo256, kZerosOutside),
+        "cuTensorMapEncodeTiled");
+  return map;
+}
+
+void launch_wgmma(Queue& queue, const gpu::Gemm& p) {
+  const Device& device = queue.device;
+  const Tile& tile = device.shapes.wgmma;
+  const gpu::GemmByMaps maps{map_of(device, p.codes, p.m, p.k, p.codes_stride, tile.m),
+                             map_of(device, p.w, p.n, p.k, p.w_stride, tile.n), p};
+  queue.launch(device.kernels.gemm_wgmma, tiles_of(tile, p), tile.threads,
+               tile.shared_bytes(p.k, p.found != nullptr, p.kept_count > 0), maps);
+}
+
 struct Workspace {
   QuantizedRows x{};
   int32_t* partials = nullptr;
@@ -144,6 +173,7 @@ void quantize(Queue& queue, const FloatRows& x, uint32_t limit, const QuantizedR
 void multiply(Queue& queue, gpu::Gemm p) {
   const Device& device = queue.device;
   if (p.m <= device.shapes.skinny_rows) return launch_skinny(queue, p, false);
+  if (multiplies_by_wgmma(device, p)) return launch_wgmma(queue, p);
   const bool aligned = is_aligned(p.w, p.w_stride);
   const auto launch = [&](const Tile& tile, Function function) {
     queue.launch(function, tiles_of(tile, p) * p.splits, tile.threads,

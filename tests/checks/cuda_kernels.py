@@ -42,10 +42,12 @@ KERNELS = {
 NOT_BEFORE_75 = re.compile(r"skinny_\w+_(32|64)|backward_f16")
 
 
-def kernels_of(version):
+def kernels_of(architecture, version):
     kernels = {name: claim for name, claim in KERNELS.items() if version >= 75 or not NOT_BEFORE_75.match(name)}
     if version < 75:
         kernels["gemm_small_s8"] = (128, 3)
+    if architecture == "sm_90a":
+        kernels["gemm_wgmma_s8"] = (384, 1)
     products = ("f16", "bf16") if version >= 80 else ("f16", "f32") if version >= 75 else ("f32",)
     return {**kernels, **{f"backward_{product}{tail}": (128, 2) for product in products for tail in ("", "_unaligned")}}
 
@@ -56,6 +58,10 @@ GEMM_LOOP = {
     75: {"IMMA": 128, "LDSM": 12, "BAR": 1, "STS": 6, "LDGSTS": 0},
     80: {"IMMA": 64, "LDSM": 16, "BAR": 1, "STS": 0, "LDGSTS": 8},
 }
+# Of a step of 128 k's: four products of 32, one wait for the stage and one arrival, nothing by threads. In the whole kernel
+# one copy of A and one of W, and registers moved twice.
+WGMMA_LOOP = {"IGMMA": 4, "SYNCS": 2, "LDS": 0, "LDSM": 0, "STS": 0, "BAR": 0, "LDG": 0}
+WGMMA_KERNEL = {"IGMMA": 4, "UTMALDG": 2, "USETMAXREG": 2}
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)(.*?);")
 errors = []
 
@@ -133,6 +139,16 @@ def check_code(architecture, version, code):
         products = sum(instruction.startswith("HMMA") for _, instruction, _ in loop)
         wanted = 32 if version >= 80 else 64
         expect(products == wanted, f"{architecture}: {products} HMMA in the loop of backward_{product}; expected {wanted}")
+    if architecture == "sm_90a":
+        kernel = code["gemm_wgmma_s8_sm90a"]
+        loop = loop_around(kernel, "IGMMA")
+        for where, instructions, numbers in (("loop", loop, WGMMA_LOOP), ("code", kernel, WGMMA_KERNEL)):
+            found = Counter(instruction.split(".")[0] for _, instruction, _ in instructions)
+            for opcode, count in numbers.items():
+                expect(
+                    found[opcode] == count, f"{found[opcode]} {opcode} in the {where} of gemm_wgmma_s8; expected {count}"
+                )
+        print(f"{architecture}: loop of gemm_wgmma_s8 {len(loop)} instructions")
     narrow = [i for _, i, _ in gemm if re.match(r"LDGSTS|STS", i) and "128" not in i]
     expect(not narrow, f"{architecture}: {narrow} in the loop of gemm_s8; expected 16 bytes")
     most = ", ".join(f"{count} {opcode}" for opcode, count in counts.most_common(6))
@@ -147,7 +163,7 @@ def main():
             continue
         suffix = "_" + architecture.replace("_", "")
         version = int(re.search(r"\d+", architecture)[0])
-        kernels = kernels_of(version)
+        kernels = kernels_of(architecture, version)
         expect(
             set(compiled[architecture]) == {name + suffix for name in kernels},
             f"{architecture} has the kernels {sorted(compiled[architecture])}; expected {sorted(kernels)}",

@@ -27,7 +27,7 @@ struct MoreOfDriver {
   int (*cuGraphGetNodes)(void* graph, void** nodes, size_t* count);
   int (*cuGraphInstantiateWithFlags)(void** executable, void* graph, unsigned long long flags);
   int (*cuGraphLaunch)(void* executable, void* stream);
-  int64_t (*stub_count)(const char* function);  // NULL on a GPU
+  int64_t (*stub_count)(const char* function);  // or of launches of a kernel; NULL on a GPU
 };
 
 inline const MoreOfDriver& more_of_driver() {

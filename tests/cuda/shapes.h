@@ -27,6 +27,7 @@ inline std::vector<Shape> device_shapes() {
     if (all[i].m * all[i].n * all[i].k < kMostProducts) few.push_back(all[i]);
   }
   few.insert(few.end(), {{66, 20, 1100}, {130, 60, 600}});  // blocks share K
+  few.insert(few.end(), {{257, 9, 700}, {66, 520, 40}});    // and have tiles that are as large as any
   return few;
 }
 

@@ -11,7 +11,7 @@ TEST(CudaCapture, LaunchesAreCounted) {
   const ContextPtr there = make_gpu_context();
   constexpr int64_t kN = 48, kK = 128;
   const LayerOnDevice a(there.get(), kN, kK), b(there.get(), kN, kK, INT8Q_OUTLIERS_COLUMN, 9);
-  for (const int64_t m : {1, 5, 16, 30, 65, 200}) {
+  for (const int64_t m : {1, 5, 16, 30, 65, 300}) {
     const bool fused = m <= gpu().shapes.skinny_rows;
     Grid x = activations(INT8Q_F16, m, kK), y(INT8Q_F16, m, kN);
     const DeviceGrid x_there(x), first(y), second(y), alone(y);
@@ -37,7 +37,7 @@ TEST(CudaCapture, LaunchesAreCounted) {
 TEST(CudaCapture, TheFirstCallCanBeCaptured) {
   const MoreOfDriver& more = more_of_driver();
   const cuda::Current current(gpu());
-  for (const int64_t m : {1, 30, 100}) {
+  for (const int64_t m : {1, 30, 100, 300}) {
     void *stream = nullptr, *graph = nullptr, *executable = nullptr;
     ASSERT_EQ(more.cuStreamCreate(&stream, 1), 0);
     const ContextPtr there = make_gpu_context(stream), eager = make_gpu_context();

@@ -7,7 +7,7 @@
 // GPUs ("8.0"; "9.0,5.2"; empty: none); INT8Q_STUB_FAULT, the name of a function that fails from then on.
 //
 // A stream that captures takes launches alone: what would wait, allocate, free, load or copy fails, as it would on a GPU.
-// int8q_stub_count tells how often a function was called.
+// int8q_stub_count tells how often a function was called, or a kernel launched.
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -64,14 +64,19 @@ struct Gpu {
 
 struct Kernel {
   Entry entry;
+  std::string name;             // without suffix
   int shared_bytes = 48 << 10;  // dynamic, at most
+};
+
+struct alignas(64) ArgumentBytes {
+  uint8_t bytes[64];
 };
 
 struct Work {
   const Kernel* kernel;
   int64_t blocks;
   int shared_bytes;
-  std::vector<uint8_t> arguments;
+  std::vector<ArgumentBytes> arguments;
 };
 using Graph = std::vector<Work>;
 
@@ -179,8 +184,8 @@ int run(const Work& work) {
 
 // "gemm_s8", 86 of "gemm_s8_sm89".
 std::pair<std::string, int> key_of(const std::string& name) {
-  static const std::map<std::string, int> tags = {{"sm70", 70},   {"sm75", 75}, {"sm80", 80},  {"sm86", 86},
-                                                  {"sm89", 86},   {"sm90", 90}, {"sm90a", 90}, {"sm100", 90},
+  static const std::map<std::string, int> tags = {{"sm70", 70},   {"sm75", 75}, {"sm80", 80},   {"sm86", 86},
+                                                  {"sm89", 86},   {"sm90", 90}, {"sm90a", 901}, {"sm100", 90},
                                                   {"sm120", 120}, {"ptx80", 86}};
   const size_t end = name.rfind('_');
   const auto tag = tags.find(name.substr(end + 1));
@@ -298,7 +303,7 @@ STUB int cuModuleGetFunction(void** function, void*, const char* name) {
   ENTER(kNoCapture);
   const auto found = entries().find(key_of(name));
   if (found == entries().end()) return kNotFound;
-  *function = new Kernel{found->second};  // as long as the process
+  *function = new Kernel{found->second, found->first.first};  // as long as the process
   return kSuccess;
 }
 STUB int cuFuncSetAttribute(void* function, int attribute, int value) {
@@ -316,8 +321,10 @@ STUB int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsign
   if (grid_y != 1 || grid_z != 1 || block_y != 1 || block_z != 1 || extra != nullptr || grid_x == 0) return kInvalidValue;
   if (static_cast<int>(block_x) != kernel->entry.threads) return kLaunchOutOfResources;
   if (static_cast<int>(shared_bytes) > kernel->shared_bytes) return kInvalidValue;
-  const auto* first = static_cast<const uint8_t*>(parameters[0]);
-  Work work{kernel, grid_x, static_cast<int>(shared_bytes), {first, first + kernel->entry.argument_bytes}};
+  ++state().calls[kernel->name];
+  const size_t bytes = kernel->entry.argument_bytes;
+  Work work{kernel, grid_x, static_cast<int>(shared_bytes), std::vector<ArgumentBytes>((bytes + 63) / 64)};
+  std::memcpy(work.arguments.data(), parameters[0], bytes);
   FakeStream& target = stream_of(stream);
   if (target.capturing != nullptr) {
     target.capturing->push_back(std::move(work));
@@ -326,6 +333,15 @@ STUB int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsign
   return run(work);
 }
 
+STUB int cuTensorMapEncodeTiled(void* map, int type, uint32_t rank, void* matrix, const uint64_t* sizes,
+                                const uint64_t* strides, const uint32_t* box, const uint32_t* element_strides,
+                                int interleave, int swizzle, int, int outside) {
+  ENTER(kInit);
+  using namespace int8q::cuda;
+  const bool known = type == kOfBytes && rank == 2 && element_strides[0] == 1 && element_strides[1] == 1 &&
+                     interleave == kNotInterleaved && swizzle == kSwizzled128 && outside == kZerosOutside;
+  return known ? encode_tensor_map(map, matrix, {sizes[0], sizes[1]}, strides[0], {box[0], box[1]}) : kInvalidValue;
+}
 STUB int cuMemAlloc_v2(Pointer* memory, size_t bytes) {
   ENTER(kSafe);
   if (bytes == 0) return kInvalidValue;
@@ -458,6 +474,7 @@ STUB int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, i
       NAMED(cuModuleGetFunction),
       NAMED(cuFuncSetAttribute),
       NAMED(cuLaunchKernel),
+      NAMED(cuTensorMapEncodeTiled),
       VERSIONED(cuMemAlloc),
       VERSIONED(cuMemFree),
       VERSIONED(cuMemcpyHtoDAsync),

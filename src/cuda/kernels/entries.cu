@@ -4,6 +4,7 @@
 // the end of their names.
 #include "cuda/kernels/backward.h"
 #include "cuda/kernels/gemm.h"
+#include "cuda/kernels/gemm_wgmma.h"
 #include "cuda/kernels/quantize_rows.h"
 #include "cuda/kernels/skinny.h"
 #include "cuda/kernels/stateless.h"
@@ -32,6 +33,9 @@ INT8Q_KERNEL(quantize_rows_bf16_unaligned, QuantizeRows::kThreads, 4, QuantizeRo
 INT8Q_KERNEL(gemm_s8, LargeTile<Arch>::kThreads, 2, Gemm) { gemm<Arch, LargeTile<Arch>, true, false>(p); }
 INT8Q_KERNEL(gemm_s8_unaligned, LargeTile<Arch>::kThreads, 2, Gemm) { gemm<Arch, LargeTile<Arch>, false, false>(p); }
 INT8Q_KERNEL(gemm_small_s8, SmallTile<Arch>::kThreads, INT8Q_ARCH >= 75 ? 4 : 3, Gemm) { gemm<Arch, SmallTile<Arch>, true, true>(p); }
+#if INT8Q_ARCH == 901
+INT8Q_KERNEL(gemm_wgmma_s8, WgmmaTile::kBlockThreads, 1, GemmByMaps) { gemm_wgmma<Arch>(p); }
+#endif
 
 // For up to `rows` rows of activations.
 #define INT8Q_SKINNY(rows)                                                                                                    \

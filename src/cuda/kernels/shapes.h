@@ -10,9 +10,9 @@ namespace int8q::gpu {
 
 // ---------------------------------------------------------------------------------------------------- gemm.h
 
-template <int M, int N, int WarpM, int WarpN, int Stages>
+template <int M, int N, int WarpM, int WarpN, int Stages, int K = 64>
 struct GemmTile {
-  static constexpr int kM = M, kN = N, kK = 64, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages;
+  static constexpr int kM = M, kN = N, kK = K, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages;
   static constexpr int kThreads = M / WarpM * (N / WarpN) * kWarp;
   static constexpr int kStageBytes = (M + N) * kK;
   static constexpr int kRowsAtOnce = Stages * kStageBytes >= M * N * 4 ? M : M / 2;  // of Y, in the stages' place
@@ -52,6 +52,26 @@ using SmallTile = GemmTile<64, 64, 32, 32, kHasAsyncCopy<Arch> ? 3 : 2>;
 static_assert(2 * LargeTile<Sm75>::shared_bytes(0, false, false) <= Sm75::kSharedBytes);
 static_assert(2 * LargeTile<Sm86>::shared_bytes(0, false, false) <= Sm86::kSharedBytes);
 static_assert(2 * LargeTile<Sm80>::shared_bytes(0, false, false) <= Sm80::kSharedBytes);
+
+// ---------------------------------------------------------------------------------------------------- gemm_wgmma.h
+
+// Two warpgroups of 64 x 256, the widest product that there is: a byte of W is read from shared memory for 64 rows, of A
+// for 256, 10 KiB in the 128 cycles of an instruction. Rows of 128 bytes, which the copy engine swizzles; four stages of 48
+// KiB fill an SM.
+struct WgmmaTile : GemmTile<128, 256, 16, 256, 4, 128> {
+  static constexpr int kBlockThreads = kThreads + 128;  // the last warpgroup brings the stages
+  // A thread, of the 168 that a block of three warpgroups begins with.
+  static constexpr int kRegistersToMultiply = 232, kRegistersToBring = 40;
+  static_assert(kThreads * kRegistersToMultiply + 128 * kRegistersToBring <= kBlockThreads * 168);
+  static constexpr int kBarriersAt = kStages * kStageBytes;
+  static constexpr int kStagesBytes = kBarriersAt + 2 * kStages * 8;
+
+  INT8Q_CONSTEXPR static int shared_bytes(int64_t k, bool outliers, bool kept) {
+    const int bytes = GemmTile::shared_bytes(k, outliers, kept);
+    return bytes > kStagesBytes ? bytes : kStagesBytes;
+  }
+};
+static_assert(WgmmaTile::shared_bytes(0, false, false) <= Sm90::kSharedBytes);
 
 // ---------------------------------------------------------------------------------------------------- skinny.h
 

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// gemm_wgmma beside the oracle.
+#include "cuda/kernels/gemm_wgmma.h"
+
+#include <gtest/gtest.h>
+
+#include "cuda_emulation/gemm_cases.h"
+
+namespace int8q::gpu {
+namespace {
+
+TensorMap map_of(const int8_t* matrix, int64_t k, int64_t rows, int64_t stride, int box_rows) {
+  TensorMap map;
+  EXPECT_EQ(emulation::encode_tensor_map(&map, matrix, {static_cast<uint64_t>(k), static_cast<uint64_t>(rows)},
+                                         static_cast<uint64_t>(stride),
+                                         {static_cast<uint32_t>(WgmmaTile::kK), static_cast<uint32_t>(box_rows)}),
+            0);
+  return map;
+}
+
+void check_product(const Case& c) {
+  check<Sm90a>(c, [&](const Gemm& p) {
+    const GemmByMaps maps{map_of(p.codes, p.k, p.m, p.codes_stride, WgmmaTile::kM),
+                          map_of(p.w, p.k, p.n, p.w_stride, WgmmaTile::kN), p};
+    emulation::launch({.blocks = tiles_of<WgmmaTile>(c),
+                       .threads = WgmmaTile::kBlockThreads,
+                       .shared_bytes = WgmmaTile::shared_bytes(c.k, p.found != nullptr, false),
+                       .seed = c.seed,
+                       .most_shared_bytes = Sm90a::kSharedBytes},
+                      [&] { gemm_wgmma<Sm90a>(maps); });
+  });
+}
+
+// One step of 128 k's, all stages at once, and each of them twice and more.
+TEST(GemmByWgmma, AccumulatorsAreExact) {
+  uint64_t seed = 0;
+  for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{{1, 1, 1},
+                                                                   {3, 5, 7},
+                                                                   {64, 8, 32},
+                                                                   {65, 257, 33},
+                                                                   {128, 256, 128},
+                                                                   {129, 130, 129},
+                                                                   {5, 9, 512},
+                                                                   {200, 7, 515},
+                                                                   {17, 20, 1155}}) {
+    for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN}) {
+      check_product({.m = m, .n = n, .k = k, .mode = mode, .accumulators = true, .seed = seed++});
+    }
+  }
+}
+
+TEST(GemmByWgmma, Floats) {
+  for_each_float_case(133, [](Case c) {
+    c.aligned = true;
+    if (c.mode != INT8Q_OUTLIERS_ELEMENT) check_product(c);
+  });
+}
+
+TEST(GemmByWgmma, NumbersOfOutlierColumns) {
+  uint64_t seed = 1;
+  for (const int columns : {1, 15, 16, 17, 32, 33}) {
+    for (const Dtype x : {Dtype::kF32, Dtype::kF16}) {
+      Case c{.m = 3, .n = 9, .k = 140, .x = x, .outlier_cols = columns, .exactly = true, .seed = seed++};
+      check_product(c);
+      c.accumulators = true;
+      check_product(c);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace int8q::gpu

@@ -58,6 +58,7 @@ void sweep_outliers(const std::string& isa, int threads) {
       linear(isa, size, 128, threads, false, outliers, mode, "/outliers:" + std::to_string(outliers) + "/scope:" + scope);
     }
   }
+  for (const int64_t m : {1, 128}) linear(isa, size, m, threads, false, 0, INT8Q_OUTLIERS_ALL, "/outliers:0/scope:all");
 }
 
 }  // namespace

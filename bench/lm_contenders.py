@@ -36,10 +36,11 @@ def load_bitsandbytes(folder, device):
     )
 
 
-def load_int8q(folder, device, dtype=torch.bfloat16):
+def load_int8q(folder, device, dtype=torch.bfloat16, outliers="column"):
     from int8q.transformers import load_in_8bit
 
-    return load_in_8bit(AutoModelForCausalLM, folder, llm_int8_threshold=THRESHOLD, dtype=dtype).to(device)
+    options = {"llm_int8_threshold": THRESHOLD, "outliers": outliers, "dtype": dtype}
+    return load_in_8bit(AutoModelForCausalLM, folder, **options).to(device)
 
 
 def load_reference(folder, device, load=load_fp32):
@@ -55,6 +56,8 @@ def load_reference(folder, device, load=load_fp32):
 # Whose accuracy alone is measured; the last is what all are compared with.
 FOR_ACCURACY = {
     "int8q, fp32 model": lambda folder, device: load_int8q(folder, device, torch.float32),
+    "int8q, all columns in floats": lambda folder, device: load_int8q(folder, device, outliers="all"),
+    "int8q, all columns in floats, fp32 model": lambda folder, device: load_int8q(folder, device, torch.float32, "all"),
     "LLM.int8() in float64, bf16 model": lambda folder, device: load_reference(folder, device, load_bf16),
     "LLM.int8() in float64, fp32 model": load_reference,
 }

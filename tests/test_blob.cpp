@@ -300,7 +300,7 @@ TEST(Blob, ForgedHeadersAreRefused) {
       [](BlobHeader& h) { h.kept_count = INT64_MAX; },
       [](BlobHeader& h) { h.has_bias = 2; },
       [](BlobHeader& h) { h.has_bias = 0; },
-      [](BlobHeader& h) { h.outlier_mode = 3; },
+      [](BlobHeader& h) { h.outlier_mode = 4; },
       [](BlobHeader& h) { h.outlier_mode = -1; },
       [](BlobHeader& h) { h.threshold = 0.0f; },
       [](BlobHeader& h) { h.threshold = -6.0f; },

@@ -113,7 +113,7 @@ Bytes run_all(int8q_context* c, uint64_t control) {
                                          bias.get(), y.get());
     });
     append(&bytes, y);
-    for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
+    for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT, INT8Q_OUTLIERS_ALL}) {
       const int64_t kept[] = {1, 5};
       int8q_linear_options options{};
       options.size = sizeof options;

@@ -37,7 +37,7 @@ enum : size_t {
 };
 
 Draw forward_draw() {
-  return {{"mode", 3},  {"in", 3},         {"out", 3},    {"weight", 4},   {"bias", 4},       {"threshold", 4},
+  return {{"mode", 4},  {"in", 3},         {"out", 3},    {"weight", 4},   {"bias", 4},       {"threshold", 4},
           {"kept", 3},  {"accumulate", 2}, {"x gap", 3},  {"x offset", 4}, {"weight gap", 3}, {"weight offset", 4},
           {"y gap", 3}, {"y offset", 4},   {"threads", 3}};
 }
@@ -149,7 +149,7 @@ TEST(Linear, EveryShapeDtypeMode) {
   size_t cells = 0, seed = 0;
   for (size_t s = 0; s < list.size(); ++s) {
     const Shape& shape = list[s];
-    for (size_t mode = 0; mode < 3; ++mode) {
+    for (size_t mode = 0; mode < std::size(kModes); ++mode) {
       for (size_t in = 0; in < 3; ++in) {
         const Draw::Cell drawn = possible(draw.cell(s, {mode, in}), shape);
         if (shape.m > 0 && shape.n > 0 && shape.k > 0) draw.ran(drawn);
@@ -178,8 +178,8 @@ TEST(Linear, EveryShapeDtypeMode) {
       }
     }
   }
-  std::printf("%zu cells: %zu ISAs x %zu shapes x 3 modes x 3 dtypes\n", cells, isas.size(), list.size());
-  EXPECT_EQ(cells, isas.size() * list.size() * 9);
+  std::printf("%zu cells: %zu ISAs x %zu shapes x 4 modes x 3 dtypes\n", cells, isas.size(), list.size());
+  EXPECT_EQ(cells, isas.size() * list.size() * 12);
   draw.expect_covered({{kWeight, kS8Weight, kKept, static_cast<size_t>(Kept::kFromWeights)}});
 }
 
@@ -259,7 +259,7 @@ size_t for_each_shared_input(const Body& body) {
   size_t cells = 0;
   for (const cpu::Isa* isa : runnable_isas()) {
     const ContextPtr context = make_context(2, isa->name);
-    for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
+    for (const int32_t mode : kModes) {
       for (const int64_t m : {0, 1, 6, 33, 200}) {
         for (const uint32_t flags : {uint32_t{0}, static_cast<uint32_t>(INT8Q_ACCUMULATE)}) {
           const Mat x = random_input(kFloatDtypes[cells % 3], m, 96, cells);
@@ -285,7 +285,7 @@ TEST(Linear, ManyFromOneInput) {
         int8q_forward_many(context, layers.handles.data(), 3, x.get(), flags, ys, workspace.get(), workspace.bytes()));
     expect_same(expected, together);
   });
-  EXPECT_EQ(runnable_isas().size() * 30, cells);
+  EXPECT_EQ(runnable_isas().size() * 40, cells);
 }
 
 // Odd parts upwards, then even ones downwards.
@@ -335,7 +335,7 @@ TEST(Linear, Parts) {
       }
     }
   });
-  EXPECT_EQ(runnable_isas().size() * 30, cells);
+  EXPECT_EQ(runnable_isas().size() * 40, cells);
 }
 
 // Codes of one value at the K where s32 ends: every partial sum of every kernel must still be right.
@@ -412,7 +412,7 @@ TEST(Linear, WithinTheQuantizationBoundOfEigen) {
   }
   const RowMatrix exact = ex * ew.transpose();
   const Eigen::VectorXd c = ew.cwiseAbs().rowwise().maxCoeff();
-  for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
+  for (const int32_t mode : kModes) {
     const ContextPtr context = make_context();
     const int8q_linear_options options{sizeof options, mode, 6.0f, 0, nullptr, 0, nullptr};
     int8q_linear* raw = nullptr;
@@ -425,7 +425,7 @@ TEST(Linear, WithinTheQuantizationBoundOfEigen) {
       double r = 0;
       for (int64_t k = 0; k < kK; ++k) {
         const double a = std::fabs(ex(i, k));
-        if (mode == INT8Q_OUTLIERS_OFF || a < 6.0) r = std::max(r, a);
+        if (mode == INT8Q_OUTLIERS_OFF || (mode != INT8Q_OUTLIERS_ALL && a < 6.0)) r = std::max(r, a);
       }
       for (int64_t j = 0; j < kN; ++j) {
         double bound = 0;

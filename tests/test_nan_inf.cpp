@@ -43,7 +43,7 @@ std::vector<float> changed_row(const Layer& layer, Mat x, int64_t row, int64_t c
 
 TEST(NanInf, NanRowStaysAlone) {
   for (const cpu::Isa* isa : runnable_isas()) {
-    for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
+    for (const int32_t mode : kModes) {
       const Layer layer(isa, mode);
       for (const int32_t dtype : kFloatDtypes) {
         for (const int64_t m : {1, 4, 30}) {
@@ -60,7 +60,7 @@ TEST(NanInf, NanRowStaysAlone) {
 
 TEST(NanInf, InfIsAnOutlierAsInFloatingPoint) {
   for (const cpu::Isa* isa : runnable_isas()) {
-    for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
+    for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT, INT8Q_OUTLIERS_ALL}) {
       const Layer layer(isa, mode);
       std::vector<int8_t> codes(static_cast<size_t>(kN * kK));
       const int8q_matrix out = matrix(INT8Q_S8, kN, kK, codes.data());

@@ -48,13 +48,13 @@ void expect_quantized(int8q_context* context, Grid& x, int32_t mode, float thres
 TEST(Quantize, EveryShapeDtypeModeThresholdLayout) {
   const std::vector<Shape> list = shapes();
   const auto isas = runnable_isas();
-  Draw draw = {{"dtype", 3},    {"mode", 3},  {"threshold", 6}, {"x gap", 4},
+  Draw draw = {{"dtype", 3},    {"mode", 4},  {"threshold", 6}, {"x gap", 4},
                {"x offset", 4}, {"q gap", 3}, {"q offset", 4},  {"threads", 3}};
   enum : size_t { kDtype, kMode, kThreshold, kXGap, kXOffset, kQGap, kQOffset, kThreads };
   size_t cells = 0;
   for (size_t s = 0; s < list.size(); ++s) {
     for (size_t t = 0; t < 3; ++t) {
-      for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
+      for (const int32_t mode : kModes) {
         constexpr float kThresholds[] = {0.0f, 6.0f, 1e-30f, kInf, 3.3f, 20.1f};
         const Draw::Cell d = draw.cell(s, {t, static_cast<size_t>(mode)});
         if (list[s].m > 0 && list[s].k > 0) draw.ran(d);
@@ -75,8 +75,8 @@ TEST(Quantize, EveryShapeDtypeModeThresholdLayout) {
       }
     }
   }
-  std::printf("%zu cells: %zu ISAs x %zu shapes x 3 dtypes x 3 modes\n", cells, isas.size(), list.size());
-  EXPECT_EQ(cells, isas.size() * list.size() * 9);
+  std::printf("%zu cells: %zu ISAs x %zu shapes x 3 dtypes x 4 modes\n", cells, isas.size(), list.size());
+  EXPECT_EQ(cells, isas.size() * list.size() * 12);
   draw.expect_covered();
 }
 
@@ -108,7 +108,7 @@ TEST(Quantize, HardRows) {
       for (int64_t i = 0; i < x.rows(); ++i) {
         for (int64_t j = 0; j < 5; ++j) x.set(i, j, rows[all ? static_cast<size_t>(i) : alone][static_cast<size_t>(j)]);
       }
-      for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
+      for (const int32_t mode : kModes) {
         for (const float threshold : {0.0f, 6.0f, kInf}) {
           const Quantized expected = quantize(x, mode, threshold);
           for (const cpu::Isa* isa : runnable_isas()) {
@@ -122,7 +122,7 @@ TEST(Quantize, HardRows) {
       }
     }
   }
-  EXPECT_EQ(runnable_isas().size() * 3 * 18 * 3 * 3, cells);
+  EXPECT_EQ(runnable_isas().size() * 3 * 18 * 4 * 3, cells);
 }
 
 TEST(Quantize, InliersOfOutlierColumnsCount) {

@@ -33,7 +33,7 @@ Grid codes_of(const Quantized& q, size_t gap, size_t offset) {
 TEST(Scaled, EveryShapeDtypeMode) {
   const std::vector<Shape> list = shapes();
   const auto isas = runnable_isas();
-  Draw draw = {{"mode", 3},     {"in", 3},       {"out", 3},      {"bias", 4},     {"threshold", 2},
+  Draw draw = {{"mode", 4},     {"in", 3},       {"out", 3},      {"bias", 4},     {"threshold", 2},
                {"x gap", 3},    {"x offset", 4}, {"a gap", 3},    {"a offset", 4}, {"b gap", 3},
                {"b offset", 4}, {"y gap", 3},    {"y offset", 4}, {"threads", 2}};
   enum : size_t {
@@ -55,7 +55,7 @@ TEST(Scaled, EveryShapeDtypeMode) {
   size_t cells = 0;
   for (size_t s = 0; s < list.size(); ++s) {
     const auto [m, n, k] = list[s];
-    for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
+    for (const int32_t mode : kModes) {
       const Draw::Cell d = draw.cell(s, {static_cast<size_t>(mode)});
       if (m > 0 && n > 0 && k > 0) draw.ran(d);
       const int32_t in = kFloatDtypes[d[kIn]], out = kFloatDtypes[d[kOut]];
@@ -94,8 +94,8 @@ TEST(Scaled, EveryShapeDtypeMode) {
       }
     }
   }
-  std::printf("%zu cells: %zu ISAs x %zu shapes x 3 modes\n", cells, isas.size(), list.size());
-  EXPECT_EQ(cells, isas.size() * list.size() * 3);
+  std::printf("%zu cells: %zu ISAs x %zu shapes x 4 modes\n", cells, isas.size(), list.size());
+  EXPECT_EQ(cells, isas.size() * list.size() * 4);
   draw.expect_covered();
 }
 
@@ -105,7 +105,7 @@ TEST(Scaled, MixedTakesAnyCodesAndColumns) {
   for (const int64_t m : {1, 8, 9, 40, 200}) {
     for (const int64_t n : {1, 64, 70}) {
       for (const int64_t k : {33, 300, 600}) {
-        for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
+        for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT, INT8Q_OUTLIERS_ALL}) {
           std::mt19937_64 random(cells);
           Grid x(kFloatDtypes[cells % 3], m, k, 1, 1), bias(INT8Q_F16, 1, n);
           fill_normal(x, cells, 2.0f);
@@ -141,7 +141,7 @@ TEST(Scaled, MixedTakesAnyCodesAndColumns) {
       }
     }
   }
-  EXPECT_EQ(runnable_isas().size() * 90, cells);
+  EXPECT_EQ(runnable_isas().size() * 135, cells);
 }
 
 TEST(Scaled, DequantizeAccumulatorsAndRows) {

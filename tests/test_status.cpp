@@ -232,7 +232,7 @@ const std::vector<Case>& matrix_cases() {
       // No element at all, and a stat for each of 2^62 rows.
       CASE(SIZE_OVERFLOW, "x",
            t.quantize(CHANGED(t.x.c(), (v.rows = kHuge, v.cols = 0)), 0, 0, CHANGED(t.q, (v.rows = kHuge, v.cols = 0)))),
-      CASE(INVALID_ARGUMENT, "outlier_mode", t.quantize(t.x.get(), 3)),
+      CASE(INVALID_ARGUMENT, "outlier_mode", t.quantize(t.x.get(), 4)),
       CASE(INVALID_ARGUMENT, "outlier_mode", t.quantize(t.x.get(), -1)),
       CASE(INVALID_ARGUMENT, "threshold", t.quantize(t.x.get(), 0, kNan)),
       CASE(INVALID_ARGUMENT, "threshold", t.quantize(t.x.get(), 0, -6.0f)),

@@ -106,11 +106,13 @@ enum {
 enum { INT8Q_BACKEND_AUTO = 0, INT8Q_BACKEND_CPU = 1, INT8Q_BACKEND_CUDA = 2 };
 
 /* What leaves the int8 product. An element is an outlier where |x| >= threshold; NaN never is. Outlier elements are left
- * out of absmax in both scopes. */
+ * out of absmax in any mode. */
 enum {
-  INT8Q_OUTLIERS_COLUMN = 0, /* every column with an outlier in any row, for all rows: the paper, bitsandbytes */
-  INT8Q_OUTLIERS_OFF = 1,    /* nothing; threshold is ignored; a row with Inf becomes a NaN row */
-  INT8Q_OUTLIERS_ELEMENT = 2 /* only the elements themselves: row i of Y does not depend on the other rows of X */
+  INT8Q_OUTLIERS_COLUMN = 0,  /* every column with an outlier in any row, for all rows: the paper, bitsandbytes */
+  INT8Q_OUTLIERS_OFF = 1,     /* nothing; threshold is ignored; a row with Inf becomes a NaN row */
+  INT8Q_OUTLIERS_ELEMENT = 2, /* only the elements themselves: row i of Y does not depend on the other rows of X */
+  INT8Q_OUTLIERS_ALL =
+      3 /* everything: X stays in floating point, W is int8 (W8A16); threshold is ignored; rows as in ELEMENT */
 };
 
 enum { INT8Q_FORWARD = 1, INT8Q_BACKWARD = 2 }; /* operations, for int8q_query_workspace */
@@ -177,7 +179,7 @@ typedef struct int8q_context_options {
 typedef struct int8q_linear_options {
   uint32_t size;
   int32_t outlier_mode;     /* INT8Q_OUTLIERS_*; 0 is COLUMN */
-  float threshold;          /* > 0; 0 selects 6.0 */
+  float threshold;          /* > 0; 0 selects 6.0; ignored in modes OFF and ALL */
   uint32_t flags;           /* INT8Q_BORROW_WEIGHT | INT8Q_BORROW_BIAS, or 0 */
   const int64_t* kept_cols; /* [kept_count] ascending columns whose weights are also kept in fp16; NULL if none */
   int64_t kept_count;
@@ -356,7 +358,8 @@ INT8Q_API int32_t int8q_find_openmp_runner(const char* library, int32_t threads,
  *
  * x             F32, F16 or BF16 [M,K]; a GPU's shared memory bounds K, at 260,000 columns or more (else SIZE_OVERFLOW)
  * outlier_mode  INT8Q_OUTLIERS_*
- * threshold     > 0, +Inf allowed; 0 selects 6.0; ignored in mode OFF
+ * threshold     > 0, +Inf allowed; 0 selects 6.0; ignored in modes OFF and ALL. ALL is COLUMN for the least threshold that
+ *               there is: every element but 0 and NaN is an outlier, and so q is 0, and row_stats 0 or, of a row with NaN, NaN
  * q             S8 [M,K]
  * row_stats     [M]
  * outlier_mask  [K] bytes 0 or 1: the column holds an outlier; may be NULL
@@ -389,7 +392,7 @@ INT8Q_API int32_t int8q_scaled_multiply(int8q_context* context, const int8q_matr
  *
  * x             F32, F16 or BF16 [M,K]
  * a             S8 [M,K], zero where x's part is taken by o, as int8q_quantize_rows makes it
- * outlier_mode  COLUMN or ELEMENT; in ELEMENT only elements with |x| >= threshold enter o
+ * outlier_mode  COLUMN, ELEMENT or ALL; in ELEMENT only elements with |x| >= threshold enter o, else whole columns
  * outlier_cols  [outlier_count] ascending, in [0, K); may be NULL if outlier_count is 0. On a GPU other columns are passed over.
  * The others as in int8q_scaled_multiply. */
 INT8Q_API int32_t int8q_mixed_scaled_multiply(int8q_context* context, const int8q_matrix* x, const int8q_matrix* a,
@@ -484,6 +487,7 @@ INT8Q_API int32_t int8q_query_workspace(int8q_context* context, const int8q_line
 /* Y = X . W^T + bias by LLM.int8(): quantize, int8 product, outlier columns in floating point, dequantize.
  *
  *   y = fmaf(float(acc), (row_stats * col_stats) * (1/16129), o) + bias, with o as in int8q_mixed_scaled_multiply
+ *   y = o + bias, with o over all columns, in mode ALL
  *
  * x          F32, F16 or BF16 [M,K]
  * flags      0 or INT8Q_ACCUMULATE: y = y_before + (the above), added in fp32, rounded once
@@ -491,7 +495,8 @@ INT8Q_API int32_t int8q_query_workspace(int8q_context* context, const int8q_line
  * workspace  64-byte aligned, >= int8q_query_workspace(context, linear, INT8Q_FORWARD, M, 0); no state in it before or
  *            after; one a concurrent call
  *
- * A row of x with NaN gives a NaN row, alone. Allocates nothing and takes no lock, but for starting the threads at the
+ * A row of x with NaN gives a NaN row, alone; Inf counts as in floating point, but in mode OFF as NaN.
+ * Allocates nothing and takes no lock, but for starting the threads at the
  * first call, which int8q_prepare_context can do before.
  * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, BUFFER_TOO_SMALL, MISALIGNED,
  * OVERLAP, RUNNER_FAILED. */

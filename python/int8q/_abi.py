@@ -146,7 +146,7 @@ LEVEL = (1, 0)  # the newest ABI level that this binding knows
 
 # SHA-256 over the declarations of each level.
 HASHES = {
-    (1, 0): "9a5ad8c1f25963994c85b5ceb9d3ac625abda91ae711e0cba1df503cb5235ec7",
+    (1, 0): "ccc38ffc26e3a7c66759e6c8732970eb04e36e41fcab92c4bc411e158f56878b",
 }
 
 INT8Q_OK = 0
@@ -192,6 +192,7 @@ INT8Q_BACKEND_CUDA = 2
 INT8Q_OUTLIERS_COLUMN = 0
 INT8Q_OUTLIERS_OFF = 1
 INT8Q_OUTLIERS_ELEMENT = 2
+INT8Q_OUTLIERS_ALL = 3
 INT8Q_FORWARD = 1
 INT8Q_BACKWARD = 2
 INT8Q_ACCUMULATE = 1

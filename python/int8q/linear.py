@@ -26,7 +26,8 @@ class Linear:
     bias: floats [N], or None
     col_stats: float32 [N], absmax of each row of W, for int8 weights only
     outliers: "column" (the paper, bitsandbytes): every column of X that holds an outlier is multiplied in floating point,
-    for all rows; "element": only the outliers themselves, so that a row of Y does not depend on the others; "off": none
+    for all rows; "element": only the outliers themselves, so that a row of Y does not depend on the others; "off": none;
+    "all": every column, so that weights alone are int8 (W8A16): the most accurate, and threshold is ignored
     threshold: elements of X with |x| >= threshold are outliers; > 0
     kept_cols: int64, ascending: columns whose weights are also kept in fp16, and used in place of the int8 ones where the
     column holds an outlier (select_outlier_cols names them)

@@ -24,6 +24,7 @@ OUTLIER_MODES = {
     "column": _abi.INT8Q_OUTLIERS_COLUMN,
     "element": _abi.INT8Q_OUTLIERS_ELEMENT,
     "off": _abi.INT8Q_OUTLIERS_OFF,
+    "all": _abi.INT8Q_OUTLIERS_ALL,
 }
 
 
@@ -33,7 +34,7 @@ def outlier_mode(outliers, threshold):
         raise ValueError(f"outliers is {outliers!r}; expected one of {', '.join(map(repr, OUTLIER_MODES))}")
     expected = "a number > 0 (outliers='off' turns the decomposition off)"
     # What rounds to 0 in float32 is 0 in C.
-    if not ctypes.c_float(arrays.number(threshold, "threshold", expected)).value > 0 and outliers != "off":
+    if not ctypes.c_float(arrays.number(threshold, "threshold", expected)).value > 0 and outliers not in ("off", "all"):
         raise ValueError(f"threshold is {threshold}; expected {expected}")
     return OUTLIER_MODES[outliers]
 
@@ -51,7 +52,8 @@ def quantize_rows(x, threshold=6.0, outliers="column", *, context=None):
 
     x: floats [M,K]
     threshold: elements with |x| >= threshold are outliers, left out of row_stats; > 0, inf allowed
-    outliers: "column": q is 0 in every column that holds an outlier; "element": q is 0 at the outliers alone; "off": none
+    outliers: "column": q is 0 in every column that holds an outlier; "element": q is 0 at the outliers alone; "off": none;
+        "all": whatever threshold is, all are but 0 and NaN, so that q and row_stats are 0
 
     Returns QuantizedRows. A row with NaN gets the stat NaN and zeros, alone. A row of zeros gets the stat 0.
     Source: LLM.int8() (arXiv 2208.07339) section 3.1; bitsandbytes' int8_vectorwise_quant.
@@ -146,13 +148,13 @@ def mixed_scaled_multiply(
     Y = (A . B^T) * row_stats * col_stats / 127^2 + sum over outlier_cols k of x[:,k] * (b[:,k] * col_stats / 127) + bias
 
     x: floats [M,K]; a, row_stats, outlier_cols: what quantize_rows(x, threshold, outliers) gives; b: int8 [N,K]; col_stats:
-    float32 [N]; outlier_cols: int64, ascending; bias: floats [N] or None; dtype: None for x's; outliers: "column", or
-    "element", where only the elements with |x| >= threshold enter the sum. Returns [M,N] of dtype.
+    float32 [N]; outlier_cols: int64, ascending; bias: floats [N] or None; dtype: None for x's; outliers: "column", "all"
+    or "element", where only the elements with |x| >= threshold enter the sum. Returns [M,N] of dtype.
     Source: LLM.int8() section 3.2; bitsandbytes' int8_mixed_scaled_mm.
     """
     mode = outlier_mode(outliers, threshold)
     if outliers == "off":
-        raise ValueError("outliers is 'off'; expected 'column' or 'element' (scaled_multiply has none)")
+        raise ValueError("outliers is 'off'; expected 'column', 'element' or 'all' (scaled_multiply has none)")
     x, a, b = matrix(x, "x"), matrix(a, "a", S8), matrix(b, "b", S8)
     y = np.empty((a.rows, b.rows), x.array.dtype if dtype is None else arrays.float_dtype(dtype))
     cols = arrays.col_numbers(outlier_cols, "outlier_cols", a.cols)

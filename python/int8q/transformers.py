@@ -49,7 +49,7 @@ class Int8qConfig(_ConfigBase):
     llm_int8_skip_modules: names of modules to leave in floats, each whole, or the end or a part of a dotted name between
         dots. None: the output embeddings, what is tied, and the last module, as bitsandbytes; of an int8 checkpoint what
         it has in floats
-    outliers: "column" (arXiv 2208.07339) or "element", as of int8q.Linear
+    outliers: "column" (arXiv 2208.07339), "element" or "all", as of int8q.Linear; "all" has no threshold
 
     A checkpoint's config.json gets to_dict(): bitsandbytes' entries, so that it loads with either. There
     llm_int8_skip_modules are all layers that stayed in floats.
@@ -57,8 +57,10 @@ class Int8qConfig(_ConfigBase):
     """
 
     def __init__(self, llm_int8_threshold=None, llm_int8_skip_modules=None, outliers="column"):
-        if outliers not in ("column", "element"):
-            raise ValueError(f'outliers is {outliers!r}; expected "column" or "element" (or llm_int8_threshold=0 for none)')
+        if outliers not in ("column", "element", "all"):
+            raise ValueError(
+                f'outliers is {outliers!r}; expected "column", "element" or "all" (or llm_int8_threshold=0 for none)'
+            )
         self.says_threshold = llm_int8_threshold is not None
         llm_int8_threshold = llm_int8_threshold if self.says_threshold else 6.0
         if type(llm_int8_threshold) not in (int, float) or not llm_int8_threshold >= 0:
@@ -75,7 +77,7 @@ class Int8qConfig(_ConfigBase):
     @property
     def layer_options(self):
         """The keyword arguments of Linear8bit."""
-        if self.llm_int8_threshold == 0:
+        if self.llm_int8_threshold == 0 and self.outliers != "all":
             return {"outliers": "off"}
         return {"outliers": self.outliers, "threshold": self.llm_int8_threshold}
 

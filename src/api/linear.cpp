@@ -97,16 +97,13 @@ int64_t bytes_of(const Source& s, bool has_bias) {
 void pack(Context& context, const Source& source, bool has_bias, void* blob, int64_t bytes) {
   ScratchLease lease(context);
   void* scratch = lease.reserve(static_cast<uint64_t>(pack_scratch_bytes(context, source.matrix.cols)));
-  const float threshold = source.options.threshold == 0.0f || source.options.outlier_mode == INT8Q_OUTLIERS_OFF
-                              ? 6.0f
-                              : source.options.threshold;
   auto* header = new (blob) BlobHeader{};
   header->layout = BlobHeader::kLayout;
   header->outlier_mode = source.options.outlier_mode;
   header->n = source.matrix.rows;
   header->k = source.matrix.cols;
   header->kept_count = source.options.kept_count;
-  header->threshold = threshold;
+  header->threshold = threshold_of(source.options);
   header->has_bias = has_bias ? 1 : 0;
   header->blob_bytes = static_cast<uint64_t>(bytes);
   pack_blob(context, scratch, source.weight, blob);

@@ -194,7 +194,7 @@ int32_t int8q_mixed_scaled_multiply(int8q_context* context, const int8q_matrix* 
     check_stats(row_stats, o.a.rows, col_stats, o.b.rows);
     if (outlier_mode == INT8Q_OUTLIERS_OFF) {
       fail(INT8Q_INVALID_ARGUMENT,
-           "outlier_mode is INT8Q_OUTLIERS_OFF (1); expected COLUMN (0) or ELEMENT (2); without outliers use "
+           "outlier_mode is INT8Q_OUTLIERS_OFF (1); expected COLUMN (0), ELEMENT (2) or ALL (3); without outliers use "
            "int8q_scaled_multiply");
     }
     const uint32_t limit = int8q::outlier_limit(outlier_mode, threshold);

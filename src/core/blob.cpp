@@ -77,7 +77,7 @@ void validate_header(const BlobHeader& header, uint64_t bytes) {
   if (header.k < 0 || header.k > kMaxK) corrupt("in_features", header.k, "0 to 133144");
   if (header.kept_count < 0 || header.kept_count > header.k) corrupt("kept_count", header.kept_count, "0 to in_features");
   if (header.has_bias != 0 && header.has_bias != 1) corrupt("has_bias", header.has_bias, "0 or 1");
-  if (header.outlier_mode < INT8Q_OUTLIERS_COLUMN || header.outlier_mode > INT8Q_OUTLIERS_ELEMENT) {
+  if (header.outlier_mode < INT8Q_OUTLIERS_COLUMN || header.outlier_mode > INT8Q_OUTLIERS_ALL) {
     corrupt("outlier_mode", header.outlier_mode, "an INT8Q_OUTLIERS_* value");
   }
   if (!(header.threshold > 0.0f)) corrupt("threshold", static_cast<long long>(header.threshold), "a number > 0");

@@ -11,18 +11,22 @@ namespace {
 using cpu::Kernels;
 
 struct Workspace {
-  uint8_t* codes;         // [M] rows of code_row_bytes
-  float* row_stats;       // [M]
-  uint64_t* column_bits;  // [parts][ceil(K / 64)]; NULL in mode OFF
+  uint8_t* codes;         // [M] rows of code_row_bytes; NULL in mode ALL
+  float* row_stats;       // [M]; NULL in mode ALL
+  uint64_t* column_bits;  // [parts][ceil(K / 64)]; NULL in modes OFF and ALL
   PartScratch part;       // of the asking part
 };
 
+bool quantizes_nothing(const Linear& linear) { return linear.outlier_mode() == INT8Q_OUTLIERS_ALL; }
+
 Workspace carve(Carver& carver, const Kernels& kernels, const Linear& linear, int64_t rows, int64_t part, int64_t parts) {
-  const bool outliers = linear.outlier_mode() != INT8Q_OUTLIERS_OFF;
+  const bool all = quantizes_nothing(linear), outliers = linear.outlier_mode() != INT8Q_OUTLIERS_OFF;
   Workspace w{};
-  w.codes = carver.take<uint8_t>(checked_mul(rows, code_row_bytes(kernels, linear.k()), "workspace"), "workspace");
-  w.row_stats = carver.take<float>(rows, "workspace");
-  if (outliers) {
+  if (!all) {
+    w.codes = carver.take<uint8_t>(checked_mul(rows, code_row_bytes(kernels, linear.k()), "workspace"), "workspace");
+    w.row_stats = carver.take<float>(rows, "workspace");
+  }
+  if (outliers && !all) {
     w.column_bits = carver.take<uint64_t>(checked_mul(parts, ceil_div(linear.k(), 64), "workspace"), "workspace");
   }
   for (int64_t i = 0; i < parts; ++i) {
@@ -44,6 +48,7 @@ int64_t forward_workspace_bytes(const Kernels& kernels, const Linear& linear, in
 
 void quantize_input_part(const Kernels& kernels, const Linear& linear, const FloatRows& x, void* workspace, int64_t part,
                          int64_t parts) {
+  if (quantizes_nothing(linear)) return;
   Carver carver(workspace);
   const Workspace w = carve(carver, kernels, linear, x.rows, part, parts);
   uint64_t* bits = nullptr;
@@ -71,8 +76,9 @@ void forward_part(const Kernels& kernels, const Linear& linear, const FloatRows&
   product.blob = linear.blob;
   product.x = x;
   product.limit = limit_of(linear);
+  product.all = quantizes_nothing(linear);
   product.element = element;
-  product.subtract = !element;
+  product.subtract = !element && !product.all;
   product.column_bits = w.column_bits;
   product.bit_parts = parts;
   product.y = y.data;
@@ -97,12 +103,14 @@ void forward(Context& context, const Linear* const* linears, int64_t count, cons
       if (linears[i]->n() > 0) forward_part(kernels, *linears[i], x, ys[i], accumulate, workspace, part, parts);
     }
   };
-  if (x.rows * x.cols < kSerialElements) {
-    context.pool.run(1, [&](int64_t) {
-      for (int64_t part = 0; part < parts; ++part) quantize(part);
-    });
-  } else {
-    context.pool.run(parts, quantize);
+  if (!quantizes_nothing(*linears[0])) {
+    if (x.rows * x.cols < kSerialElements) {
+      context.pool.run(1, [&](int64_t) {
+        for (int64_t part = 0; part < parts; ++part) quantize(part);
+      });
+    } else {
+      context.pool.run(parts, quantize);
+    }
   }
   context.pool.run(parts, multiply, wake_for(x.rows, x.cols, outputs));
 }

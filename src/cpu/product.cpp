@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "core/dtype.h"
 
@@ -31,6 +32,7 @@ class PartLoop {
         code_stride_(code_row_bytes(*product.kernels, product.k)),
         code_bytes_(product.kernels->layout == CodeLayout::kU8 ? 1 : 2) {
     find_outlier_columns();
+    if (p_.all) std::memset(s_.acc, 0, static_cast<size_t>(std::min(p_.m, kBlockM) * kBlockN) * sizeof(int32_t));
     x_stride_ = round_up(count_, kGroup);
   }
 
@@ -40,6 +42,7 @@ class PartLoop {
   void run(const Tile& tile) {
     switch (p_.weights) {
       case Weights::kPacked:
+        if (p_.all) return run_floats(tile, p_.blob.panels + tile.col / kPanelRows * p_.blob.panel_stride());
         return run_panels(tile, p_.blob.panels + tile.col / kPanelRows * p_.blob.panel_stride(),
                           p_.blob.col_sums + tile.col);
       case Weights::kRowMajor: return p_.codes == nullptr ? run_dot(tile) : run_panels(tile, pack(tile), sums_);
@@ -49,6 +52,11 @@ class PartLoop {
 
  private:
   void find_outlier_columns() {
+    if (p_.all) {
+      std::iota(s_.cols, s_.cols + p_.k, 0);
+      count_ = p_.k;
+      return;
+    }
     if (p_.given_count > 0) {
       for (int64_t t = 0; t < p_.given_count; ++t) s_.cols[t] = static_cast<int32_t>(p_.given_cols[t]);
       count_ = p_.given_count;
@@ -88,6 +96,15 @@ class PartLoop {
     } while (k < k_padded_);
     load_columns(tile);
     add_outliers(tile, panels, stride);
+    finish(tile);
+  }
+
+  void run_floats(const Tile& tile, const int8_t* panels) {
+    load_columns(tile);
+    if (count_ > 0) gather_x(tile);
+    for (int64_t first = 0; first < count_; first += kChunk) {
+      add_columns(tile, panels + first * kPanelRows, p_.blob.panel_stride(), first);
+    }
     finish(tile);
   }
 
@@ -179,22 +196,28 @@ class PartLoop {
                    ceil_div(count, kGroup), true, nullptr);
         }
       }
-      const uint16_t* kept[kChunk];
-      find_kept(tile, cols, count, kept);
-      p_.kernels->outliers.run({.rows = tile.rows,
-                                .panels = s_.columns,
-                                .panel_stride = kSmallStride,
-                                .panel_count = tile.panel_count,
-                                .col_stats = col_stats_,
-                                .count = count,
-                                .x = s_.x + first,
-                                .x_stride = x_stride_,
-                                .kept = kept,
-                                .start = first == 0,
-                                .skip_zero = p_.element,
-                                .out = s_.out,
-                                .out_stride = kBlockN});
+      add_columns(tile, s_.columns, kSmallStride, first);
     }
+  }
+
+  // Up to kChunk outlier columns from the `first` on, which are those of the panels.
+  void add_columns(const Tile& tile, const int8_t* panels, int64_t panel_stride, int64_t first) {
+    const int64_t count = std::min(kChunk, count_ - first);
+    const uint16_t* kept[kChunk];
+    find_kept(tile, s_.cols + first, count, kept);
+    p_.kernels->outliers.run({.rows = tile.rows,
+                              .panels = panels,
+                              .panel_stride = panel_stride,
+                              .panel_count = tile.panel_count,
+                              .col_stats = col_stats_,
+                              .count = count,
+                              .x = s_.x + first,
+                              .x_stride = x_stride_,
+                              .kept = kept,
+                              .start = first == 0,
+                              .skip_zero = p_.element,
+                              .out = s_.out,
+                              .out_stride = kBlockN});
   }
 
   // Outlier columns of the tile's rows of X, and their codes negated; kept from tile to tile.
@@ -282,13 +305,15 @@ class PartLoop {
                                                         .acc = s_.acc,
                                                         .out = count_ > 0 ? s_.out : nullptr,
                                                         .acc_stride = kBlockN,
-                                                        .row_stats = p_.row_stats + tile.row,
+                                                        .row_stats = p_.all ? kZeros : p_.row_stats + tile.row,
                                                         .col_stats = col_stats_,
                                                         .bias = bias_,
                                                         .y = y,
                                                         .y_stride = p_.y_stride,
                                                         .accumulate = p_.accumulate});
   }
+
+  static constexpr float kZeros[kBlockM] = {};
 
   const Product& p_;
   const PartScratch& s_;

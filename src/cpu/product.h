@@ -7,6 +7,8 @@
 //     acc -= codes . panels of the outlier columns, gathered into small panels, kChunk columns at a time;  out += x . w
 //     y    = epilogue(acc, out)
 //
+// Where X is not quantized at all, acc is 0 and `out` has all columns, from the panels as they lie.
+//
 // Parts share items of one panel x one row block, panel by panel: a part's range differs from another's by at most one
 // item, and is its own range of W. Within it tiles are as large as they can be. Results do not depend on any of this.
 #pragma once
@@ -69,6 +71,7 @@ struct Product {
   // Outlier columns; limit is kNoOutliers where there are none.
   FloatRows x;
   uint32_t limit;
+  bool all;                   // no codes: every column, of packed weights
   bool element;               // only elements at or above the limit
   bool subtract;              // codes still hold the inliers of outlier columns
   const int64_t* given_cols;  // the columns, if the caller names them; else from column_bits

@@ -13,14 +13,21 @@ using cpu::Kernels;
 
 uint32_t outlier_limit(int32_t mode, float threshold) {
   if (mode == INT8Q_OUTLIERS_OFF) return cpu::kNoOutliers;
+  if (mode == INT8Q_OUTLIERS_ALL) return 1;  // zeros, whose code is 0 in any case, stay
   if (mode != INT8Q_OUTLIERS_COLUMN && mode != INT8Q_OUTLIERS_ELEMENT) {
-    fail(INT8Q_INVALID_ARGUMENT, "outlier_mode is %d; expected INT8Q_OUTLIERS_COLUMN (0), _OFF (1) or _ELEMENT (2)", mode);
+    fail(INT8Q_INVALID_ARGUMENT,
+         "outlier_mode is %d; expected INT8Q_OUTLIERS_COLUMN (0), _OFF (1), _ELEMENT (2) or _ALL (3)", mode);
   }
   if (!(threshold >= 0.0f)) {
     fail(INT8Q_INVALID_ARGUMENT, "threshold is %g; expected a number > 0, or 0 for the default of 6",
          static_cast<double>(threshold));
   }
   return threshold == 0.0f ? std::bit_cast<uint32_t>(6.0f) : std::bit_cast<uint32_t>(threshold);
+}
+
+float threshold_of(const int8q_linear_options& options) {
+  const bool ignored = options.outlier_mode == INT8Q_OUTLIERS_OFF || options.outlier_mode == INT8Q_OUTLIERS_ALL;
+  return ignored || options.threshold == 0.0f ? 6.0f : options.threshold;
 }
 
 float stat_of_bits(uint32_t absmax_bits) {

@@ -10,9 +10,12 @@
 
 namespace int8q {
 
-// The outlier threshold as bits for the kernels: kNoOutliers in mode OFF; 6.0 for 0. INVALID_ARGUMENT for an unknown
-// mode, NaN or a negative threshold.
+// The outlier threshold as bits for the kernels: kNoOutliers in mode OFF, 1 in mode ALL; 6.0 for 0. INVALID_ARGUMENT for an
+// unknown mode, NaN or a negative threshold.
 uint32_t outlier_limit(int32_t mode, float threshold);
+
+// The threshold that a linear of these options has: 6.0 where the mode ignores it.
+float threshold_of(const int8q_linear_options& options);
 
 // Rows of fp32, fp16 or bf16 in the caller's memory.
 struct FloatRows {

@@ -161,7 +161,7 @@ DeviceWeights* make_weights(Context& context, const DeviceWeightSource& source) 
   header.n = w.rows;
   header.k = w.cols;
   header.kept_count = options.kept_count;
-  header.threshold = options.threshold == 0.0f || options.outlier_mode == INT8Q_OUTLIERS_OFF ? 6.0f : options.threshold;
+  header.threshold = threshold_of(options);
   header.has_bias = source.bias.size != 0 ? 1 : 0;
   Making making(context, header, options.flags);
   Queue& queue = making.queue;

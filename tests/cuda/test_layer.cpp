@@ -33,7 +33,7 @@ constexpr float kThresholds[] = {0.0f, 1e-30f, 1.5f};
 constexpr size_t kS8Weight = 3, kNoBias = 3;
 
 Draw layer_draw() {
-  return {{"mode", 3},  {"in", 3},         {"out", 3},   {"weight", 4},   {"bias", 4},       {"threshold", 3},
+  return {{"mode", 4},  {"in", 3},         {"out", 3},   {"weight", 4},   {"bias", 4},       {"threshold", 3},
           {"kept", 3},  {"accumulate", 2}, {"x gap", 3}, {"x offset", 3}, {"weight gap", 3}, {"weight offset", 3},
           {"y gap", 3}, {"borrow", 2}};
 }
@@ -164,7 +164,7 @@ TEST(CudaLayer, EveryShapeDtypeMode) {
   Draw draw = layer_draw();
   size_t cells = 0;
   for (size_t s = 0; s < list.size(); ++s) {
-    for (size_t mode = 0; mode < 3; ++mode) {
+    for (size_t mode = 0; mode < std::size(kModes); ++mode) {
       const Draw::Cell drawn = draw.cell(s, {mode, (s + mode) % 3});
       SCOPED_TRACE(::testing::Message() << "M " << list[s].m << " N " << list[s].n << " K " << list[s].k << " drawn "
                                         << ::testing::PrintToString(drawn));
@@ -179,7 +179,7 @@ TEST(CudaLayer, EveryShapeDtypeMode) {
       if (HasFatalFailure()) return;
     }
   }
-  std::printf("%zu cells: %zu shapes x 3 modes on %s\n", cells, list.size(), gpu().name.c_str());
+  std::printf("%zu cells: %zu shapes x 4 modes on %s\n", cells, list.size(), gpu().name.c_str());
 }
 
 }  // namespace

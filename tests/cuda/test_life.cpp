@@ -117,7 +117,7 @@ TEST(CudaLife, ARowDependsOnNoOther) {
 // NaN stays in its row; so does Inf without outliers.
 TEST(CudaLife, NanStaysInItsRow) {
   const ContextPtr there = make_gpu_context();
-  for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT}) {
+  for (const int32_t mode : kModes) {
     for (const int64_t m : {3, 70}) {
       const LayerOnDevice layer(there.get(), 24, 64, mode);
       Grid x(INT8Q_F16, m, 64), y(INT8Q_F32, m, 24);

@@ -156,9 +156,11 @@ TEST(CudaStateless, Products) {
         const std::vector<float> col_stats = random_stats(n, seed);
         const DeviceGrid x_there(x), a_there(a), b_there(b), y_there(y), bias_there(bias), c_there(c), z_there(z);
         const DeviceArray<float> rows(q.stats), cols(col_stats);
-        std::vector<int64_t> listed = {-1};  // what is no column is passed over
-        listed.insert(listed.end(), q.outlier_cols.begin(), q.outlier_cols.end());
-        listed.insert(listed.end(), {k, k + 1, int64_t{1} << 40});
+        std::vector<int64_t> listed = q.outlier_cols;
+        if (mode != INT8Q_OUTLIERS_ALL) {  // which lists as many as there may be; what is no column is passed over
+          listed.insert(listed.begin(), -1);
+          listed.insert(listed.end(), {k, k + 1, int64_t{1} << 40});
+        }
         const DeviceArray<int64_t> outliers(listed);
         if (mode == INT8Q_OUTLIERS_OFF) {
           ASSERT_CALL(int8q_scaled_multiply(context.get(), a_there.view(), rows.get(), b_there.view(), cols.get(),

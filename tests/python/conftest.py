@@ -18,7 +18,7 @@ def dtype(request):
     return np.dtype(request.param)
 
 
-@pytest.fixture(params=["column", "element", "off"])
+@pytest.fixture(params=["column", "element", "off", "all"])
 def outliers(request):
     return request.param
 

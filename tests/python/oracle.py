@@ -19,6 +19,7 @@ def smallest(dtype):
 def quantize_rows(x, threshold=6.0, outliers="column"):
     """(q, row_stats, outlier_cols)."""
     x = x.astype(np.float32)
+    threshold = F32_TINY if outliers == "all" else threshold
     with np.errstate(all="ignore"):
         outlier = np.zeros(x.shape, bool) if outliers == "off" else np.abs(x) >= np.float32(threshold)
         absmax = np.where(outlier, 0, np.abs(x)).max(axis=1, initial=0)
@@ -27,7 +28,7 @@ def quantize_rows(x, threshold=6.0, outliers="column"):
         scaled = np.where(row < 2.0**-120, (x / row) * np.float32(127), x * (np.float32(127) * (np.float32(1) / row)))
         cols = np.flatnonzero(outlier.any(axis=0))
         zero = outlier | (row == 0) | np.isnan(row)
-        if outliers == "column":
+        if outliers in ("column", "all"):
             zero[:, cols] = True
         return np.where(zero, 0, np.rint(scaled)).astype(np.int8), absmax, cols
 

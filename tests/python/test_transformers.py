@@ -94,6 +94,8 @@ def test_options_reach_the_layers(family):
     model = quantize_(make(family), llm_int8_threshold=3, outliers="element")
     assert {(layer.outliers, layer.threshold) for layer in layers(model).values()} == {("element", 3.0)}
     assert {layer.outliers for layer in layers(quantize_(make(family), llm_int8_threshold=0)).values()} == {"off"}
+    everything = quantize_(make(family), llm_int8_threshold=0, outliers="all")
+    assert {layer.outliers for layer in layers(everything).values()} == {"all"}
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ bool same_bits(float a, float b) {
 }
 
 bool is_outlier(float x, int32_t mode, float threshold) {
+  if (mode == INT8Q_OUTLIERS_ALL) return std::fabs(x) > 0.0f;
   return mode != INT8Q_OUTLIERS_OFF && std::fabs(x) >= (threshold == 0.0f ? 6.0f : threshold);
 }
 

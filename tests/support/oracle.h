@@ -85,6 +85,6 @@ void fill_activations(Grid& x, uint64_t seed);
 void fill_normal(Grid& w, uint64_t seed, float scale);
 
 constexpr int32_t kFloatDtypes[3] = {INT8Q_F32, INT8Q_F16, INT8Q_BF16};
-constexpr int32_t kModes[3] = {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT};
+constexpr int32_t kModes[4] = {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_ELEMENT, INT8Q_OUTLIERS_ALL};
 
 }  // namespace int8q::test

@@ -20,6 +20,7 @@ void KernelChecks::run() {
     }
     linear({.d = d, .m = 7, .mode = INT8Q_OUTLIERS_OFF, .blob = true});
     linear({.d = d, .m = 23, .mode = INT8Q_OUTLIERS_OFF, .quantized = true});
+    linear({.d = d, .m = 23, .mode = INT8Q_OUTLIERS_ALL, .kept = {0, 5, 66}});
     backward(d);
   }
   // Outliers in more columns than one chunk holds.

@@ -74,7 +74,10 @@ void Tensor::set_integer(int64_t i, int64_t j, int32_t value) {
   }
 }
 
-bool is_outlier(float x, int32_t mode, float threshold) { return mode != INT8Q_OUTLIERS_OFF && std::fabs(x) >= threshold; }
+bool is_outlier(float x, int32_t mode, float threshold) {
+  if (mode == INT8Q_OUTLIERS_ALL) return std::fabs(x) > 0.0f;
+  return mode != INT8Q_OUTLIERS_OFF && std::fabs(x) >= threshold;
+}
 
 Quantized quantize(const Tensor& x, int32_t mode, float threshold) {
   Quantized q{std::vector<int8_t>(static_cast<size_t>(x.rows * x.cols)), {}, {}};

@@ -138,8 +138,11 @@ Work linear_work(Size size, int64_t m, int64_t outliers, int32_t mode, int32_t o
 }
 
 void add_linear(const Choice& choice, Size size, int64_t m) {
-  const auto make = [=] { return linear_work(size, m, kOutliers, INT8Q_OUTLIERS_COLUMN, INT8Q_FORWARD); };
-  add_both(name_of("linear", choice.image, size, m, "/dtype:bf16"), make, product_counts(size, m, 1));
+  for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ALL}) {
+    const auto make = [=] { return linear_work(size, m, kOutliers, mode, INT8Q_FORWARD); };
+    const std::string scope = mode == INT8Q_OUTLIERS_ALL ? "/scope:all" : "";
+    add_both(name_of("linear", choice.image, size, m, "/dtype:bf16" + scope), make, product_counts(size, m, 1));
+  }
 }
 
 // What any number of outlier columns costs, in both scopes.

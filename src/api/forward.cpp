@@ -31,7 +31,7 @@ void check_workspace(const void* workspace, uint64_t bytes, int64_t needed) {
 }
 
 int64_t forward_workspace(const Context& context, const Linear& linear, int64_t rows, int64_t parts) {
-  if (context.gpu) return cuda::forward_workspace_bytes(context.gpu->device, linear.k(), rows);
+  if (context.gpu) return cuda::forward_workspace_bytes(context.gpu->device, *linear.blob.header, rows);
   return forward_workspace_bytes(*context.kernels, linear, rows, parts == 0 ? context.pool.threads() : parts);
 }
 

@@ -156,12 +156,20 @@ void Device::find_kernels(Module module) {
     kernels.skinny[i] = load_both("skinny_s8_" + std::to_string(8 << i));
     kernels.skinny_fused[i] = load("skinny_fused_" + std::to_string(8 << i));
   }
-  const auto at = [&](gpu::Multiply how) -> auto& { return kernels.backward[static_cast<size_t>(how)]; };
-  if (image->tag >= 75) at(gpu::Multiply::kF16) = load_both("backward_f16");
+  const auto load_float_products = [&](gpu::Multiply how, const std::string& product) {
+    const auto i = static_cast<size_t>(how);
+    kernels.backward[i] = load_both("backward_" + product);
+    kernels.w8a16_few[i] = load_both("w8a16_skinny_" + product + "_16");
+    kernels.w8a16[i] = load_both("w8a16_" + product);
+    if (how == gpu::Multiply::kF32) return;
+    kernels.w8a16_skinny[i] = load_both("w8a16_skinny_" + product + "_64");
+    kernels.w8a16_small[i] = load("w8a16_small_" + product);
+  };
+  if (image->tag >= 75) load_float_products(gpu::Multiply::kF16, "f16");
   if (image->tag >= 80) {
-    at(gpu::Multiply::kBf16) = load_both("backward_bf16");
+    load_float_products(gpu::Multiply::kBf16, "bf16");
   } else {
-    at(gpu::Multiply::kF32) = load_both("backward_f32");
+    load_float_products(gpu::Multiply::kF32, "f32");
   }
   kernels.finish_columns = load("finish_columns");
   kernels.list_columns = load("list_columns");

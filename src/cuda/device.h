@@ -21,10 +21,12 @@ struct Kernels {
 
   ByAlignment<3> quantize_rows;  // by gpu::Dtype
   std::array<Function, 2> gemm;
-  Function gemm_small, gemm_wgmma;       // which take aligned weights alone
-  ByAlignment<4> skinny;                 // for 8, 16, 32 and 64 rows
-  std::array<Function, 4> skinny_fused;  // which takes aligned matrices alone
-  ByAlignment<3> backward;               // by gpu::Multiply
+  Function gemm_small, gemm_wgmma;                // which take aligned weights alone
+  ByAlignment<4> skinny;                          // for 8, 16, 32 and 64 rows
+  std::array<Function, 4> skinny_fused;           // which takes aligned matrices alone
+  ByAlignment<3> backward;                        // by gpu::Multiply, as what follows
+  ByAlignment<3> w8a16_few, w8a16_skinny, w8a16;  // for W8a16SkinnyShape::kFew, kMost and any rows
+  std::array<Function, 3> w8a16_small;            // which takes aligned matrices alone
   Function finish_columns, list_columns, copy_codes, dequantize_rows, dequantize_accumulators, count_outliers;
 };
 

@@ -101,6 +101,12 @@ struct Workspace {
   }
 };
 
+gpu::OutlierScope scope_of(int32_t outlier_mode) {
+  return outlier_mode == INT8Q_OUTLIERS_ELEMENT ? gpu::OutlierScope::kElements
+         : outlier_mode == INT8Q_OUTLIERS_ALL   ? gpu::OutlierScope::kAll
+                                                : gpu::OutlierScope::kColumns;
+}
+
 // places: with x quantized, or empty where the product quantizes it.
 gpu::Gemm product_of(const DeviceWeights& w, const FloatRows& x, const Workspace& places, const Output& y,
                      bool accumulate) {
@@ -120,7 +126,7 @@ gpu::Gemm product_of(const DeviceWeights& w, const FloatRows& x, const Workspace
           .found = h.outlier_mode == INT8Q_OUTLIERS_OFF ? nullptr : quantized.found,
           .bitmaps = quantized.bitmaps,
           .found_blocks = quantized.blocks,
-          .scope = h.outlier_mode == INT8Q_OUTLIERS_ELEMENT ? gpu::OutlierScope::kElements : gpu::OutlierScope::kColumns,
+          .scope = scope_of(h.outlier_mode),
           .limit = outlier_limit(h.outlier_mode, h.threshold),
           .x = x.data,
           .x_stride = x.row_bytes,
@@ -140,10 +146,47 @@ gpu::Gemm product_of(const DeviceWeights& w, const FloatRows& x, const Workspace
           .counters = quantized.counters};
 }
 
-gpu::Multiply backward_product(const Device& device, int dy_dtype) {
+// How floats of this dtype are multiplied by codes.
+gpu::Multiply float_product(const Device& device, int dtype) {
   const int tag = device.image->tag;
-  if (tag >= 75 && dy_dtype == kernel_index(INT8Q_F16)) return gpu::Multiply::kF16;
+  if (tag >= 75 && dtype == kernel_index(INT8Q_F16)) return gpu::Multiply::kF16;
   return tag >= 80 ? gpu::Multiply::kBf16 : gpu::Multiply::kF32;
+}
+
+template <template <gpu::Multiply> class Tile>
+int shared_bytes_of(gpu::Multiply how) {
+  return how == gpu::Multiply::kF16    ? Tile<gpu::Multiply::kF16>::kSharedBytes
+         : how == gpu::Multiply::kBf16 ? Tile<gpu::Multiply::kBf16>::kSharedBytes
+                                       : Tile<gpu::Multiply::kF32>::kSharedBytes;
+}
+
+// Mode ALL, in one launch: X is read where it is.
+void multiply_floats(Queue& queue, const gpu::Gemm& p, const FloatRows& x) {
+  using Skinny = gpu::W8a16SkinnyShape;
+  const Device& device = queue.device;
+  const Kernels& kernels = device.kernels;
+  const gpu::Multiply how = float_product(device, x.dtype);
+  const auto product = static_cast<size_t>(how);
+  const bool aligned = is_aligned(p.w, p.w_stride) && is_aligned(x);
+  if (p.m <= Skinny::most_rows(how)) {
+    const auto& function = p.m <= Skinny::kFew ? kernels.w8a16_few : kernels.w8a16_skinny;
+    const int64_t tiles = ceil_div(p.n, Skinny::kRowsOfW), blocks = device.multiprocessors * kBlocksPerSm;
+    return queue.launch(function[product][aligned], std::min(tiles, blocks), Skinny::kThreads, Skinny::shared_bytes(p.m),
+                        p);
+  }
+  const auto tiles_of_size = [&](int64_t m, int64_t n) {
+    return checked_mul(ceil_div(p.m, m), ceil_div(p.n, n), "the result");
+  };
+  using Large = gpu::W8a16LargeTile<gpu::Multiply::kF16>;  // all have its rows, columns and threads
+  using Small = gpu::W8a16SmallTile<gpu::Multiply::kF16>;
+  const int64_t tiles = tiles_of_size(Large::kM, Large::kN);
+  // Large tiles wherever they keep three SMs of four busy.
+  if (!aligned || how == gpu::Multiply::kF32 || 4 * tiles >= 3 * device.multiprocessors) {
+    return queue.launch(kernels.w8a16[product][aligned], tiles, Large::kThreads, shared_bytes_of<gpu::W8a16LargeTile>(how),
+                        p);
+  }
+  queue.launch(kernels.w8a16_small[product], tiles_of_size(Small::kM, Small::kN), Small::kThreads,
+               shared_bytes_of<gpu::W8a16SmallTile>(how), p);
 }
 
 }  // namespace
@@ -187,9 +230,10 @@ void multiply(Queue& queue, gpu::Gemm p) {
   launch(device.shapes.small, device.kernels.gemm_small);
 }
 
-int64_t forward_workspace_bytes(const Device& device, int64_t k, int64_t rows) {
+int64_t forward_workspace_bytes(const Device& device, const BlobHeader& linear, int64_t rows) {
+  if (linear.outlier_mode == INT8Q_OUTLIERS_ALL) return kAlignment;
   Carver carver(nullptr);
-  const Workspace workspace(carver, device, rows, k);
+  const Workspace workspace(carver, device, rows, linear.k);
   return std::max(carver.used(), kAlignment);
 }
 
@@ -197,6 +241,13 @@ void forward(Queue& queue, const Linear* const* linears, int64_t count, const Fl
              bool accumulate, void* workspace) {
   if (x.rows == 0) return;
   const Current current(queue.device);
+  if (linears[0]->outlier_mode() == INT8Q_OUTLIERS_ALL) {
+    for (int64_t i = 0; i < count; ++i) {
+      const gpu::Gemm p = product_of(*linears[i]->on_device, x, {}, ys[i], accumulate);
+      if (p.n > 0) multiply_floats(queue, p, x);
+    }
+    return;
+  }
   const bool may_fuse = fuses(queue.device, x.rows, x.cols) && is_aligned(x);
   Carver carver(workspace);
   const Workspace places(carver, queue.device, x.rows, x.cols);
@@ -219,7 +270,7 @@ void forward(Queue& queue, const Linear* const* linears, int64_t count, const Fl
 void backward(Queue& queue, const Linear& linear, const FloatRows& dy, const Output& dx, bool accumulate) {
   const DeviceWeights& w = *linear.on_device;
   if (dy.rows == 0 || w.header.k == 0) return;
-  const gpu::Multiply how = backward_product(queue.device, dy.dtype);
+  const gpu::Multiply how = float_product(queue.device, dy.dtype);
   const gpu::Backward p{.m = dy.rows,
                         .n = w.header.n,
                         .k = w.header.k,
@@ -235,13 +286,11 @@ void backward(Queue& queue, const Linear& linear, const FloatRows& dy, const Out
                         .dx_dtype = dtype_of(dx.dtype),
                         .accumulate = accumulate};
   using F16 = gpu::BackwardTile<gpu::Multiply::kF16>;  // all three have its rows, columns and threads
-  const int shared = how == gpu::Multiply::kF16    ? F16::kSharedBytes
-                     : how == gpu::Multiply::kBf16 ? gpu::BackwardTile<gpu::Multiply::kBf16>::kSharedBytes
-                                                   : gpu::BackwardTile<gpu::Multiply::kF32>::kSharedBytes;
   const bool aligned = is_aligned(p.w, p.w_stride) && is_aligned(dy);
   const int64_t blocks = checked_mul(ceil_div(p.m, F16::kM), ceil_div(p.k, F16::kN), "dx");
   const Current current(queue.device);
-  queue.launch(queue.device.kernels.backward[static_cast<size_t>(how)][aligned], blocks, F16::kThreads, shared, p);
+  queue.launch(queue.device.kernels.backward[static_cast<size_t>(how)][aligned], blocks, F16::kThreads,
+               shared_bytes_of<gpu::BackwardTile>(how), p);
 }
 
 }  // namespace int8q::cuda

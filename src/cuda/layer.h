@@ -50,7 +50,7 @@ void free_weights(const Allocator& allocator, DeviceWeights* weights);
 void export_weights(Context& context, const DeviceWeights& weights, const int8q_matrix& codes, float* col_stats,
                     const int8q_matrix& bias, int64_t* kept_cols, const int8q_matrix& kept_weights);
 
-int64_t forward_workspace_bytes(const Device& device, int64_t k, int64_t rows);
+int64_t forward_workspace_bytes(const Device& device, const BlobHeader& linear, int64_t rows);
 void forward(Queue& queue, const Linear* const* linears, int64_t count, const FloatRows& x, const Output* ys,
              bool accumulate, void* workspace);
 void backward(Queue& queue, const Linear& linear, const FloatRows& dy, const Output& dx, bool accumulate);

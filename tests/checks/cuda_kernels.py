@@ -49,7 +49,15 @@ def kernels_of(architecture, version):
     if architecture == "sm_90a":
         kernels["gemm_wgmma_s8"] = (384, 1)
     products = ("f16", "bf16") if version >= 80 else ("f16", "f32") if version >= 75 else ("f32",)
-    return {**kernels, **{f"backward_{product}{tail}": (128, 2) for product in products for tail in ("", "_unaligned")}}
+    for product in products:
+        for tail in ("", "_unaligned"):
+            kernels |= {f"backward_{product}{tail}": (128, 2), f"w8a16_{product}{tail}": (128, 2)}
+            kernels |= {
+                f"w8a16_skinny_{product}_{rows}{tail}": (256, 2) for rows in ((16,) if product == "f32" else (16, 64))
+            }
+        if product != "f32":
+            kernels[f"w8a16_small_{product}"] = (128, 4)
+    return kernels
 
 
 REGISTERS_OF_AN_SM = 65536
@@ -135,10 +143,21 @@ def check_code(architecture, version, code):
         wanted = steps * (2 + rows // 8)
         expect(loads == wanted, f"{architecture}: {loads} 16-byte loads in the loop of skinny_s8_{rows}; expected {wanted}")
     for product in ("f16", "bf16") if version >= 80 else ("f16",):
-        loop = loop_around(code[f"backward_{product}_{architecture.replace('_', '')}"], "HMMA")
+        for kernel in (f"backward_{product}", f"w8a16_{product}"):
+            loop = loop_around(code[f"{kernel}_{architecture.replace('_', '')}"], "HMMA")
+            products = sum(instruction.startswith("HMMA") for _, instruction, _ in loop)
+            wanted = 32 if version >= 80 else 64
+            expect(products == wanted, f"{architecture}: {products} HMMA in the loop of {kernel}; expected {wanted}")
+    for rows in (16, 64):
+        # As skinny_s8, but four products and two loads of 16 bytes of x an eighth of the rows and step.
+        steps, kernel = 4 if rows == 16 else 2, f"w8a16_skinny_f16_{rows}"
+        loop = loop_around(code[f"{kernel}_{architecture.replace('_', '')}"], "HMMA")
         products = sum(instruction.startswith("HMMA") for _, instruction, _ in loop)
-        wanted = 32 if version >= 80 else 64
-        expect(products == wanted, f"{architecture}: {products} HMMA in the loop of backward_{product}; expected {wanted}")
+        loads = sum(bool(re.match(r"LDG\.E.*128", instruction)) for _, instruction, _ in loop)
+        wanted = steps * rows // 2 * (1 if version >= 80 else 2)
+        expect(products == wanted, f"{architecture}: {products} HMMA in the loop of {kernel}; expected {wanted}")
+        wanted = steps * (2 + rows // 4)
+        expect(loads == wanted, f"{architecture}: {loads} 16-byte loads in the loop of {kernel}; expected {wanted}")
     if architecture == "sm_90a":
         kernel = code["gemm_wgmma_s8_sm90a"]
         loop = loop_around(kernel, "IGMMA")

@@ -6,31 +6,45 @@
 namespace int8q::test {
 namespace {
 
-// One launch for a few rows, else two; for several layers of one input one more than there are.
-TEST(CudaCapture, LaunchesAreCounted) {
+// One launch for a few rows and where X stays in floating point, else two; for several layers of one input one more than
+// there are.
+void expect_launches(int32_t mode, int32_t dtype, int64_t m, bool one) {
   const ContextPtr there = make_gpu_context();
   constexpr int64_t kN = 48, kK = 128;
-  const LayerOnDevice a(there.get(), kN, kK), b(there.get(), kN, kK, INT8Q_OUTLIERS_COLUMN, 9);
+  const LayerOnDevice a(there.get(), kN, kK, mode), b(there.get(), kN, kK, mode, 9);
+  Grid x = activations(dtype, m, kK), y(INT8Q_F16, m, kN);
+  const DeviceGrid x_there(x), first(y), second(y), alone(y);
+  const DeviceWorkspace workspace(there.get(), a.linear.get(), m);
+  int64_t before = launches(there.get());
+  ASSERT_CALL(
+      int8q_forward(there.get(), a.linear.get(), x_there.view(), 0, first.view(), workspace.get(), workspace.bytes()));
+  EXPECT_EQ(launches(there.get()) - before, one ? 1 : 2) << m;
+  ASSERT_CALL(
+      int8q_forward(there.get(), b.linear.get(), x_there.view(), 0, alone.view(), workspace.get(), workspace.bytes()));
+  const int8q_linear* const both[] = {a.linear.get(), b.linear.get()};
+  const int8q_matrix* const ys[] = {second.view(), first.view()};
+  before = launches(there.get());
+  const Grid of_a = first.download();
+  ASSERT_CALL(int8q_forward_many(there.get(), both, 2, x_there.view(), 0, ys, workspace.get(), workspace.bytes()));
+  EXPECT_EQ(launches(there.get()) - before, one ? 2 : 3) << m;
+  EXPECT_EQ(second.download().bytes(), of_a.bytes());
+  EXPECT_EQ(first.download().bytes(), alone.download().bytes());
+}
+
+TEST(CudaCapture, LaunchesAreCounted) {
   for (const int64_t m : {1, 5, 16, 30, 65, 300}) {
-    const bool fused = m <= gpu().shapes.skinny_rows;
-    Grid x = activations(INT8Q_F16, m, kK), y(INT8Q_F16, m, kN);
-    const DeviceGrid x_there(x), first(y), second(y), alone(y);
-    const DeviceWorkspace workspace(there.get(), a.linear.get(), m);
-    int64_t before = launches(there.get());
-    ASSERT_CALL(
-        int8q_forward(there.get(), a.linear.get(), x_there.view(), 0, first.view(), workspace.get(), workspace.bytes()));
-    EXPECT_EQ(launches(there.get()) - before, fused ? 1 : 2) << m;
-    ASSERT_CALL(
-        int8q_forward(there.get(), b.linear.get(), x_there.view(), 0, alone.view(), workspace.get(), workspace.bytes()));
-    const int8q_linear* const both[] = {a.linear.get(), b.linear.get()};
-    const int8q_matrix* const ys[] = {second.view(), first.view()};
-    before = launches(there.get());
-    const Grid of_a = first.download();
-    ASSERT_CALL(int8q_forward_many(there.get(), both, 2, x_there.view(), 0, ys, workspace.get(), workspace.bytes()));
-    EXPECT_EQ(launches(there.get()) - before, fused ? 2 : 3) << m;
-    EXPECT_EQ(second.download().bytes(), of_a.bytes());
-    EXPECT_EQ(first.download().bytes(), alone.download().bytes());
+    expect_launches(INT8Q_OUTLIERS_COLUMN, INT8Q_F16, m, m <= gpu().shapes.skinny_rows);
+    for (const int32_t dtype : kFloatDtypes) expect_launches(INT8Q_OUTLIERS_ALL, dtype, m, true);
   }
+}
+
+// Nothing is quantized, so that there is nothing to keep.
+TEST(CudaCapture, FloatingPointNeedsNoWorkspace) {
+  const ContextPtr there = make_gpu_context();
+  const LayerOnDevice layer(there.get(), 16, 256, INT8Q_OUTLIERS_ALL);
+  uint64_t bytes = 0;
+  ASSERT_CALL(int8q_query_workspace(there.get(), layer.linear.get(), INT8Q_FORWARD, 1000, 0, &bytes));
+  EXPECT_EQ(bytes, 64U);
 }
 
 // From the first call on, without a wait, an allocation or a copy; a replay gives what eager calls give.

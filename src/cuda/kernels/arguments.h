@@ -46,6 +46,7 @@ enum class OutlierScope {
   kColumns,        // and their codes leave the integer product
   kZeroedColumns,  // their codes are zero already
   kElements,
+  kAll,  // of every column: there is no integer product
 };
 
 // Y[M,N] = A . W^T, scaled, with outlier columns and bias.

@@ -8,6 +8,8 @@
 #include "cuda/kernels/quantize_rows.h"
 #include "cuda/kernels/skinny.h"
 #include "cuda/kernels/stateless.h"
+#include "cuda/kernels/w8a16_gemm.h"
+#include "cuda/kernels/w8a16_skinny.h"
 
 namespace int8q::gpu {
 
@@ -60,6 +62,38 @@ INT8Q_BACKWARD(f16, Multiply::kF16)
 INT8Q_BACKWARD(bf16, Multiply::kBf16)
 #else
 INT8Q_BACKWARD(f32, Multiply::kF32)
+#endif
+
+// The same for activations.
+#define INT8Q_W8A16_SKINNY(name, how, rows)                                                      \
+  INT8Q_KERNEL(w8a16_skinny_##name##_##rows, W8a16SkinnyShape::kThreads, 2, Gemm) {              \
+    w8a16_skinny<Arch, how, rows / 8, true>(p);                                                  \
+  }                                                                                              \
+  INT8Q_KERNEL(w8a16_skinny_##name##_##rows##_unaligned, W8a16SkinnyShape::kThreads, 2, Gemm) {  \
+    w8a16_skinny<Arch, how, rows / 8, false>(p);                                                 \
+  }
+#define INT8Q_W8A16(name, how)                                                          \
+  INT8Q_W8A16_SKINNY(name, how, 16)                                                     \
+  INT8Q_KERNEL(w8a16_##name, W8a16LargeTile<how>::kThreads, 2, Gemm) {                  \
+    w8a16_gemm<Arch, W8a16LargeTile<how>, how, true>(p);                                \
+  }                                                                                     \
+  INT8Q_KERNEL(w8a16_##name##_unaligned, W8a16LargeTile<how>::kThreads, 2, Gemm) {      \
+    w8a16_gemm<Arch, W8a16LargeTile<how>, how, false>(p);                               \
+  }
+// What has tensor cores takes more rows at once, and small tiles.
+#define INT8Q_W8A16_MMA(name, how)                                            \
+  INT8Q_W8A16(name, how)                                                      \
+  INT8Q_W8A16_SKINNY(name, how, 64)                                           \
+  INT8Q_KERNEL(w8a16_small_##name, W8a16SmallTile<how>::kThreads, 4, Gemm) {  \
+    w8a16_gemm<Arch, W8a16SmallTile<how>, how, true>(p);                      \
+  }
+#if INT8Q_ARCH >= 75
+INT8Q_W8A16_MMA(f16, Multiply::kF16)
+#endif
+#if INT8Q_ARCH >= 80
+INT8Q_W8A16_MMA(bf16, Multiply::kBf16)
+#else
+INT8Q_W8A16(f32, Multiply::kF32)
 #endif
 
 INT8Q_KERNEL(finish_columns, FinishColumns::kThreads, 4, FinishColumns) { finish_columns(p); }

@@ -19,13 +19,14 @@ INT8Q_DEVICE float outlier_of(const Gemm& p, int64_t m, int64_t k) {
   return p.scope != OutlierScope::kElements || is_outlier(magnitude(x), p.limit) ? x : 0.0f;
 }
 
-// body(x, w): x of row m in each kept column that is marked in the bitmap of outlier columns, and that column of weights.
+// body(x, w): x of row m in each kept column that is an outlier column by their bitmap, which kAll has none of; and that
+// column of weights.
 template <class Body>
 INT8Q_DEVICE void for_each_kept(const Gemm& p, uint32_t bitmap, int64_t m, const Body& body) {
 #pragma unroll 1
   for (int t = 0; t < p.kept_count; ++t) {
     const int64_t k = load(p.kept_cols + t);
-    if (!holds_column(bitmap, k)) continue;
+    if (p.scope != OutlierScope::kAll && !holds_column(bitmap, k)) continue;
     const float x = outlier_of(p, m, k);
     if (x != 0.0f) body(x, p.kept_weights + t * p.kept_stride);
   }

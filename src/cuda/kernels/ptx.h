@@ -55,6 +55,13 @@ INT8Q_DEVICE uint32_t multiply_halves(uint32_t a, uint32_t b) {
   return product;
 }
 
+// a + b of two bf16 each; an addition of its own comes with sm_90 only.
+INT8Q_DEVICE uint32_t add_bf16(uint32_t a, uint32_t b) {
+  uint32_t sum;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80), "r"(b));
+  return sum;
+}
+
 template <class Arch>
 INT8Q_DEVICE void mma_s8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   if constexpr (Arch::kVersion >= 80) {

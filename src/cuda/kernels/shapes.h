@@ -108,4 +108,33 @@ struct BackwardTile {
   static_assert(kRowsAtOnce * kN * 4 <= kSharedBytes);
 };
 
+// ---------------------------------------------------------------------------------------------------- w8a16_skinny.h
+
+struct W8a16SkinnyShape {
+  static constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+  static constexpr int kRowsOfW = 16;
+  static constexpr int kStep = 64;  // k's of a warp's step
+  static constexpr int kFew = 16, kMost = 64;
+
+  INT8Q_CONSTEXPR static int most_rows(Multiply how) { return how == Multiply::kF32 ? kFew : kMost; }
+  INT8Q_CONSTEXPR static int shared_bytes(int64_t m) { return static_cast<int>(m) * kWarps * kRowsOfW * 4; }
+};
+
+// ---------------------------------------------------------------------------------------------------- w8a16_gemm.h
+
+template <int M, int N, int WarpM, int WarpN, Multiply kHow>
+struct W8a16Tile {
+  static constexpr int kM = M, kN = N, kWarpM = WarpM, kWarpN = WarpN;
+  static constexpr int kThreads = M / WarpM * (N / WarpN) * kWarp;
+  static constexpr int kDepth = kHow == Multiply::kF32 ? 16 : 32;  // k of a stage: 64 bytes of x
+  static constexpr int kStageBytes = M * 64 + N * kDepth;
+  static constexpr int kRowsAtOnce = 32;  // of Y
+  static constexpr int kSharedBytes = 2 * kStageBytes;
+  static_assert(kRowsAtOnce * N * 4 <= kSharedBytes);
+};
+template <Multiply kHow>
+using W8a16LargeTile = W8a16Tile<128, 128, 64, 64, kHow>;
+template <Multiply kHow>
+using W8a16SmallTile = W8a16Tile<64, 64, 32, 32, kHow>;
+
 }  // namespace int8q::gpu

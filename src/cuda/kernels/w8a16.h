@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the products of floating-point activations and int8 weights (W8A16) share:
+//
+//   f = x . codes^T            summed in fp32: |x * code| <= 2^7 |x|, so fp16 x cannot overflow
+//   y = f * (col_stats / 127) + x . kept + bias, rounded once
+//
+// Codes become fp16 or bf16, which hold -128 .. 127 exactly, in registers. fp16 and bf16 x are multiplied as they are; fp32
+// x as three bf16 terms of eight bits each, exactly but for what is below 2^-133. Before sm_80 bf16 and fp32, before sm_75
+// all, are multiplied in fp32. Of kept columns x is 0 in f.
+#pragma once
+
+#include "cuda/kernels/kept_columns.h"
+#include "cuda/kernels/ptx.h"
+#include "cuda/kernels/shapes.h"
+
+namespace int8q::gpu {
+
+// ---- Codes
+
+// Four codes as halves: bytes 0 and 1, bytes 2 and 3.
+template <Multiply kHow>
+INT8Q_DEVICE void widen(uint32_t codes, uint32_t& low, uint32_t& high) {
+  if constexpr (kHow == Multiply::kF16) {  // 1024 + (code + 128) - 1152
+    const uint32_t biased = codes ^ 0x80808080;
+    low = ptx::subtract_halves(byte_permute(biased, 0x64, 0x4140), 0x64806480);
+    high = ptx::subtract_halves(byte_permute(biased, 0x64, 0x4342), 0x64806480);
+  } else {  // 128 + the lower seven bits, less 128 or, where the code is negative, 256
+    const uint32_t two = byte_permute(codes, 0, 0x4140), others = byte_permute(codes, 0, 0x4342);
+    low = ptx::add_bf16((two & 0x007f007f) | 0x43004300, (two & 0x00800080) | 0xc300c300);
+    high = ptx::add_bf16((others & 0x007f007f) | 0x43004300, (others & 0x00800080) | 0xc300c300);
+  }
+}
+
+INT8Q_DEVICE float code_at(uint32_t codes, int byte) { return static_cast<float>(static_cast<int8_t>(codes >> byte * 8)); }
+
+template <class Arch, Multiply kHow>
+INT8Q_DEVICE void multiply_tile(float (&f)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (kHow == Multiply::kF16) {
+    ptx::mma_f16<Arch>(f, a, b);
+  } else {
+    ptx::mma_bf16(f, a, b);
+  }
+}
+
+// ---- Activations: eight of a row from column k on, a multiple of 8; 0 outside of X and in kept columns
+
+// A bit an element.
+INT8Q_DEVICE uint32_t kept_of_chunk(const Gemm& p, int64_t k) {
+  return p.kept_count > 0 ? load(p.kept_bitmap + k / 32) >> k % 32 & 0xffu : 0;
+}
+
+template <bool kAligned>
+INT8Q_DEVICE void load_floats(const Gemm& p, int64_t row, int64_t k, float (&v)[kChunk]) {
+  if (row >= p.m || k >= p.k) {
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) v[e] = 0.0f;
+    return;
+  }
+  load_chunk<kAligned>(p.x_dtype, p.x + row * p.x_stride, k, p.k, v);
+  const uint32_t kept = kept_of_chunk(p, k);
+  if (kept == 0) return;
+#pragma unroll
+  for (int e = 0; e < kChunk; ++e) v[e] = (kept >> e & 1) != 0 ? 0.0f : v[e];
+}
+
+// Of 16 bits each, as they are.
+template <bool kAligned>
+INT8Q_DEVICE U32x4 load_halves(const Gemm& p, int64_t row, int64_t k) {
+  if (row >= p.m || k >= p.k) return {0, 0, 0, 0};
+  const uint8_t* from = p.x + row * p.x_stride + k * 2;
+  uint32_t words[4] = {0, 0, 0, 0};
+  if (kAligned && k + kChunk <= p.k) {
+    const U32x4 all = load(reinterpret_cast<const U32x4*>(from));
+    words[0] = all.x, words[1] = all.y, words[2] = all.z, words[3] = all.w;
+  } else {
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) {
+      if (k + e < p.k)
+        words[e / 2] |= static_cast<uint32_t>(load(reinterpret_cast<const uint16_t*>(from) + e)) << e % 2 * 16;
+    }
+  }
+  const uint32_t kept = kept_of_chunk(p, k);
+  if (kept != 0) {
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) words[e / 2] &= (kept >> e & 1) != 0 ? 0xffff0000u >> e % 2 * 16 : 0xffffffffu;
+  }
+  return {words[0], words[1], words[2], words[3]};
+}
+
+// The next bf16 terms of eight floats, which become what is left: nothing of Inf.
+INT8Q_DEVICE U32x4 take_term(float (&v)[kChunk]) {
+  uint32_t words[4];
+#pragma unroll
+  for (int e = 0; e < kChunk; e += 2) words[e / 2] = byte_permute(bits_of(v[e]), bits_of(v[e + 1]), 0x7632);
+#pragma unroll
+  for (int e = 0; e < kChunk; ++e) v[e] = magnitude(v[e]) == kInfBits ? 0.0f : v[e] - float_of(bits_of(v[e]) & 0xffff0000u);
+  return {words[0], words[1], words[2], words[3]};
+}
+
+INT8Q_DEVICE int terms_of(Dtype x) { return x == Dtype::kF32 ? 3 : 1; }
+
+}  // namespace int8q::gpu

@@ -162,7 +162,7 @@ void Device::find_kernels(Module module) {
     kernels.w8a16_few[i] = load_both("w8a16_skinny_" + product + "_16");
     kernels.w8a16[i] = load_both("w8a16_" + product);
     if (how == gpu::Multiply::kF32) return;
-    kernels.w8a16_skinny[i] = load_both("w8a16_skinny_" + product + "_64");
+    kernels.w8a16_skinny[i] = load_both("w8a16_skinny_" + product + "_48");
     kernels.w8a16_small[i] = load("w8a16_small_" + product);
   };
   if (image->tag >= 75) load_float_products(gpu::Multiply::kF16, "f16");

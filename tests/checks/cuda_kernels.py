@@ -53,7 +53,7 @@ def kernels_of(architecture, version):
         for tail in ("", "_unaligned"):
             kernels |= {f"backward_{product}{tail}": (128, 2), f"w8a16_{product}{tail}": (128, 2)}
             kernels |= {
-                f"w8a16_skinny_{product}_{rows}{tail}": (256, 2) for rows in ((16,) if product == "f32" else (16, 64))
+                f"w8a16_skinny_{product}_{rows}{tail}": (256, 2) for rows in ((16,) if product == "f32" else (16, 48))
             }
         if product != "f32":
             kernels[f"w8a16_small_{product}"] = (128, 4)
@@ -148,7 +148,7 @@ def check_code(architecture, version, code):
             products = sum(instruction.startswith("HMMA") for _, instruction, _ in loop)
             wanted = 32 if version >= 80 else 64
             expect(products == wanted, f"{architecture}: {products} HMMA in the loop of {kernel}; expected {wanted}")
-    for rows in (16, 64):
+    for rows in (16, 48):
         # As skinny_s8, but four products and two loads of 16 bytes of x an eighth of the rows and step.
         steps, kernel = 4 if rows == 16 else 2, f"w8a16_skinny_f16_{rows}"
         loop = loop_around(code[f"{kernel}_{architecture.replace('_', '')}"], "HMMA")

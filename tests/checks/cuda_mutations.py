@@ -117,7 +117,7 @@ RULES = {
     "a chunk in its own order": (r"byte_permute\(w\.x, w\.z, 0x5410\)", "w.x"),
     "one half of the rows of W": (r"col \+ g \+ 8, k", "col + g, k"),
     "sums of one warp": (r"warp < Shape::kWarps; \+\+warp", "warp < 1; ++warp"),
-    "sums of other lanes": (r"shuffle_xor\(bits_of\(sum\), 2\)", "shuffle_xor(bits_of(sum), 3)"),
+    "sums of other lanes": (r"shuffle_xor\(bits_of\(sum\), 2\)", "shuffle_xor(bits_of(sum), 1)"),
     "the other four floats": (r"upper \? v\[4\] : v\[0\]", "upper ? v[0] : v[4]"),
     "no row's scale": (r"load\(p_\.row_stats \+ row\)", "load(p_.row_stats)"),
 }

@@ -175,7 +175,7 @@ FLOAT, CODES, STATS = np.ones((2, 3), np.float32), np.ones((2, 3), np.int8), np.
         (lambda: int8q.matmul(FLOAT, CODES, STATS[:1]), ValueError, r"col_stats has shape \(1,\); expected \(2,\)"),
         (lambda: int8q.matmul(FLOAT, FLOAT, STATS), TypeError, "^weight is float32; expected int8$"),
         (lambda: int8q.matmul(FLOAT, CODES[:, :2], STATS), ValueError, r"^weight has shape \(2, 2\); expected \(N, 3\)"),
-        (lambda: mixed(outliers="off"), ValueError, "^outliers is 'off'; expected 'column' or 'element'"),
+        (lambda: mixed(outliers="off"), ValueError, "^outliers is 'off'; expected 'column', 'element' or 'all'"),
         (lambda: mixed(FLOAT[:1]), ValueError, r"^x\.shape\[0\] is 1; expected 2, to match"),
         (lambda: mixed(cols=[0, 1, 2, 2]), ValueError, r"^outlier_cols has shape \(4,\); expected .* at most 3"),
         (lambda: mixed(cols=[[1]]), ValueError, r"^outlier_cols has shape \(1, 1\); expected one dimension"),

@@ -83,7 +83,7 @@ INT8Q_BACKWARD(f32, Multiply::kF32)
 // What has tensor cores takes more rows at once, and small tiles.
 #define INT8Q_W8A16_MMA(name, how)                                            \
   INT8Q_W8A16(name, how)                                                      \
-  INT8Q_W8A16_SKINNY(name, how, 64)                                           \
+  INT8Q_W8A16_SKINNY(name, how, 48)                                           \
   INT8Q_KERNEL(w8a16_small_##name, W8a16SmallTile<how>::kThreads, 4, Gemm) {  \
     w8a16_gemm<Arch, W8a16SmallTile<how>, how, true>(p);                      \
   }

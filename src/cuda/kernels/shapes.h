@@ -114,7 +114,7 @@ struct W8a16SkinnyShape {
   static constexpr int kThreads = 256, kWarps = kThreads / kWarp;
   static constexpr int kRowsOfW = 16;
   static constexpr int kStep = 64;  // k's of a warp's step
-  static constexpr int kFew = 16, kMost = 64;
+  static constexpr int kFew = 16, kMost = 48;
 
   INT8Q_CONSTEXPR static int most_rows(Multiply how) { return how == Multiply::kF32 ? kFew : kMost; }
   INT8Q_CONSTEXPR static int shared_bytes(int64_t m) { return static_cast<int>(m) * kWarps * kRowsOfW * 4; }

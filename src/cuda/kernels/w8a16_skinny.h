@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// w8a16.h's product for few rows of activations, M <= 64, or 16 where it is by fp32: W is read once, at the speed of
+// w8a16.h's product for few rows of activations, M <= 48, or 16 where it is by fp32: W is read once, at the speed of
 // memory.
 //
-// As in skinny.h sixteen rows of W are an MMA's rows, eight rows of activations its columns, and lane (g, q) = (l / 4, l %
-// 4) takes 16 bytes of rows g and g + 8 of W at k = 64 j + 16 q. Four of these bytes and the four activations beside them
-// are a lane's share of one m16n8k16: its k is permuted, alike for both operands, and neither is shuffled. X comes through
-// L1: of row g 32 bytes of 16-bit elements, or 64 of fp32, which three MMAs take. A warp takes every kWarps-th j, and
-// issues eight loads of 16 bytes before it touches one, so that 8 warps of two blocks have 64 KiB on their way (from 16
-// rows on half of that).
+// As in skinny.h sixteen rows of W are an MMA's rows, eight rows of activations its columns, and lane (g, q), which is l /
+// 4 and l % 4, takes 16 bytes of rows g and g + 8 of W at k = 64 j + 16 q. Four of these bytes and the four activations
+// beside them are a lane's share of one m16n8k16: its k is permuted, alike for both operands, and neither is shuffled. X
+// comes through L1: of row g 32 bytes of 16-bit elements, or 64 of fp32, which three MMAs take. A warp takes every
+// kWarps-th j, and issues eight loads of 16 bytes before it touches one, so that 8 warps of two blocks have 64 KiB on their
+// way (above 16 rows half of that).
 //
 // By fp32 a lane multiplies the same bytes, and four lanes add up.
 //

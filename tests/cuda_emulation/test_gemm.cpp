@@ -137,6 +137,26 @@ TYPED_TEST(GemmOnGpu, SkinnyAccumulatorsAreExact) {
   }
 }
 
+// Outlier columns are brought 32 at a time: once a block, or where there are more for each 16 rows of W.
+TYPED_TEST(GemmOnGpu, SkinnyNumbersOfOutlierColumns) {
+  uint64_t seed = 1;
+  for (const int columns : {1, 4, 31, 32, 33, 64, 70}) {
+    for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
+      for (const bool fused : {true, false}) {
+        Case c{.m = 3, .n = 40, .k = 80, .mode = mode, .outlier_cols = columns, .exactly = true, .seed = seed++};
+        check<TypeParam>(c, skinny_gemm<TypeParam, 1>(c, fused));
+        c.accumulators = true;
+        c.m = 11;
+        check<TypeParam>(c, skinny_gemm<TypeParam, 2>(c, fused));
+      }
+    }
+  }
+  if constexpr (kHasInt8Mma<TypeParam>) {
+    const Case c{.m = 50, .n = 20, .k = 100, .outlier_cols = 40, .exactly = true, .seed = seed};
+    check<TypeParam>(c, skinny_gemm<TypeParam, 8>(c, true));
+  }
+}
+
 TYPED_TEST(GemmOnGpu, SkinnyFloats) {
   for (const bool fused : {true, false}) {
     for_each_float_case(5, [&](const Case& c) { check<TypeParam>(c, skinny_gemm<TypeParam, 1>(c, fused)); });

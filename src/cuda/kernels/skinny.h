@@ -19,8 +19,12 @@
 // kFused: x is quantized by each block into its shared memory, M * K <= 48 KiB; else quantize_rows did it, and codes come
 // through L1.
 //
-// Shared memory: sums [M up to eights][16], the list of columns, maxima a warp, row_stats, and the codes of kFused, M rows of an
-// odd number of 64 bytes, so that two rows lie in all 32 banks.
+// Outlier columns are taken kColumns = 32 at a time, lane l of each warp the l-th of them: what activations have there is brought
+// once a block, where there are no more, and W's 16 codes of each are asked for before the product and stored behind it. A thread
+// then has a result to itself, or four: it subtracts by 8 dp4a and adds by 32 fma, all from shared memory.
+//
+// Shared memory: sums [M up to eights][16], the list of columns, maxima a warp, row_stats, outlier columns (160 bytes a row, 512
+// of W: 10.5 KiB at M = 64), and the codes of kFused, M rows of an odd number of 64 bytes, so that two rows lie in all 32 banks.
 #pragma once
 
 #include "cuda/kernels/kept_columns.h"
@@ -33,11 +37,13 @@ namespace int8q::gpu {
 template <class Arch, int kEights, bool kFused, bool kAligned>
 class SkinnyBlock {
   using Shape = SkinnyShape;
-  static constexpr int kRows = kEights * 8, kThreads = Shape::kThreads;
-  // Steps whose loads are issued together; sums of 64 rows, or of 16 without tensor cores, leave no registers for four. Bytes one
-  // by one are slow in any case.
-  static constexpr int kMostAhead = kEights == 8 || (!kHasInt8Mma<Arch> && kEights > 1) ? 2 : 4;
-  static constexpr int kAhead = kAligned ? kMostAhead : kMostAhead / 2;
+  static constexpr int kRows = kEights * 8, kThreads = Shape::kThreads, kColumns = Shape::kColumns;
+  static constexpr int kWRowsOfAWarp = Shape::kRowsOfW / Shape::kWarps;
+  static constexpr int kResults = (kRows * Shape::kRowsOfW + kThreads - 1) / kThreads;  // of a thread
+  // Steps whose loads are issued together: sums of 64 rows leave registers for two, those of 16 without tensor cores for one, which
+  // is 16 KiB an SM, where 900 GB/s of V100 for .7 us are 8. Bytes one by one are slow in any case.
+  static constexpr int kMostAhead = kEights == 8 ? 2 : kHasInt8Mma<Arch> || kEights == 1 ? 4 : 1;
+  static constexpr int kAhead = kAligned ? kMostAhead : (kMostAhead + 1) / 2;
   static_assert(kHasInt8Mma<Arch> || kEights <= 2);
   static_assert(kAligned || !kFused, "bytes one by one are slow enough for a launch more");
 
@@ -46,6 +52,7 @@ class SkinnyBlock {
       : p_(p),
         columns_(Shape::columns_at(kRows), p.k, kThreads),
         stats_(static_cast<uint32_t>(Shape::stats_at(kRows, p.k))),
+        group_(static_cast<uint32_t>(Shape::group_at(kRows, p.k))),
         codes_(static_cast<uint32_t>(Shape::codes_at(kRows, p.k))),
         code_stride_(static_cast<uint32_t>(Shape::code_stride(p.k))) {}
 
@@ -59,12 +66,17 @@ class SkinnyBlock {
       if (p_.found != nullptr) columns_.merge(p_.found, p_.bitmaps, p_.found_blocks, kThreads);
       columns_.close();
     }
+    const bool one_group = columns_.count <= kColumns;
+    if (one_group) bring_columns(0);
     for (int64_t col = block_index() * Shape::kRowsOfW; col < p_.n;
          col += static_cast<int64_t>(block_count()) * Shape::kRowsOfW) {
       for (int i = thread_index(); i < kRows * Shape::kRowsOfW; i += kThreads)
         store_shared<int32_t>(static_cast<uint32_t>(i) * 4, 0);
+      uint32_t codes[kWRowsOfAWarp];
+      if (one_group) load_column_codes(col, codes);
       block_barrier();
       multiply(col);
+      if (one_group) store_column_codes(codes);
       block_barrier();
       finish(col);  // each thread reads the sums that it clears
     }
@@ -166,51 +178,135 @@ class SkinnyBlock {
   }
   INT8Q_DEVICE static uint32_t sum_at(int m, int n) { return static_cast<uint32_t>((m * Shape::kRowsOfW + n) * 4); }
 
-  // ---- Results
+  // ---- Outlier columns
 
-  INT8Q_DEVICE void finish(int64_t col) const {
-    for (int i = thread_index(); i < p_.m * Shape::kRowsOfW; i += kThreads) {
-      const int m = i / Shape::kRowsOfW;
-      const int64_t n = col + i % Shape::kRowsOfW;
-      if (n >= p_.n) continue;
-      int32_t acc = load_shared<int32_t>(sum_at(m, i % Shape::kRowsOfW));
-      if (p_.scope == OutlierScope::kColumns) acc -= sum_of_columns(m, n);
-      uint8_t* y = p_.y + m * p_.y_stride;
-      if (p_.accumulators) {
-        store(reinterpret_cast<int32_t*>(y) + n, acc);
-        continue;
-      }
-      const float f =
-          static_cast<float>(acc) * (load_shared<float>(stats_ + static_cast<uint32_t>(m) * 4) * (1.0f / 127.0f));
-      float value = add_columns(m, n, f) * (load(p_.col_stats + n) * (1.0f / 127.0f));
-      value = add_kept_columns(p_, columns_.bitmap, m, n, value);
-      if (p_.bias != nullptr) value += load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), n);
-      if (p_.accumulate) value += load_element(p_.y_dtype, y, n);
-      store_element(p_.y_dtype, y, n, value);
+  INT8Q_DEVICE uint32_t x_of(int m) const { return group_ + static_cast<uint32_t>(m * kColumns * 4); }
+  INT8Q_DEVICE uint32_t codes_of(int m) const { return x_of(kRows) + static_cast<uint32_t>(m * kColumns); }
+  INT8Q_DEVICE uint32_t w_of(int n) const { return codes_of(kRows) + static_cast<uint32_t>(n * kColumns); }
+
+  // What activations have in columns [first, first + kColumns) of the list; 0 beyond it.
+  INT8Q_DEVICE void bring_columns(uint32_t first) {
+    const uint32_t rank = first + static_cast<uint32_t>(lane_index());
+    column_ = rank < columns_.count ? columns_.column(rank) : -1;
+    const bool subtracts = column_ >= 0 && p_.scope == OutlierScope::kColumns;
+    const bool adds = column_ >= 0 && !p_.accumulators && !is_kept(p_, column_);
+#pragma unroll 1
+    for (int m = warp_index(); m < p_.m; m += Shape::kWarps) {
+      const auto lane = static_cast<uint32_t>(lane_index());
+      const auto q = static_cast<int8_t>(subtracts ? code(m, column_) : 0);
+      const float x = adds ? outlier_of(p_, m, column_) : 0.0f;
+      store_shared(codes_of(m) + lane, q);
+      store_shared(x_of(m) + lane * 4, x);
     }
   }
 
-  INT8Q_DEVICE int32_t sum_of_columns(int m, int64_t n) const {
-    int32_t sum = 0;
-    for (uint32_t t = 0; t < columns_.count; ++t) {
-      const int k = columns_.column(t);
-      sum += code(m, k) * load(p_.w + n * p_.w_stride + k);
+  // W's codes there, of rows [col, col + 16): a row a warp and load.
+  INT8Q_DEVICE void load_column_codes(int64_t col, uint32_t (&codes)[kWRowsOfAWarp]) const {
+#pragma unroll
+    for (int r = 0; r < kWRowsOfAWarp; ++r) {
+      const int64_t n = col + warp_index() + r * Shape::kWarps;
+      const bool there = column_ >= 0 && n < p_.n;
+      codes[r] = there ? load(reinterpret_cast<const uint8_t*>(p_.w + n * p_.w_stride + column_)) : 0u;
     }
+  }
+  INT8Q_DEVICE void store_column_codes(const uint32_t (&codes)[kWRowsOfAWarp]) const {
+#pragma unroll
+    for (int r = 0; r < kWRowsOfAWarp; ++r) {
+      store_shared(w_of(warp_index() + r * Shape::kWarps) + static_cast<uint32_t>(lane_index()),
+                   static_cast<uint8_t>(codes[r]));
+    }
+  }
+
+  // body(count) with each kColumns of the list in shared memory, or so many as there are, in ascending order.
+  template <class Body>
+  INT8Q_DEVICE void for_each_group(int64_t col, const Body& body) {
+    for (uint32_t first = 0; first < columns_.count; first += kColumns) {
+      if (columns_.count > kColumns) {
+        uint32_t codes[kWRowsOfAWarp];
+        block_barrier();  // all are done with those before
+        bring_columns(first);
+        load_column_codes(col, codes);
+        store_column_codes(codes);
+        block_barrier();
+      }
+      const uint32_t left = columns_.count - first;
+      body(left < kColumns ? left : kColumns);
+    }
+  }
+
+  INT8Q_DEVICE int32_t sum_of_columns(int m, int n, uint32_t count) const {
+    int32_t sum = 0;
+    for (uint32_t t = 0; t < count; t += 4)
+      sum = dot4(load_shared<uint32_t>(codes_of(m) + t), load_shared<uint32_t>(w_of(n) + t), sum);
     return sum;
   }
-  INT8Q_DEVICE float add_columns(int m, int64_t n, float f) const {
-    for (uint32_t t = 0; t < columns_.count; ++t) {
-      const int k = columns_.column(t);
-      const float x = outlier_of(p_, m, k);
-      if (x == 0.0f || is_kept(p_, k)) continue;
-      f = fma(x, static_cast<float>(load(p_.w + n * p_.w_stride + k)), f);
+  INT8Q_DEVICE float add_columns(int m, int n, uint32_t count, float f) const {
+    for (uint32_t t = 0; t < count; t += 4) {
+      const U32x4 four = load_shared<U32x4>(x_of(m) + t * 4);
+      const uint32_t w = load_shared<uint32_t>(w_of(n) + t), bits[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float x = float_of(bits[e]);
+        f = x == 0.0f ? f : fma(x, static_cast<float>(static_cast<int8_t>(w >> e * 8)), f);
+      }
     }
     return f;
   }
 
+  // ---- Results
+
+  INT8Q_DEVICE void finish(int64_t col) {
+    const int n = thread_index() % Shape::kRowsOfW;
+    const auto row = [](int r) { return (thread_index() + r * kThreads) / Shape::kRowsOfW; };
+    int32_t acc[kResults];
+    float f[kResults];
+#pragma unroll
+    for (int r = 0; r < kResults; ++r) acc[r] = row(r) < p_.m ? load_shared<int32_t>(sum_at(row(r), n)) : 0;
+    const auto subtract = [&](uint32_t count) {
+#pragma unroll
+      for (int r = 0; r < kResults; ++r) {
+        if (row(r) < p_.m) acc[r] -= sum_of_columns(row(r), n, count);
+      }
+    };
+    if (p_.scope == OutlierScope::kColumns) for_each_group(col, subtract);
+    if (p_.accumulators) {
+#pragma unroll
+      for (int r = 0; r < kResults; ++r) {
+        auto* y = reinterpret_cast<int32_t*>(p_.y + row(r) * p_.y_stride) + col;
+        if (row(r) < p_.m && col + n < p_.n) store(y + n, acc[r]);
+      }
+      return;
+    }
+#pragma unroll
+    for (int r = 0; r < kResults; ++r) {
+      const uint32_t stat = stats_ + static_cast<uint32_t>(row(r)) * 4;
+      f[r] = row(r) < p_.m ? static_cast<float>(acc[r]) * (load_shared<float>(stat) * (1.0f / 127.0f)) : 0.0f;
+    }
+    for_each_group(col, [&](uint32_t count) {
+#pragma unroll
+      for (int r = 0; r < kResults; ++r) {
+        if (row(r) < p_.m) f[r] = add_columns(row(r), n, count, f[r]);
+      }
+    });
+#pragma unroll
+    for (int r = 0; r < kResults; ++r) {
+      if (row(r) < p_.m && col + n < p_.n) store_result(row(r), col + n, f[r]);
+    }
+  }
+
+  INT8Q_DEVICE void store_result(int m, int64_t n, float f) const {
+    uint8_t* y = p_.y + m * p_.y_stride;
+    float value = f * (load(p_.col_stats + n) * (1.0f / 127.0f));
+    value = add_kept_columns(p_, columns_.bitmap, m, n, value);
+    if (p_.bias != nullptr) value += load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), n);
+    if (p_.accumulate) value += load_element(p_.y_dtype, y, n);
+    store_element(p_.y_dtype, y, n, value);
+  }
+
   const Gemm& p_;
   ColumnList columns_;
-  const uint32_t stats_, codes_, code_stride_;
+  const uint32_t stats_, group_, codes_, code_stride_;
+  int column_ = -1;  // this lane's, of those in shared memory; -1 beyond them
 };
 
 template <class Arch, int kEights, bool kFused, bool kAligned>

@@ -140,6 +140,8 @@ EQUIVALENT = {
     ("w8a16_skinny.h", "one row, column or k too many", "for (int64_t col"): "nothing of it is stored",
     ("w8a16_skinny.h", "one row, column or k too many", "for (int64_t first"): ZEROS,
     ("skinny.h", "one row, column or k too many", "multiply_step(low"): ZEROS,
+    ("skinny.h", "one row, column or k too many", "first < columns_.count"): ZEROS,
+    ("skinny.h", "one row, column or k too many", "acc[r] = row(r) < p_.m"): "of a row that is not stored",
     ("skinny.h", "one row, column or k too many", "atomic_add_shared(sum_at"): "the sums have rows for whole eights",
 }
 

@@ -157,6 +157,19 @@ TYPED_TEST(GemmOnGpu, SkinnyNumbersOfOutlierColumns) {
   }
 }
 
+// Rows are quantized by 8, 4 or 2 warps each, or 8 rows at once, of chunks that lanes have many or none of.
+TYPED_TEST(GemmOnGpu, SkinnyRowsAreQuantizedByWarps) {
+  uint64_t seed = 1;
+  for (const int64_t m : {1, 2, 3, 4, 5, 8, 9, 16}) {
+    for (const int64_t k : {5, 64, 1100, 2060}) {
+      const Case c{.m = m, .n = 3, .k = k, .x = static_cast<Dtype>(seed % 3), .accumulators = seed % 2 == 0, .seed = seed};
+      ++seed;
+      m > 8 ? check<TypeParam>(c, skinny_gemm<TypeParam, 2>(c, true))
+            : check<TypeParam>(c, skinny_gemm<TypeParam, 1>(c, true));
+    }
+  }
+}
+
 TYPED_TEST(GemmOnGpu, SkinnyFloats) {
   for (const bool fused : {true, false}) {
     for_each_float_case(5, [&](const Case& c) { check<TypeParam>(c, skinny_gemm<TypeParam, 1>(c, fused)); });

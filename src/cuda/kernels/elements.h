@@ -60,26 +60,41 @@ INT8Q_DEVICE void store_element(Dtype dtype, uint8_t* row, int64_t i, float valu
   store(reinterpret_cast<uint16_t*>(row + i * 2), dtype == Dtype::kF16 ? float_to_half(value) : to_bf16(value));
 }
 
+// Elements [i, i + 8) of a row that begins at a multiple of 16 bytes, i a multiple of 8, as they lie there.
+template <Dtype D>
+struct ChunkBits {
+  U32x4 words[D == Dtype::kF32 ? 2 : 1];
+};
+template <Dtype D>
+INT8Q_DEVICE ChunkBits<D> load_bits(const uint8_t* row, int64_t i) {
+  const auto* from = reinterpret_cast<const U32x4*>(row + i * kElementBytes<D>);
+  if constexpr (D == Dtype::kF32) {
+    return {{load(from), load(from + 1)}};
+  } else {
+    return {{load(from)}};
+  }
+}
+template <Dtype D>
+INT8Q_DEVICE void floats_of(const ChunkBits<D>& bits, float (&v)[kChunk]) {
+#pragma unroll
+  for (int e = 0; e < kChunk; ++e) {
+    constexpr int kPerWord = 4 / kElementBytes<D>;
+    const U32x4& four = bits.words[e / kPerWord / 4];
+    const uint32_t words[4] = {four.x, four.y, four.z, four.w}, word = words[e / kPerWord % 4];
+    if constexpr (D == Dtype::kF32) {
+      v[e] = float_of(word);
+    } else {
+      v[e] = float_of_16_bits<D>(word >> e % 2 * 16 & 0xffffu);
+    }
+  }
+}
+
 // Elements [i, i + 8) of a row of k, i a multiple of 8; those from k on are 0. kAligned: rows begin at multiples of 16 bytes.
 template <Dtype D, bool kAligned>
 INT8Q_DEVICE void load_chunk(const uint8_t* row, int64_t i, int64_t k, float (&v)[kChunk]) {
-  if (!kAligned || i + kChunk > k) {
+  if (kAligned && i + kChunk <= k) return floats_of<D>(load_bits<D>(row, i), v);
 #pragma unroll
-    for (int e = 0; e < kChunk; ++e) v[e] = i + e < k ? load_element<D>(row, i + e) : 0.0f;
-    return;
-  }
-  const auto* from = reinterpret_cast<const U32x4*>(row + i * kElementBytes<D>);
-  const U32x4 a = load(from);
-  if constexpr (D == Dtype::kF32) {
-    const U32x4 b = load(from + 1);
-    const uint32_t words[kChunk] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-#pragma unroll
-    for (int e = 0; e < kChunk; ++e) v[e] = float_of(words[e]);
-  } else {
-    const uint32_t words[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-    for (int e = 0; e < kChunk; ++e) v[e] = float_of_16_bits<D>(words[e / 2] >> e % 2 * 16 & 0xffffu);
-  }
+  for (int e = 0; e < kChunk; ++e) v[e] = i + e < k ? load_element<D>(row, i + e) : 0.0f;
 }
 
 // The same where the dtype is known when the kernel runs.

@@ -60,14 +60,19 @@ INT8Q_DEVICE U32x2 encode_chunk(const float (&v)[kChunk], const RowScale& scale,
   return {words[0], words[1]};
 }
 
-// The largest `value` of the block, for all of its threads; `at` has a word a warp. Two barriers.
-template <int kThreads>
-INT8Q_DEVICE uint32_t block_maximum(uint32_t value, uint32_t at) {
+INT8Q_DEVICE uint32_t warp_maximum(uint32_t value) {
 #pragma unroll
   for (int mask = kWarp / 2; mask > 0; mask /= 2) {
     const uint32_t other = shuffle_xor(value, mask);
     value = other > value ? other : value;
   }
+  return value;
+}
+
+// The largest `value` of the block, for all of its threads; `at` has a word a warp. Two barriers.
+template <int kThreads>
+INT8Q_DEVICE uint32_t block_maximum(uint32_t value, uint32_t at) {
+  value = warp_maximum(value);
   if (lane_index() == 0) store_shared(at + static_cast<uint32_t>(warp_index()) * 4, value);
   block_barrier();
 #pragma unroll
@@ -79,26 +84,43 @@ INT8Q_DEVICE uint32_t block_maximum(uint32_t value, uint32_t at) {
   return value;
 }
 
-// Quantizes a row of k elements by the whole block and gives its stat. load(i, v) gives elements [i, i + 8), those from k on 0;
-// mark(i, bits) hears of the outliers among them; store(i, codes) takes their codes, for i up to `padded`. Two barriers.
-template <int kThreads, class Load, class Mark, class Store>
-INT8Q_DEVICE float quantize_row(int64_t k, int64_t padded, uint32_t limit, uint32_t maxima, const Load& load,
-                                const Mark& mark, const Store& store) {
-  const int64_t first = thread_index() * kChunk, step = kThreads * kChunk;
-  float v[kChunk];
+// body(i, v) of a thread's chunks of a row of k elements, elements [i, i + 8) for i = first, first + step, ... below `padded`; those
+// from k on are 0. kAhead of them are on their way before the first is looked at.
+template <Dtype D, bool kAligned, int kAhead, class Body>
+INT8Q_DEVICE void for_each_chunk(const uint8_t* x, int64_t first, int64_t step, int64_t k, int64_t padded,
+                                 const Body& body) {
+#pragma unroll 1
+  for (int64_t i = first; i < padded; i += kAhead * step) {
+    ChunkBits<D> bits[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      if (kAligned && i + a * step + kChunk <= k) bits[a] = load_bits<D>(x, i + a * step);
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      const int64_t at = i + a * step;
+      if (at >= padded) break;
+      float v[kChunk];
+      if (kAligned && at + kChunk <= k) {
+        floats_of<D>(bits[a], v);
+      } else {
+        load_chunk<D, false>(x, at, k, v);
+      }
+      body(at, v);
+    }
+  }
+}
+
+// absmax of the inliers among them; mark(i, bits) hears of the outliers.
+template <Dtype D, bool kAligned, int kAhead, class Mark>
+INT8Q_DEVICE uint32_t scan_row(const uint8_t* x, int64_t first, int64_t step, int64_t k, uint32_t limit, const Mark& mark) {
   uint32_t absmax = 0;
-  for (int64_t i = first; i < k; i += step) {
-    load(i, v);
+  for_each_chunk<D, kAligned, kAhead>(x, first, step, k, k, [&](int64_t i, const float(&v)[kChunk]) {
     const ChunkScan scan = scan_chunk(v, limit);
     absmax = scan.absmax > absmax ? scan.absmax : absmax;
     if (scan.outliers != 0) mark(i, scan.outliers);
-  }
-  const RowScale scale(block_maximum<kThreads>(absmax, maxima));
-  for (int64_t i = first; i < padded; i += step) {
-    load(i, v);
-    store(i, encode_chunk(v, scale, limit));
-  }
-  return scale.stat;
+  });
+  return absmax;
 }
 
 template <Dtype D, bool kAligned>
@@ -114,11 +136,14 @@ INT8Q_DEVICE void quantize_rows(const QuantizeRows& p) {
   for (int64_t row = block_index(); row < p.rows; row += block_count()) {
     const uint8_t* x = p.x + row * p.x_stride;
     int8_t* codes = p.codes + row * p.codes_stride;
-    const float stat = quantize_row<kThreads>(
-        p.k, p.padded, p.limit, maxima, [&](int64_t k, float(&v)[kChunk]) { load_chunk<D, kAligned>(x, k, p.k, v); },
-        [&](int64_t k, uint32_t outliers) { mark_columns(bitmap, k, outliers); },
-        [&](int64_t k, U32x2 eight) { store(reinterpret_cast<U32x2*>(codes + k), eight); });
-    if (thread_index() == 0) store(&p.row_stats[row], stat);
+    const int64_t first = thread_index() * kChunk, step = kThreads * kChunk;
+    const uint32_t absmax = scan_row<D, kAligned, 1>(
+        x, first, step, p.k, p.limit, [&](int64_t k, uint32_t outliers) { mark_columns(bitmap, k, outliers); });
+    const RowScale scale(block_maximum<kThreads>(absmax, maxima));
+    for_each_chunk<D, kAligned, 1>(x, first, step, p.k, p.padded, [&](int64_t k, const float(&v)[kChunk]) {
+      store(reinterpret_cast<U32x2*>(codes + k), encode_chunk(v, scale, p.limit));
+    });
+    if (thread_index() == 0) store(&p.row_stats[row], scale.stat);
   }
   if (p.found == nullptr) return;
   store_found(bitmap, words, p.found + block_index(), p.bitmaps + static_cast<int64_t>(block_index()) * words);

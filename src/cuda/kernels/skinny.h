@@ -16,7 +16,7 @@
 // blocks have 64 KiB on their way (from 64 rows on half of that). Warps' sums meet in shared memory. Before sm_75 a lane
 // multiplies the same bytes by dp4a, for M <= 16.
 //
-// kFused: x is quantized by each block into its shared memory, M * K <= 48 KiB; else quantize_rows did it, and codes come
+// kFused: x is quantized by each block into its shared memory, M * K <= 16 KiB; else quantize_rows did it, and codes come
 // through L1.
 //
 // Outlier columns are taken kColumns = 32 at a time, lane l of each warp the l-th of them: what activations have there is brought
@@ -86,15 +86,45 @@ class SkinnyBlock {
   // ---- Codes
 
   INT8Q_DEVICE void quantize() {
-    const uint32_t maxima = static_cast<uint32_t>(Shape::maxima_at(kRows, p_.k));
-    for (int row = 0; row < p_.m; ++row) {
+    constexpr int kChunksAhead =
+        kEights > 2 ? 1 : 4;  // chunks of a lane: it has one or two of a row, where there are 32 in 16 KiB
+    if (p_.x_dtype == Dtype::kF32) return quantize<Dtype::kF32, (kChunksAhead + 1) / 2>();
+    if (p_.x_dtype == Dtype::kF16) return quantize<Dtype::kF16, kChunksAhead>();
+    quantize<Dtype::kBf16, kChunksAhead>();
+  }
+
+  // A warp takes a row, whose second reading comes from L1; where there are fewer rows than warps, all of them share what there
+  // is in one turn, and learn of each other's maxima behind the only barrier.
+  template <Dtype D, int kChunksAhead>
+  INT8Q_DEVICE void quantize() {
+    const auto maximum_at = [this](int warp) { return static_cast<uint32_t>(Shape::maxima_at(kRows, p_.k) + warp * 4); };
+    int sharers = Shape::kWarps;
+    while (sharers > 1 && p_.m * sharers > Shape::kWarps) sharers /= 2;
+    const int part = warp_index() % sharers;
+    const int64_t first = (part * kWarp + lane_index()) * kChunk, step = sharers * kWarp * kChunk;
+#pragma unroll 1
+    for (int turn = 0; turn < p_.m; turn += Shape::kWarps / sharers) {
+      const int row = turn + warp_index() / sharers;
       const uint8_t* x = p_.x + row * p_.x_stride;
-      const float stat = quantize_row<kThreads>(
-          p_.k, code_stride_, p_.limit, maxima,
-          [&](int64_t k, float(&v)[kChunk]) { load_chunk<true>(p_.x_dtype, x, k, p_.k, v); },
-          [&](int64_t k, uint32_t outliers) { columns_.mark(k, outliers); },
-          [&](int64_t k, U32x2 codes) { store_shared(code_at(row, static_cast<uint32_t>(k)), codes); });
-      if (thread_index() == 0) store_shared(stats_ + static_cast<uint32_t>(row) * 4, stat);
+      uint32_t absmax = 0;
+      if (row < p_.m) {
+        absmax = warp_maximum(scan_row<D, true, kChunksAhead>(
+            x, first, step, p_.k, p_.limit, [&](int64_t k, uint32_t outliers) { columns_.mark(k, outliers); }));
+      }
+      if (sharers > 1) {
+        if (lane_index() == 0) store_shared(maximum_at(warp_index()), absmax);
+        block_barrier();
+        for (int w = warp_index() - part; w < warp_index() - part + sharers; ++w) {
+          const uint32_t other = load_shared<uint32_t>(maximum_at(w));
+          absmax = other > absmax ? other : absmax;
+        }
+      }
+      if (row >= p_.m) continue;
+      const RowScale scale(absmax);
+      for_each_chunk<D, true, kChunksAhead>(x, first, step, p_.k, code_stride_, [&](int64_t k, const float(&v)[kChunk]) {
+        store_shared(code_at(row, static_cast<uint32_t>(k)), encode_chunk(v, scale, p_.limit));
+      });
+      if (lane_index() == 0 && part == 0) store_shared(stats_ + static_cast<uint32_t>(row) * 4, scale.stat);
     }
   }
   INT8Q_DEVICE uint32_t code_at(int row, uint32_t k) const {

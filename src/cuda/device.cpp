@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kMostBlocks = 0x7fffffff;
 constexpr int kNoBinary = 209;  // CUDA_ERROR_NO_BINARY_FOR_GPU
+constexpr int kRelaxed = 2;     // CU_STREAM_CAPTURE_MODE_RELAXED
 
 template <class T>
 constexpr Tile tile_of() {
@@ -57,6 +58,19 @@ int handle_of(const Driver& driver, int ordinal) {
   check(driver.cuDeviceGet(&device, ordinal), "cuDeviceGet");
   return device;
 }
+
+// Some thread may capture meanwhile, which opening a context and loading kernels do not disturb: nothing of it is on a stream.
+class RelaxedCapture {
+ public:
+  explicit RelaxedCapture(const Driver& driver) : driver_(driver) { driver_.cuThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { driver_.cuThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  const Driver& driver_;
+  int mode_ = kRelaxed;
+};
 
 std::string image_names() {
   std::string names;
@@ -109,6 +123,7 @@ void Device::start() {
   multiprocessors = attribute(driver, device, kMultiprocessors);
   shared_bytes = attribute(driver, device, kSharedBytesOptin);
   shapes = shapes_of(image->tag);
+  const RelaxedCapture relaxed(driver);
   check(driver.cuDevicePrimaryCtxRetain(&context, device), "cuDevicePrimaryCtxRetain");
   try {
     load_kernels();
@@ -182,7 +197,6 @@ void Device::find_kernels(Module module) {
 namespace {
 
 constexpr int kOutOfMemory = 2;  // CUDA_ERROR_OUT_OF_MEMORY
-constexpr int kRelaxed = 2;      // CU_STREAM_CAPTURE_MODE_RELAXED
 thread_local int mode_outside;   // of the thread whose allocator is being called
 
 // Some thread may capture meanwhile, which allocating does not disturb: the memory is there at once.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Forward is one launch or two, backward one; they may be captured from the first call on, and a replay gives the same bytes.
+#include <thread>
+
 #include "cuda/layer_on_device.h"
 
 namespace int8q::test {
@@ -111,6 +113,28 @@ TEST(CudaCapture, StreamsAreChanged) {
   size_t nodes = 0;
   ASSERT_EQ(more.cuGraphGetNodes(graph, nullptr, &nodes), 0);
   EXPECT_EQ(nodes, 1U);
+}
+
+// Kernels are loaded while another thread captures. In a process of its own, which has not opened the GPU before.
+TEST(CudaCaptureDeathTest, OpeningDisturbsNoCapture) {
+  testing::GTEST_FLAG(death_test_style) = "threadsafe";
+  const auto open = [] {
+    const cuda::Driver& driver = cuda::require_driver();
+    const MoreOfDriver& more = more_of_driver();
+    cuda::DriverContext context = nullptr;
+    void *stream = nullptr, *graph = nullptr;
+    cuda::check(driver.cuDevicePrimaryCtxRetain(&context, 0), "cuDevicePrimaryCtxRetain");
+    cuda::check(driver.cuCtxPushCurrent(context), "cuCtxPushCurrent");
+    cuda::check(more.cuStreamCreate(&stream, 1), "cuStreamCreate");
+    cuda::check(more.cuStreamBeginCapture(stream, 0), "cuStreamBeginCapture");
+    bool opened = false;
+    std::thread([&] { opened = make_gpu_context() != nullptr; }).join();
+    cuda::check(more.cuStreamEndCapture(stream, &graph), "cuStreamEndCapture");
+    int mode = 0;
+    driver.cuThreadExchangeStreamCaptureMode(&mode);
+    std::_Exit(opened && graph != nullptr && mode == 0 ? 0 : 1);
+  };
+  EXPECT_EXIT(open(), testing::ExitedWithCode(0), "");
 }
 
 // Scratch memory grows while somebody captures, too.

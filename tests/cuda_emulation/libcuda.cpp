@@ -6,8 +6,9 @@
 // What is played, by environment variables: INT8Q_STUB_DRIVER, the version (12090); INT8Q_STUB_GPUS, the capabilities of its
 // GPUs ("8.0"; "9.0,5.2"; empty: none); INT8Q_STUB_FAULT, the name of a function that fails from then on.
 //
-// A stream that captures takes launches alone: what would wait, allocate, free, load or copy fails, as it would on a GPU.
-// int8q_stub_count tells how often a function was called, or a kernel launched.
+// A stream that captures takes launches alone: what would wait or copy fails, as it would on a GPU, and so do allocating,
+// freeing and loading by a thread that has not relaxed its mode. int8q_stub_count tells how often a function was called, or a
+// kernel launched.
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -288,7 +289,7 @@ STUB int cuCtxPopCurrent_v2(void** context) {
 }
 
 STUB int cuModuleLoadData(void** module, const void* image) {
-  ENTER(kNoCapture);
+  ENTER(kSafe);
   const bool known =
       std::memcmp(image, "\177ELF", 4) == 0 || std::strstr(static_cast<const char*>(image), ".target") != nullptr;
   if (!known) return kInvalidImage;
@@ -300,14 +301,14 @@ STUB int cuModuleUnload(void*) {
   return kSuccess;
 }
 STUB int cuModuleGetFunction(void** function, void*, const char* name) {
-  ENTER(kNoCapture);
+  ENTER(kSafe);
   const auto found = entries().find(key_of(name));
   if (found == entries().end()) return kNotFound;
   *function = new Kernel{found->second, found->first.first};  // as long as the process
   return kSuccess;
 }
 STUB int cuFuncSetAttribute(void* function, int attribute, int value) {
-  ENTER(kNoCapture);
+  ENTER(kSafe);
   const auto* gpu = static_cast<const Gpu*>(current.back());
   if (attribute != int8q::cuda::kFunctionSharedBytes || value > gpu->shared_kib() << 10) return kInvalidValue;
   static_cast<Kernel*>(function)->shared_bytes = value;

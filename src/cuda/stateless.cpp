@@ -206,8 +206,11 @@ void count_outliers(Queue& queue, const FloatRows& x, uint32_t limit, int64_t* c
                              .x_dtype = static_cast<gpu::Dtype>(x.dtype),
                              .limit = limit,
                              .counts = counts};
-  queue.launch(queue.device.kernels.count_outliers, ceil_div(x.cols, gpu::CountOutliers::kThreads),
-               gpu::CountOutliers::kThreads, 0, p);
+  // Enough blocks to fill the GPU several times over, of 32 rows or more, four a warp.
+  const int64_t groups = ceil_div(x.cols, gpu::CountOutliers::kColumns);
+  const int64_t most = std::max<int64_t>(1, int64_t{8} * queue.device.multiprocessors / groups);
+  queue.launch(queue.device.kernels.count_outliers, groups * std::min(ceil_div(x.rows, 32), most),
+               gpu::CountOutliers::kThreads, gpu::CountOutliers::kSharedBytes, p);
 }
 
 }  // namespace int8q::cuda

@@ -90,7 +90,9 @@ RULES = {
     "codes beyond a row": (r"valid_codes\(p\.cols - col\)", "kCodeChunk"),
     "elements of another row": (r"row \* p\.(?:stride|x_stride|y_stride|codes_stride|to_stride|from_stride)", "0"),
     "elements beyond the columns": (r"if \(k >= p\.cols\) \{", "if (false) {"),
-    "threads beyond the columns": (r"if \(k >= p\.k\) return;", ""),
+    "counts of another column": (r"p\.counts \+ first \+", "p.counts +"),
+    "rows of one block": (r"block_index\(\) / groups \* kWarps \+ ", ""),
+    "counts of warps that are not over": (r"if \(counts\[e\] != 0\) atomic_add", "if (e > 0) atomic_add"),
     "columns of any number": (r"if \(column >= 0 && column < p\.k\) ", ""),
     "a list from one block": (
         r"columns\.merge\(p\.found, p\.bitmaps, p\.found_blocks,",

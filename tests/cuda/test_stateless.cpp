@@ -203,8 +203,8 @@ TEST(CudaStateless, Products) {
 TEST(CudaStateless, DequantizeRowsAndCountOutliers) {
   const ContextPtr context = make_gpu_context();
   uint64_t seed = 0;
-  for (const int64_t m : {0, 1, 5, 40}) {
-    for (const int64_t k : {0, 1, 8, 33, 300}) {
+  for (const int64_t m : {0, 1, 5, 40, 200}) {
+    for (const int64_t k : {0, 1, 8, 33, 300, 513}) {
       const int32_t dtype = kFloatDtypes[++seed % 3];
       SCOPED_TRACE(::testing::Message() << "M " << m << " K " << k << " dtype " << dtype);
       Grid q(INT8Q_S8, m, k, 1, 1), y(dtype, m, k, 2, 4), x(dtype, m, k, 1);

@@ -59,21 +59,27 @@ void store_shared(uint32_t at, T value, const Site& site = Site::current()) {
 inline void atomic_or_shared(uint32_t at, uint32_t bits, const Site& site = Site::current()) {
   emulation::check_shared_alignment(at, 4, site);
   emulation::shared_memory().atomic(
-      at, [bits](uint32_t word) { return word | bits; }, site);
+      at, 4, [bits](uint64_t word) { return word | bits; }, site);
 }
 inline void atomic_add_shared(uint32_t at, int32_t value, const Site& site = Site::current()) {
   emulation::check_shared_alignment(at, 4, site);
   emulation::shared_memory().atomic(
-      at, [value](uint32_t word) { return word + static_cast<uint32_t>(value); }, site);
+      at, 4, [value](uint64_t word) { return word + static_cast<uint32_t>(value); }, site);
 }
 
 inline U32x4 load_from_l2(const U32x4* p, const Site& site = Site::current()) { return load(p, site); }
 inline uint32_t atomic_add(uint32_t* p, uint32_t value, const Site& site = Site::current()) {
   const auto [memory, at] = emulation::global_place(p, 4, site);
-  const uint32_t before = memory.atomic(
-      at, [value](uint32_t word) { return word + value; }, site);
+  const uint64_t before = memory.atomic(
+      at, 4, [value](uint64_t word) { return word + value; }, site);
   emulation::note_atomic(p);
-  return before;
+  return static_cast<uint32_t>(before);
+}
+inline void atomic_add(int64_t* p, int32_t value, const Site& site = Site::current()) {
+  const auto [memory, at] = emulation::global_place(p, 8, site);
+  memory.atomic(
+      at, 8, [value](uint64_t word) { return word + static_cast<uint64_t>(int64_t{value}); }, site);
+  emulation::note_atomic(p);
 }
 inline void device_fence() { emulation::device_fence(); }
 

@@ -89,7 +89,8 @@ class Memory {
 
   void read(int64_t at, void* to, int64_t count, const Site& site);
   void write(int64_t at, const void* from, int64_t count, const Site& site);
-  uint32_t atomic(int64_t at, const std::function<uint32_t(uint32_t)>& change, const Site& site);
+  // Of a word of `count` bytes, 4 or 8; returns what was there.
+  uint64_t atomic(int64_t at, int64_t count, const std::function<uint64_t(uint64_t)>& change, const Site& site);
   void begin_copy(int64_t at, int64_t count, const Site& site);
   void end_copy(int64_t at, const void* from, int64_t count, const Site& site);
 

@@ -145,18 +145,18 @@ void Memory::write(int64_t at, const void* from, int64_t count, const Site& site
   std::memcpy(bytes_ + at, from, static_cast<size_t>(count));
 }
 
-uint32_t Memory::atomic(int64_t at, const std::function<uint32_t(uint32_t)>& change, const Site& site) {
-  check(at, 4, site);
-  for (int64_t i = at; i < at + 4; ++i) {
+uint64_t Memory::atomic(int64_t at, int64_t count, const std::function<uint64_t(uint64_t)>& change, const Site& site) {
+  check(at, count, site);
+  for (int64_t i = at; i < at + count; ++i) {
     if (shadow_[static_cast<size_t>(i)].state == Byte::kUnwritten) {
       fault(FaultKind::kUninitialized, "changes byte " + std::to_string(i) + " of " + name_ + ", which nobody wrote", site);
     }
   }
-  claim(at, 4, Byte::kWritten, true, false, site);
-  uint32_t before;
-  std::memcpy(&before, bytes_ + at, 4);
-  const uint32_t after = change(before);
-  std::memcpy(bytes_ + at, &after, 4);
+  claim(at, count, Byte::kWritten, true, false, site);
+  uint64_t before = 0;
+  std::memcpy(&before, bytes_ + at, static_cast<size_t>(count));
+  const uint64_t after = change(before);
+  std::memcpy(bytes_ + at, &after, static_cast<size_t>(count));
   return before;
 }
 

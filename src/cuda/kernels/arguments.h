@@ -179,6 +179,8 @@ struct Dequantize {
 // counts[k] += the rows in which |x[i,k]| is at or above the limit.
 struct CountOutliers {
   static constexpr int kThreads = 256;
+  static constexpr int kColumns = 256;  // of a block; as many blocks as one likes share them, each with other rows
+  static constexpr int kSharedBytes = kColumns * 4;
 
   const uint8_t* x;
   int64_t rows, k, x_stride;

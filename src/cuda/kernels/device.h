@@ -64,6 +64,9 @@ INT8Q_DEVICE U32x4 load_from_l2(const U32x4* p) {
 }
 // Returns what was there.
 INT8Q_DEVICE uint32_t atomic_add(uint32_t* p, uint32_t value) { return atomicAdd(p, value); }
+INT8Q_DEVICE void atomic_add(int64_t* p, int32_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(p), static_cast<unsigned long long>(static_cast<int64_t>(value)));
+}
 // What this thread did or has seen is seen by whoever sees what it does from here on, on the whole device.
 INT8Q_DEVICE void device_fence() { __threadfence(); }
 

@@ -97,14 +97,35 @@ INT8Q_DEVICE void dequantize(const Dequantize& p) {
   }
 }
 
-// A thread takes a column.
+// A lane takes eight neighbours of a row, a warp every so many-th row of kColumns: each byte of X is read once, 16 at a time. Warps meet
+// in shared memory, blocks by an atomic a column.
 INT8Q_DEVICE void count_outliers(const CountOutliers& p) {
-  const int64_t k = static_cast<int64_t>(block_index()) * CountOutliers::kThreads + thread_index();
-  if (k >= p.k) return;
-  int64_t count = 0;
-  for (int64_t row = 0; row < p.rows; ++row)
-    count += is_outlier(magnitude(load_element(p.x_dtype, p.x + row * p.x_stride, k)), p.limit) ? 1 : 0;
-  store(p.counts + k, load(p.counts + k) + count);
+  constexpr int kWarps = CountOutliers::kThreads / kWarp, kColumns = CountOutliers::kColumns;
+  static_assert(kColumns == kWarp * kChunk && kColumns == CountOutliers::kThreads);
+  const int64_t groups = (p.k + kColumns - 1) / kColumns, first = block_index() % groups * kColumns;
+  const int64_t k = first + lane_index() * kChunk, step = block_count() / groups * kWarps;
+  const auto place = [](int column) { return static_cast<uint32_t>(column) * 4; };
+  store_shared<int32_t>(place(thread_index()), 0);
+  block_barrier();
+  int32_t counts[kChunk] = {};
+  for (int64_t row = block_index() / groups * kWarps + warp_index(); row < p.rows; row += step) {
+    const uint8_t* x = p.x + row * p.x_stride;
+    float v[kChunk];
+    if (reinterpret_cast<uint64_t>(x) % 16 == 0) {
+      load_chunk<true>(p.x_dtype, x, k, p.k, v);
+    } else {
+      load_chunk<false>(p.x_dtype, x, k, p.k, v);
+    }
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) counts[e] += is_outlier(magnitude(v[e]), p.limit) ? 1 : 0;
+  }
+#pragma unroll
+  for (int e = 0; e < kChunk; ++e) {
+    if (counts[e] != 0) atomic_add_shared(place(lane_index() * kChunk + e), counts[e]);
+  }
+  block_barrier();
+  const int32_t count = load_shared<int32_t>(place(thread_index()));
+  if (count != 0) atomic_add(p.counts + first + thread_index(), count);
 }
 
 }  // namespace int8q::gpu

@@ -161,6 +161,8 @@ std::unique_ptr<Block> make_block(int64_t index, const LaunchShape& shape) {
   }
   block->staying = shape.threads;
   block->random.seed(shape.seed);
+  if (shape.seed % 2 == 1)
+    block->slow_warp = static_cast<int>(block->random() % static_cast<uint64_t>(shape.threads / kWarp));
   block->warps.resize(static_cast<size_t>(shape.threads / kWarp));
   block->warpgroups.resize(static_cast<size_t>((shape.threads + kWarpgroup - 1) / kWarpgroup));
   block->storage = AlignedBytes(shape.shared_bytes, kSharedAlignment);
@@ -189,11 +191,12 @@ void explain_deadlock(const Block& block) {
                                           how_many + " have reached; others wait elsewhere or have left");
 }
 
-// One turn of all threads that can run; whether there was one.
-bool run_turn(Block& block, const std::vector<int>& order) {
+// One turn of all threads that can run, of the slow warp or of the others; whether there was one.
+bool run_turn(Block& block, const std::vector<int>& order, bool slow) {
   bool ran = false;
   for (const int index : order) {
     Thread& t = block.threads[static_cast<size_t>(index)];
+    if ((t.warp() == block.slow_warp) != slow) continue;
     if (t.waiting == Waiting::kMbarrier && phase_has_ended(t)) t.waiting = Waiting::kNothing;
     if (t.waiting != Waiting::kNothing) continue;
     resume(t);
@@ -236,7 +239,8 @@ void launch(const LaunchShape& shape, const std::function<void()>& kernel) {
     while (next < blocks.size() || !resident.empty()) {
       while (resident.size() < kResident && next < blocks.size()) resident.push_back(make_block(blocks[next++], shape));
       for (auto& block : resident) {
-        if (!run_turn(*block, order) && !deliver_tile(*block)) explain_deadlock(*block);
+        const bool ran = run_turn(*block, order, false) || run_turn(*block, order, true) || deliver_tile(*block);
+        if (!ran) explain_deadlock(*block);
         if (block->done == shape.threads) {
           check_tiles_came(*block);
           release_stacks(*block);

@@ -17,10 +17,11 @@
 //   kUnfinished          a thread leaves with copies or products on their way
 //   kDeadlock            a thread waits at an mbarrier whose phase nobody can end
 //
-// Order: blocks run kResident at a time, their threads by turns, each until it has to wait; `seed` permutes both. What a
-// barrier orders: __syncthreads the whole block, __syncwarp the warp; shuffles order nothing. Blocks are ordered by an atomic on
-// global memory between fences: what a block did before its last barrier, a thread of it then fenced and told by an atomic, is
-// done for the block that sees it by an atomic on the same word, a fence and a barrier.
+// Order: blocks run kResident at a time, their threads by turns, each until it has to wait; `seed` permutes both, and an
+// odd one lets a warp of each block wait until nobody else can go on. What a barrier orders: __syncthreads the whole block,
+// __syncwarp the warp; shuffles order nothing. Blocks are ordered by an atomic on global memory between fences: what a
+// block did before its last barrier, a thread of it then fenced and told by an atomic, is done for the block that sees it
+// by an atomic on the same word, a fence and a barrier.
 // Copies by cp.async move nothing until that thread waits for them, and fill their destination with a pattern until then.
 // Tiles by TMA come, in any order, when no thread of the block can go on; bytes of theirs are there for who waited at their
 // mbarrier, for that phase. wgmma reads its operands when it is waited for; until then its sums are a pattern, and writing
@@ -100,7 +101,6 @@ class Memory {
   void begin_product(int64_t at, int readers, const Site& site);
   void end_product(int64_t at);
   void begin_mbarrier(int64_t at, const Site& site);
-  void end_mbarrier(int64_t at, const Site& site);
 
  private:
   struct Chunk {
@@ -254,7 +254,6 @@ void wait_copies(int groups_left, const Site& site);
 // ---- For ptx_sm90.h
 
 void init_mbarrier(int64_t at, int arrivals, const Site& site);
-void end_mbarrier(int64_t at, const Site& site);
 void arrive(int64_t at, int64_t expected_bytes, const Site& site);
 void wait_mbarrier(int64_t at, uint32_t parity, const Site& site);
 void proxy_fence();

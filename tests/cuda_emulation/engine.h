@@ -114,6 +114,7 @@ struct Block {
   std::map<int64_t, uint32_t> ended;  // mbarrier -> phases that somebody had waited for before the block's last barrier
   std::vector<TileCopy> tiles;
   std::mt19937_64 random;  // which of them comes first
+  int slow_warp = -1;      // which goes on when nobody else can
 };
 
 Thread& self();  // that runs

@@ -238,11 +238,6 @@ void Memory::begin_mbarrier(int64_t at, const Site& site) {
   for (int64_t i = at; i < at + 8; ++i) shadow_[static_cast<size_t>(i)].state = Byte::kMbarrier;
 }
 
-void Memory::end_mbarrier(int64_t at, const Site& site) {
-  for (int64_t i = at; i < at + 8; ++i) shadow_[static_cast<size_t>(i)].state = Byte::kUnwritten;
-  claim(at, 8, Byte::kWritten, false, false, site);
-}
-
 Registered::Registered(void* bytes, int64_t size, const char* name)
     : memory_(std::make_unique<Memory>(static_cast<uint8_t*>(bytes), size, name)) {
   global[memory_->bytes() + std::max<int64_t>(size, 1)] = memory_.get();

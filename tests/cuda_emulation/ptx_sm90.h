@@ -10,7 +10,6 @@ namespace int8q::gpu::ptx {
 inline void init_barrier(uint32_t at, int arrivals, const Site& site = Site::current()) {
   emulation::init_mbarrier(at, arrivals, site);
 }
-inline void end_barrier(uint32_t at, const Site& site = Site::current()) { emulation::end_mbarrier(at, site); }
 inline void arrive(uint32_t at, const Site& site = Site::current()) { emulation::arrive(at, 0, site); }
 inline void arrive_and_expect(uint32_t at, int bytes, const Site& site = Site::current()) {
   emulation::arrive(at, bytes, site);

@@ -73,15 +73,6 @@ void init_mbarrier(int64_t at, int arrivals, const Site& site) {
   t.block->ended.erase(at);
 }
 
-void end_mbarrier(int64_t at, const Site& site) {
-  mbarrier_at(at, site);
-  const auto waits = [&](const Thread& t) { return t.waiting == Waiting::kMbarrier && t.mbarrier == at; };
-  if (std::ranges::any_of(self().block->threads, waits))
-    fault(FaultKind::kRace, "ends an mbarrier that others wait at", site);
-  shared_memory().end_mbarrier(at, site);
-  self().block->mbarriers.erase(at);
-}
-
 void arrive(int64_t at, int64_t expected_bytes, const Site& site) {
   Mbarrier& barrier = mbarrier_at(at, site);
   barrier.bytes += expected_bytes;
@@ -90,10 +81,7 @@ void arrive(int64_t at, int64_t expected_bytes, const Site& site) {
   end_phase(barrier);
 }
 
-bool phase_has_ended(const Thread& t) {
-  const auto found = t.block->mbarriers.find(t.mbarrier);
-  return found == t.block->mbarriers.end() || found->second.phase % 2 != t.parity;
-}
+bool phase_has_ended(const Thread& t) { return t.block->mbarriers.at(t.mbarrier).phase % 2 != t.parity; }
 
 void wait_mbarrier(int64_t at, uint32_t parity, const Site& site) {
   Thread& t = self();

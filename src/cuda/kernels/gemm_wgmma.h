@@ -39,7 +39,10 @@ class WgmmaBlock : GemmEpilogue<Arch, WgmmaTile, false> {
 
  public:
   INT8Q_DEVICE explicit WgmmaBlock(const GemmByMaps& maps)
-      : Epilogue(maps.p, block_index()), maps_(maps), steps_(static_cast<int>((maps.p.k + Tile::kK - 1) / Tile::kK)) {}
+      : Epilogue(maps.p, block_index()),
+        maps_(maps),
+        barriers_(static_cast<uint32_t>(Tile::barriers_at(maps.p.k, maps.p.found != nullptr, maps.p.kept_count > 0))),
+        steps_(static_cast<int>((maps.p.k + Tile::kK - 1) / Tile::kK)) {}
 
   INT8Q_DEVICE void run() {
     if (thread_index() == 0) init_barriers();
@@ -51,34 +54,23 @@ class WgmmaBlock : GemmEpilogue<Arch, WgmmaTile, false> {
     }
     ptx::raise_registers<Tile::kRegistersToMultiply>();
     multiply_stages();
-    block_barrier();  // nobody waits for a stage any more
-    if (thread_index() == 0) end_barriers();
     Epilogue::finish();
   }
 
  private:
   INT8Q_DEVICE static uint32_t stage(int step) { return static_cast<uint32_t>(step % Tile::kStages * Tile::kStageBytes); }
-  INT8Q_DEVICE static uint32_t full(int step) {
-    return static_cast<uint32_t>(Tile::kBarriersAt + step % Tile::kStages * 8);
-  }
-  INT8Q_DEVICE static uint32_t empty(int step) { return full(step) + Tile::kStages * 8; }
+  INT8Q_DEVICE uint32_t full(int step) const { return barriers_ + static_cast<uint32_t>(step % Tile::kStages * 8); }
+  INT8Q_DEVICE uint32_t empty(int step) const { return full(step) + Tile::kStages * 8; }
   // Of the phase of a stage's barriers that ends with this step.
   INT8Q_DEVICE static uint32_t parity(int step) { return static_cast<uint32_t>(step / Tile::kStages % 2); }
 
-  INT8Q_DEVICE static void init_barriers() {
+  INT8Q_DEVICE void init_barriers() const {
 #pragma unroll
     for (int s = 0; s < Tile::kStages; ++s) {
       ptx::init_barrier(full(s), 1);
       ptx::init_barrier(empty(s), kWarps);
     }
     ptx::proxy_fence();
-  }
-  INT8Q_DEVICE static void end_barriers() {
-#pragma unroll
-    for (int s = 0; s < Tile::kStages; ++s) {
-      ptx::end_barrier(full(s));
-      ptx::end_barrier(empty(s));
-    }
   }
 
   INT8Q_DEVICE void bring_stages() const {
@@ -109,6 +101,7 @@ class WgmmaBlock : GemmEpilogue<Arch, WgmmaTile, false> {
   }
 
   const GemmByMaps& maps_;
+  const uint32_t barriers_;
   const int steps_;
 };
 

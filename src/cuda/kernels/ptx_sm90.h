@@ -41,10 +41,6 @@ namespace int8q::gpu::ptx {
 INT8Q_DEVICE void init_barrier(uint32_t at, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" : : "r"(shared_address(at)), "r"(arrivals) : "memory");
 }
-// Its memory may be used for something else, behind a barrier of the block.
-INT8Q_DEVICE void end_barrier(uint32_t at) {
-  asm volatile("mbarrier.inval.shared::cta.b64 [%0];" : : "r"(shared_address(at)) : "memory");
-}
 INT8Q_DEVICE void arrive(uint32_t at) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" : : "r"(shared_address(at)) : "memory");
 }

@@ -63,12 +63,13 @@ struct WgmmaTile : GemmTile<128, 256, 16, 256, 4, 128> {
   // A thread, of the 168 that a block of three warpgroups begins with.
   static constexpr int kRegistersToMultiply = 232, kRegistersToBring = 40;
   static_assert(kThreads * kRegistersToMultiply + 128 * kRegistersToBring <= kBlockThreads * 168);
-  static constexpr int kBarriersAt = kStages * kStageBytes;
-  static constexpr int kStagesBytes = kBarriersAt + 2 * kStages * 8;
 
+  // Behind all that the block stores, which must not touch them.
+  INT8Q_CONSTEXPR static int barriers_at(int64_t k, bool outliers, bool kept) {
+    return (GemmTile::shared_bytes(k, outliers, kept) + 7) / 8 * 8;
+  }
   INT8Q_CONSTEXPR static int shared_bytes(int64_t k, bool outliers, bool kept) {
-    const int bytes = GemmTile::shared_bytes(k, outliers, kept);
-    return bytes > kStagesBytes ? bytes : kStagesBytes;
+    return barriers_at(k, outliers, kept) + 2 * kStages * 8;
   }
 };
 static_assert(WgmmaTile::shared_bytes(0, false, false) <= Sm90::kSharedBytes);

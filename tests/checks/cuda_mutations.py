@@ -224,6 +224,11 @@ def catcher(command, environment=None):
         "is being": "race",
         "touches": "bounds",
         "leaves with": "unfinished copies",
+        "nobody can go on": "deadlock",
+        "on its way": "missing wait",
+        "on their way": "missing wait",
+        "arrives where": "missing wait",
+        "without a": "missing wait",
     }
     return next((name for words, name in names.items() if words in fault[1]), "fault")
 

@@ -323,7 +323,9 @@ def measure(args):
     from lm_contenders import CONTENDERS, FOR_ACCURACY
     from transformers import AutoTokenizer
 
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    from int8q._packed import why_no_gpu
+
+    args.device = args.device or ("cpu" if why_no_gpu() else "cuda")
     warnings.simplefilter("ignore", FutureWarning)  # transformers renames arguments
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model)

@@ -434,9 +434,10 @@ INT8Q_API int32_t int8q_query_blob(int64_t out_features, int64_t in_features, in
  * bias       F32, F16 or BF16 [1,N]; may be NULL
  * options    NULL: mode COLUMN, threshold 6, no kept columns. Kept columns stay in the int8 weights as well; where such a
  *            column is an outlier column of X, its fp16 weights are used in place of q * col_stats / 127.
- *            INT8Q_BORROW_WEIGHT, CUDA and S8 alone: the codes are used where they are, a checkpoint's in place, and must
- *            stay valid and unchanged while the linear lives; rows that begin at multiples of 16 bytes are fastest.
- *            INT8Q_BORROW_BIAS, CUDA alone: the same for the bias, which may change between calls and is not checked.
+ *            INT8Q_BORROW_WEIGHT, CUDA and S8 alone: codes and col_stats are used where they are, a checkpoint's in place,
+ *            and must stay valid and unchanged while the linear lives; rows that begin at multiples of 16 bytes are fastest.
+ *            INT8Q_BORROW_BIAS, CUDA alone: the bias is used where it is, and must stay valid; it may change, and is not
+ *            checked.
  * linear     receives the handle
  *
  * A CUDA context waits for its stream here, since stats and bias are checked on the host: not within a capture.

@@ -7,8 +7,8 @@ A GPU's, of a layer [N,K] whose rows are P = K to a multiple of 16 bytes apart:
     64           col_stats  float32 [N]
     64 + 4 N     codes      int8 [N] rows of P, zeros behind K; begins at a multiple of 64
 
-Whoever moves such a tensor from the CPU to a GPU or back moves bytes; layer_of (_torch.py) then brings them into the other
-form, as Linear8bit.to does beforehand.
+Whoever moves such a tensor from the CPU to a GPU or back moves bytes, as accelerate does. Linear8bit then brings them into
+the other form (fitting), as its .to does beforehand.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ import torch
 
 from . import _abi
 from ._abi import int8q_matrix, library
-from .context import StatusError, check, gpu, torch_context
+from .context import check, gpu, torch_context
 
 CODES = {
     torch.float32: _abi.INT8Q_F32,
@@ -55,7 +55,7 @@ def why_no_gpu():
         return "torch has no GPU here"
     try:
         gpu(torch.cuda.current_device())
-    except StatusError as error:
+    except RuntimeError as error:  # StatusError; torch's of a forked process
         return str(error)
     return None
 
@@ -86,7 +86,7 @@ def blob_bytes(out_features, in_features):
 
 def make_blob(weight, col_stats, mode, threshold):
     """The blob of floats [N,K], or of int8 [N,K] with float32 [N]; contiguous, on the CPU."""
-    blob = torch.empty(blob_bytes(*weight.shape), dtype=torch.uint8)
+    blob = torch.empty(blob_bytes(*weight.shape), dtype=torch.uint8, device="cpu")
     options = _abi.int8q_linear_options(ctypes.sizeof(_abi.int8q_linear_options), mode, threshold)
     stats = None if col_stats is None else floats(col_stats)
     arguments = matrix(weight), stats, None, options, blob.data_ptr(), blob.numel()
@@ -132,10 +132,9 @@ class Rows:
     def make(cls, like, out_features, in_features, mode, threshold):
         """New ones on the device of a tensor, of which the caller fills codes and col_stats."""
         at, stride = cls._places(out_features, in_features)
-        with torch.inference_mode(False):  # a tensor of that mode has no version, by which a layer is opened
-            packed = like.new_zeros(at + out_features * stride, dtype=torch.uint8)
+        packed = like.new_zeros(at + out_features * stride, dtype=torch.uint8)
         bits = int.from_bytes(struct.pack("<f", threshold), "little")
-        header = torch.tensor([_MAGIC, out_features, in_features, mode, bits])
+        header = torch.tensor([_MAGIC, out_features, in_features, mode, bits], device="cpu")
         packed[:_HEADER_BYTES].view(torch.int64)[: len(header)].copy_(header)
         return cls(packed, out_features, in_features, mode, threshold)
 
@@ -144,10 +143,13 @@ class Rows:
         """Those of a tensor, or None if it is a blob. Waits for its GPU."""
         if packed.numel() < _HEADER_BYTES:
             return None
-        magic, *sizes, bits = packed[:_HEADER_BYTES].cpu().view(torch.int64)[:5].tolist()
+        magic, out_features, in_features, mode, bits = packed[:_HEADER_BYTES].cpu().view(torch.int64)[:5].tolist()
         if magic != _MAGIC:
             return None
-        return cls(packed, *sizes, struct.unpack("<f", bits.to_bytes(4, "little"))[0])
+        at, stride = cls._places(out_features, in_features)
+        if packed.numel() != at + out_features * stride:  # memory that to_empty found
+            return None
+        return cls(packed, out_features, in_features, mode, struct.unpack("<f", bits.to_bytes(4, "little"))[0])
 
 
 def quantized_rows(weight, col_stats, mode, threshold, like):
@@ -183,10 +185,11 @@ def as_blob(packed):
 
 
 def fitting(packed):
-    """The same weights in the form of the device that they are on; packed itself if they are already."""
-    if not packed.is_cuda:
-        return as_blob(packed)
-    if Rows.of(packed) is not None:
-        return packed
-    rows = as_rows(packed.cpu())
-    return packed.new_empty(rows.numel()).copy_(rows)
+    """The same weights in the form of the device that they are on; packed itself if they are already. Waits for a GPU."""
+    with torch.inference_mode(False):  # a tensor of that mode has no version, by which a layer is opened
+        if not packed.is_cuda:
+            return as_blob(packed)
+        if Rows.of(packed) is not None:
+            return packed
+        rows = as_rows(packed.cpu())
+        return packed.new_empty(rows.numel()).copy_(rows)

@@ -32,24 +32,23 @@ def _version(tensor):
 class _Layer:
     """An open layer over a tensor's memory, kept as the tensor's attribute _int8q; its copies and pickles have none.
 
-    version, address: of the tensor when it was opened. workspaces: operation -> (most rows so far, bytes for these).
+    version, address: of the tensor when it was opened. memory: what it reads, the tensor's own unless that has another
+    device's form. workspaces: operation -> (most rows so far, bytes for these). bias: of what forward adds by itself.
     """
 
-    is_cuda, bias = False, None  # bias: of what forward adds by itself
+    is_cuda, bias = False, None
 
     def __init__(self, packed, bias):
         self.version, self.address = _version(packed), packed.data_ptr()
+        self.memory = fitting(packed).detach()
         self.handle = ctypes.POINTER(_abi.int8q_linear)()
-        self._open(packed, bias)
+        self._open(bias)
         weakref.finalize(self, library().int8q_destroy_linear, self.handle).atexit = False
         self.workspaces = {_abi.INT8Q_FORWARD: (-1, 0), _abi.INT8Q_BACKWARD: (-1, 0)}
 
-    def _open(self, packed, bias):
-        arguments = self.address, packed.numel(), _abi.INT8Q_TRUST_CHECKSUM, self.handle
+    def _open(self, bias):
+        arguments = self.memory.data_ptr(), self.memory.numel(), _abi.INT8Q_TRUST_CHECKSUM, self.handle
         torch_context().call(library().int8q_open_linear, *arguments)
-
-    def run(self, function, operation, x, x_matrix, flags, y_matrix):
-        torch_context().run(function, operation, self.handle, self.workspaces, x_matrix, flags, y_matrix)
 
     def __deepcopy__(self, memo):
         return None
@@ -61,14 +60,15 @@ class _Layer:
 class _GpuLayer(_Layer):
     """The same on a GPU. Opening waits for it, running does not; workspaces are torch's, of the current stream.
 
-    The bias that it is opened with is read where it lies, as long as calls come with a tensor of this memory.
+    Nothing is copied: a captured graph reads the tensors' memory alone. The bias that it is opened with is read where it
+    lies, as long as calls come with a tensor of this memory.
     """
 
     is_cuda = True
 
-    def _open(self, packed, bias):
-        rows = Rows.of(packed)
-        self.bias = _lent(bias, packed)
+    def _open(self, bias):
+        rows = Rows.of(self.memory)
+        self.bias = _lent(bias, self.memory)
         options = _abi.int8q_linear_options(
             ctypes.sizeof(_abi.int8q_linear_options),
             rows.mode,
@@ -77,9 +77,11 @@ class _GpuLayer(_Layer):
         )
         bias_matrix = None if self.bias is None else matrix(bias.detach()[None])
         arguments = matrix(rows.codes), floats(rows.col_stats), bias_matrix, options, self.handle
-        caller(packed)(library().int8q_create_linear, *arguments)
+        caller(self.memory)(library().int8q_create_linear, *arguments)
 
     def run(self, function, operation, x, x_matrix, flags, y_matrix):
+        if x.device != self.memory.device:
+            raise _two_devices(x, self.memory)
         call = caller(x)
         rows, size = self.workspaces[operation]
         if x_matrix.rows != rows:
@@ -93,18 +95,21 @@ class _GpuLayer(_Layer):
 
 def _lent(bias, packed):
     """What a layer remembers of a bias that it can read in place, or None."""
-    if (
-        bias is None
-        or not bias.is_cuda
-        or bias.device != packed.device
-        or not bias.is_contiguous()
-        or bias.dtype not in CODES
-    ):
+    if bias is None or not bias.is_cuda or bias.device != packed.device:
+        return None
+    if not bias.is_contiguous() or bias.dtype not in CODES:
         return None
     return bias.data_ptr(), bias.dtype, bias.numel()
 
 
-def layer_of(packed, *bias):
+def _two_devices(x, packed):
+    return RuntimeError(f"x is on {x.device} and the layer on {packed.device}; expected one device")
+
+
+_ANY = object()
+
+
+def layer_of(packed, bias=_ANY):
     """The open layer of a packed tensor; opened anew once the tensor was written to or moved.
 
     bias: for forward, the call's, which may be None; a GPU's layer is opened with it, and anew for another.
@@ -114,19 +119,16 @@ def layer_of(packed, *bias):
         layer is None
         or layer.version != _version(packed)
         or layer.address != packed.data_ptr()
-        or (layer.is_cuda and bias and layer.bias != _lent(*bias, packed))
+        or (layer.is_cuda and bias is not _ANY and layer.bias != _lent(bias, packed))
     ):
-        fits = fitting(packed)
-        if fits is not packed:
-            packed.data = fits
-        layer = packed._int8q = (_GpuLayer if packed.is_cuda else _Layer)(packed, *bias or (None,))
+        layer = packed._int8q = (_GpuLayer if packed.is_cuda else _Layer)(packed, None if bias is _ANY else bias)
     return layer
 
 
 # ---------------------------------------------------------------------------------------------------- Operators
 
 
-def _run(layer, function, operation, x, packed, y, flags):
+def _run(layer, function, operation, x, y, flags):
     """y [..., N] of x [..., K], by int8q_forward or int8q_backward; y is contiguous."""
     cols, y_cols = x.shape[-1], y.shape[-1]
     count = y.numel() // y_cols if y_cols else prod(y.shape[:-1])
@@ -136,11 +138,14 @@ def _run(layer, function, operation, x, packed, y, flags):
         if x.stride(1) != 1 or (count > 1 and x.stride(0) < cols):
             x = x.contiguous()
         stride = x.stride(0)
-    if layer.is_cuda is not x.is_cuda or (layer.is_cuda and x.device != packed.device):
-        raise RuntimeError(f"x is on {x.device} and the layer on {packed.device}; expected one device")
+    if layer.is_cuda is not x.is_cuda:
+        raise _two_devices(x, layer.memory)
     x_matrix = int8q_matrix(MATRIX_BYTES, code, count, cols, stride if count > 1 else cols, x.data_ptr())
     y_matrix = int8q_matrix(MATRIX_BYTES, code, count, y_cols, y_cols, y.data_ptr())
-    layer.run(function, operation, x, x_matrix, flags, y_matrix)
+    if layer.is_cuda:
+        layer.run(function, operation, x, x_matrix, flags, y_matrix)
+    else:
+        torch_context().run(function, operation, layer.handle, layer.workspaces, x_matrix, flags, y_matrix)
     return y
 
 
@@ -151,11 +156,11 @@ def _empty(x, features):
 def _linear(x, packed, bias, out_features):
     y, flags, layer = _empty(x, out_features), 0, layer_of(packed, bias)
     if bias is not None and layer.bias is None:
-        if bias.device != x.device:
+        if bias.is_cuda is not layer.is_cuda or (layer.is_cuda and bias.device != x.device):
             raise RuntimeError(f"bias is on {bias.device} and x on {x.device}; expected one device")
         y.copy_(bias)
         flags = _abi.INT8Q_ACCUMULATE
-    return _run(layer, library().int8q_forward, _abi.INT8Q_FORWARD, x, packed, y, flags)
+    return _run(layer, library().int8q_forward, _abi.INT8Q_FORWARD, x, y, flags)
 
 
 def _is_watched(x):
@@ -186,24 +191,31 @@ except AttributeError:  # not all of these are public; without them, as before 2
         return True
 
     def _is_compiling():
-        return True
+        return False
+
+    def _modes():
+        return 0
 
 
-def linear(x, packed, bias, out_features):
+def linear(x, packed, bias, out_features, fit):
     """torch.ops.int8q.linear; at once, without the dispatcher's 5 us, where no gradient is asked for and nobody watches.
 
+    fit: gives the packed weights in the form of their device, where that was not looked at yet.
     Raises NotImplementedError for an x with a tangent (forward-mode gradients), which torch would drop in silence.
     """
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
         raise NotImplementedError("x has a tangent; int8q's layers have reverse-mode gradients (backward) only")
+    compiling = _is_compiling()
+    if not compiling and getattr(packed, "_int8q", None) is None and _modes() == 0 and not packed.is_meta:
+        packed = fit()
     wants_gradient = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-    if _is_compiling() or wants_gradient or _is_watched(x):
+    if compiling or wants_gradient or _is_watched(x):
         return _operator(x, packed, bias, out_features)
     return _linear(x, packed, bias, out_features)
 
 
 def _linear_backward(dy, packed, in_features):
-    return _run(layer_of(packed), library().int8q_backward, _abi.INT8Q_BACKWARD, dy, packed, _empty(dy, in_features), 0)
+    return _run(layer_of(packed), library().int8q_backward, _abi.INT8Q_BACKWARD, dy, _empty(dy, in_features), 0)
 
 
 def _save(ctx, inputs, output):

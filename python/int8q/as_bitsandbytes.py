@@ -156,12 +156,16 @@ def _place(kwargs, options):
     The result are names of modules to keep in floats: those that device_map has on the CPU beside a GPU, if
     llm_int8_enable_fp32_cpu_offload says so; else none.
     """
-    device_map, missing = kwargs.get("device_map"), why_no_gpu()
+    device_map = kwargs.get("device_map")
     places = device_map if isinstance(device_map, dict) else {"": device_map}
     if "disk" in places.values():
         raise ValueError('device_map sends modules to "disk"; int8 layers stay in memory: expected "auto" or "cpu"')
     on_cpu = {name for name, place in places.items() if isinstance(place, (str, torch.device)) and str(place) == "cpu"}
     elsewhere = {name for name, place in places.items() if place not in (None, *_STRATEGIES)} - on_cpu
+    if {str(place) for place in places.values()} == {"cpu"}:
+        missing = "the CPU is named"  # and CUDA left alone
+    else:
+        missing = why_no_gpu()
     if not missing:
         if device_map is None:
             kwargs["device_map"] = {"": torch.cuda.current_device()}

@@ -5,9 +5,21 @@ import torch
 from torch.utils._pytree import tree_map
 
 from ._abi import library
-from ._packed import CODES, Rows, as_blob, as_rows, blob_bytes, floats, make_blob, matrix, quantize_weights, quantized_rows
+from ._packed import (
+    CODES,
+    Rows,
+    as_blob,
+    as_rows,
+    blob_bytes,
+    fitting,
+    floats,
+    make_blob,
+    matrix,
+    quantize_weights,
+    quantized_rows,
+)
 from ._torch import layer_of, linear
-from .context import torch_context
+from .context import gpu, torch_context
 from .operations import outlier_mode
 
 _FLOATS = tuple(dtype for dtype in CODES if dtype.is_floating_point)
@@ -156,9 +168,11 @@ class Linear8bit(torch.nn.Linear):
 
     def _apply(self, fn, *args, **kwargs):
         """Between the CPU and a GPU packed weights change their form; on a GPU the layer is then ready to be captured."""
-        leaves = not self.packed.is_meta and not self.packed.is_cuda and fn(self.packed.new_empty(1)).is_cuda
-        if leaves:
-            self.packed = as_rows(self.packed)
+        if not self.packed.is_meta and not self.packed.is_cuda:
+            there = fn(self.packed.new_empty(1))
+            if there.is_cuda:
+                gpu(there.get_device())  # before anything is moved to where int8q cannot run
+                self.packed = as_rows(self.packed)
         arrives = self.packed.is_cuda
         super()._apply(fn, *args, **kwargs)
         if self.packed.is_cuda:
@@ -177,18 +191,28 @@ class Linear8bit(torch.nn.Linear):
             raise TypeError(f"x is {x.dtype}; expected float32, float16 or bfloat16")
         if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (..., {self.in_features})")
-        return linear(x, self._buffers["packed"], self._parameters["bias"], self.out_features)
+        return linear(x, self._buffers["packed"], self._parameters["bias"], self.out_features, self._fit)
+
+    def _fit(self):
+        """Brings packed weights whose bytes alone were moved into the form of their device."""
+        fits = fitting(self.packed)
+        if fits is not self.packed:
+            self.packed = fits
+        return fits
 
     # ------------------------------------------------------------------------------------------------ Contents
 
-    def _pack(self, weight, col_stats=None):
-        """Packs floats [N,K], or int8 [N,K] with their stats, into new memory."""
+    def _pack(self, weight, col_stats=None, place=None):
+        """Packs floats [N,K], or int8 [N,K] with their stats, into new memory: on the layer's device, or that of place."""
+        self.packed = self._packed_of(weight, col_stats, place)
+
+    def _packed_of(self, weight, col_stats, place):
         shape = self.out_features, self.in_features
         if tuple(weight.shape) != shape:
             raise ValueError(f"weight has shape {tuple(weight.shape)}; expected {shape}")
         if weight.dtype not in CODES:
             raise TypeError(f"weight is {weight.dtype}; expected float32, float16 or bfloat16, or int8 with SCB")
-        place = weight if self.packed.is_meta else self.packed
+        place = place if place is not None else weight if self.packed.is_meta else self.packed
         weight, stats = weight.to(place.device).contiguous(), None
         if weight.dtype == torch.int8:
             if col_stats is None:
@@ -197,12 +221,11 @@ class Linear8bit(torch.nn.Linear):
             if stats.numel() != self.out_features:
                 raise ValueError(f"SCB has shape {tuple(col_stats.shape)}; expected ({self.out_features},)")
         with torch.inference_mode(False):  # a tensor of that mode has no version, by which a layer is opened
-            if place.is_cuda:
-                packed = quantized_rows(weight, stats, self._mode, self.threshold, place)
-                layer_of(packed, self._parameters["bias"])  # looks at the stats
-            else:
-                packed = make_blob(weight, stats, self._mode, self.threshold)
-        self.packed = packed
+            if not place.is_cuda:
+                return make_blob(weight, stats, self._mode, self.threshold)
+            packed = quantized_rows(weight, stats, self._mode, self.threshold, place)
+            layer_of(packed, self._parameters["bias"])  # looks at the stats
+            return packed
 
     def _pack_transposed(self, weight):
         """Packs floats [K,N], as GPT-2's Conv1D has them; a few rows of W at a time are transposed."""
@@ -245,8 +268,7 @@ class Linear8bit(torch.nn.Linear):
         return result
 
     def _rows(self):
-        layer_of(self.packed)  # brings a blob that was moved to a GPU into its form
-        return Rows.of(self.packed)
+        return Rows.of(self._fit())
 
     def dequantize(self, dtype=torch.float32):
         """weight * SCB / 127, [N,K] of dtype; SCB where a code is 127, so that quantizing it gives the same layer."""
@@ -294,6 +316,14 @@ class Linear8bit(torch.nn.Linear):
             error_msgs.append(f'{names[2]} is {layout}; expected 0 (or "row"): weights in rows, as bitsandbytes saves them')
             return
         try:
-            self._pack(weight.detach(), col_stats)
+            if (metadata or {}).get("assign_to_params_buffers"):
+                self._pack(weight.detach(), col_stats, place=weight)
+                return
+            packed = self._packed_of(weight.detach(), col_stats, None)
+            if packed.is_cuda and packed.shape == self.packed.shape:  # captured graphs read this memory
+                self.packed.copy_(packed)
+                layer_of(self.packed, self._parameters["bias"])
+            else:
+                self.packed = packed
         except (TypeError, ValueError) as error:
             error_msgs.append(f"{prefix[:-1] or type(self).__name__}: {error}")

@@ -324,7 +324,7 @@ def _load_before_quantizers(model_class, path, args, kwargs, config):
 
 def _one_place(device_map):
     """The device of a device_map; strategies choose the current GPU, where int8q runs on it."""
-    places = set(device_map.values()) if isinstance(device_map, dict) else {device_map or "cpu"}
+    places = set((device_map or {"": "cpu"}).values()) if isinstance(device_map, dict) else {device_map or "cpu"}
     place = places.pop() if len(places) == 1 else "disk"
     if place in ("auto", "balanced", "balanced_low_0", "sequential"):
         place = "cpu" if why_no_gpu() else torch.cuda.current_device()
@@ -332,6 +332,8 @@ def _one_place(device_map):
     place = f"cuda:{torch.cuda.current_device()}" if place == "cuda" else place
     if not re.fullmatch("cpu|cuda:[0-9]+", place):
         raise ValueError(f'device_map is {device_map!r}; expected one device: "auto", {{"": "cpu"}}, {{"": 0}}, or None')
+    if place != "cpu" and (missing := why_no_gpu()):
+        raise ValueError(f'device_map is {device_map!r}, and {missing}; expected "cpu", or "auto"')
     return torch.device(place)
 
 

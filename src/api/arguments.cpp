@@ -147,6 +147,11 @@ Extent bias_extent(const Linear& linear) {
   return extent(weights->bias, linear.n() * dtype_bytes(weights->bias_dtype), "the linear's bias");
 }
 
+Extent stats_extent(const Linear& linear) {
+  if (linear.on_device == nullptr) return extent(nullptr, 0, "the linear's col_stats");
+  return extent(linear.on_device->col_stats, linear.n() * 4, "the linear's col_stats");
+}
+
 void check_overlap(const Extent& out, std::initializer_list<Extent> others) {
   for (const Extent& other : others) {
     if (!disjoint(out, other)) {

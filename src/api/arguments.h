@@ -49,6 +49,7 @@ Extent extent(const void* array, int64_t bytes, const char* name);
 Extent weights_extent(const Linear& linear);
 Extent codes_extent(const Linear& linear);
 Extent bias_extent(const Linear& linear);
+Extent stats_extent(const Linear& linear);
 
 // OVERLAP if out shares a byte with one of others. Views that interleave (columns of one buffer, the same stride) do not.
 void check_overlap(const Extent& out, std::initializer_list<Extent> others);

@@ -58,8 +58,8 @@ Call check_forward(const Context& context, const Linear& linear, const int8q_mat
   call.y = check_matrix(context, y, "y", kFloats, call.x.rows, linear.n());
   check_workspace(workspace, bytes, needed);
   const Extent own = extent(workspace, needed, "workspace"), ys = extent(call.y, "y"), xs = extent(call.x, "x");
-  check_overlap(ys, {xs, own, weights_extent(linear), codes_extent(linear), bias_extent(linear)});
-  check_overlap(own, {xs, weights_extent(linear), codes_extent(linear), bias_extent(linear)});
+  check_overlap(ys, {xs, own, weights_extent(linear), codes_extent(linear), stats_extent(linear), bias_extent(linear)});
+  check_overlap(own, {xs, weights_extent(linear), codes_extent(linear), stats_extent(linear), bias_extent(linear)});
   return call;
 }
 
@@ -186,8 +186,9 @@ int32_t int8q_backward(int8q_context* context, const int8q_linear* linear, const
     const int64_t needed = backward_workspace(c, l, in.rows, 0);
     check_workspace(workspace, workspace_bytes, needed);
     const Extent own = extent(workspace, needed, "workspace");
-    check_overlap(extent(out, "dx"), {extent(in, "dy"), own, weights_extent(l), codes_extent(l)});
-    check_overlap(own, {extent(in, "dy"), weights_extent(l), codes_extent(l)});
+    check_overlap(extent(out, "dx"),
+                  {extent(in, "dy"), own, weights_extent(l), codes_extent(l), stats_extent(l), bias_extent(l)});
+    check_overlap(own, {extent(in, "dy"), weights_extent(l), codes_extent(l), stats_extent(l), bias_extent(l)});
     if (c.gpu) return int8q::cuda::backward(*c.gpu, l, float_rows(in), output(out), (flags & INT8Q_ACCUMULATE) != 0);
     int8q::backward(c, l, float_rows(in), output(out), (flags & INT8Q_ACCUMULATE) != 0, workspace);
   });

@@ -275,7 +275,7 @@ int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, 
     const Extent qs = extent(q, "codes"), bs = extent(b, "bias"), ws = extent(w, "kept_weights");
     const Extent stats = extent(col_stats, n * 4, "col_stats"), cols = extent(kept_cols, kept * 8, "kept_cols");
     const Extent self = weights_extent(l);
-    check_overlap(qs, {self, codes_extent(l), bs, ws, stats, cols});
+    check_overlap(qs, {self, codes_extent(l), stats_extent(l), bias_extent(l), bs, ws, stats, cols});
     check_overlap(bs, {self, ws, stats, cols});
     check_overlap(ws, {self, stats, cols});
     check_overlap(stats, {self, cols});

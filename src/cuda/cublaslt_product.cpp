@@ -58,11 +58,11 @@ int Product::make() {
   const auto& [m, n, k, x_stride, w_stride, y_stride, integers, transposed] = shape_;
   const int in = integers ? kR8I : kR16BF, out = integers ? kR32I : kR16BF;
   const auto layout = [&](void** made, int type, int64_t rows, int64_t cols, int64_t stride) {
-    return library_.cublasLtMatrixLayoutCreate(made, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(cols), stride);
+    return library_.cublasLtMatrixLayoutCreate(made, type, static_cast<uint64_t>(rows), static_cast<uint64_t>(cols),
+                                               stride);
   };
   const int32_t op_w = transposed ? kOpT : kOpN, op_x = kOpN;
-  int status =
-      library_.cublasLtMatmulDescCreate(&desc_, integers ? kCompute32I : kCompute32F, integers ? kR32I : kR32F);
+  int status = library_.cublasLtMatmulDescCreate(&desc_, integers ? kCompute32I : kCompute32F, integers ? kR32I : kR32F);
   if (status == 0) status = library_.cublasLtMatmulDescSetAttribute(desc_, kDescTransA, &op_w, sizeof op_w);
   if (status == 0) status = library_.cublasLtMatmulDescSetAttribute(desc_, kDescTransB, &op_x, sizeof op_x);
   if (status == 0) status = layout(&w_, in, k, n, w_stride);

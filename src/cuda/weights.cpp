@@ -111,7 +111,7 @@ class Making {
       weights->stride = round_up(h.k, 16);
       weights->codes = carver.take<int8_t>(checked_mul(h.n, weights->stride, "linear"), "linear");
     }
-    weights->col_stats = carver.take<float>(h.n, "linear");
+    if ((borrowed & INT8Q_BORROW_WEIGHT) == 0) weights->col_stats = carver.take<float>(h.n, "linear");
     if (h.has_bias != 0 && (borrowed & INT8Q_BORROW_BIAS) == 0) weights->bias = carver.take<float>(h.n, "linear");
     if (h.kept_count == 0) return;
     weights->kept_cols = carver.take<int64_t>(h.kept_count, "linear");
@@ -168,10 +168,11 @@ DeviceWeights* make_weights(Context& context, const DeviceWeightSource& source) 
   if (borrowed) {
     making.weights->codes = static_cast<const int8_t*>(w.data);
     making.weights->stride = w.row_stride;
+    making.weights->col_stats = source.col_stats;
   } else if (s8) {
     queue.copy_rows(making.codes(), making.weights->stride, w.data, w.row_stride, w.cols, w.rows);
   }
-  if (w.rows > 0) {
+  if (w.rows > 0 && !borrowed) {
     auto* stats = const_cast<float*>(making.weights->col_stats);
     if (s8) {
       queue.copy_rows(stats, w.rows * 4, source.col_stats, w.rows * 4, w.rows * 4, 1);

@@ -267,7 +267,7 @@ def test_a_gpu_that_cannot_be_used_is_not_ignored(t5, monkeypatch):
 
 @pytest.mark.parametrize(
     ("device_map", "want"),
-    [(None, {"": 3}), ("auto", "auto"), ({"": 1}, {"": 1}), ({"encoder": 0, "decoder": "cpu"},) * 2, ("cpu", "cpu")],
+    [(None, {"": 3}), ("auto", "auto"), ({"": 1}, {"": 1}), ({"encoder": 0, "decoder": "cpu"},) * 2, ("cpu", {"": "cpu"})],
 )
 def test_a_gpu_that_is_there_is_used(monkeypatch, device_map, want):
     monkeypatch.setattr(as_bitsandbytes, "why_no_gpu", lambda: None)

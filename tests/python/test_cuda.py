@@ -4,6 +4,7 @@ memory tensors lie that call themselves tensors of a GPU."""
 
 import copy
 import ctypes
+import inspect
 import os
 import pickle
 
@@ -201,6 +202,46 @@ def test_bytes_that_were_moved_alone(layer, to_gpu):
     assert torch.equal(back(x), layer(x)) and torch.equal(back.packed, layer.packed)
 
 
+def test_moved_in_inference_mode_it_still_has_gradients(layer, to_gpu):
+    moved = copy.deepcopy(layer)
+    moved.packed = to_cpu(on_gpu(layer, to_gpu).packed)
+    with torch.inference_mode():
+        moved(activations(3))
+    assert not moved.packed.is_inference() and torch.equal(moved.packed, layer.packed)
+    x = activations(3).requires_grad_()
+    torch.ops.int8q.linear(x, moved.packed, moved.bias, N).sum().backward()
+    assert x.grad is not None
+
+
+def test_the_default_device_is_not_asked(layer, to_gpu):
+    bytes_of_the_gpu = to_cpu(on_gpu(layer, to_gpu).packed)
+    with torch.device("meta"):
+        assert torch.equal(_packed.as_blob(bytes_of_the_gpu), layer.packed)
+        assert torch.equal(_packed.as_rows(layer.packed), bytes_of_the_gpu)
+
+
+@pytest.mark.skipif("assign" not in inspect.signature(torch.nn.Module.load_state_dict).parameters, reason="no assign")
+def test_assigned_weights_stay_where_they_are(layer, to_gpu):
+    made, x = nn.Linear8bit(K, N), activations(3)
+    made.load_state_dict({name: to_gpu(tensor) for name, tensor in layer.state_dict().items()}, assign=True)
+    assert made.packed.is_cuda and made.bias.is_cuda
+    assert differs_by(made(to_gpu(x)), layer(x), x, layer) <= 1
+
+
+def test_loading_keeps_the_memory_that_a_graph_reads(layer, to_gpu):
+    moved, other = on_gpu(layer, to_gpu), nn.Linear8bit.from_linear(torch.nn.Linear(K, N))
+    address, x = moved.packed.data_ptr(), activations(3)
+    moved.load_state_dict({name: to_gpu(tensor) for name, tensor in other.state_dict().items()})
+    assert moved.packed.data_ptr() == address and differs_by(moved(to_gpu(x)), other(x), x, other) <= 1
+
+
+def test_memory_of_to_empty_is_not_taken_for_weights(layer, to_gpu):
+    moved = on_gpu(layer, to_gpu)
+    larger = moved.packed.new_empty(moved.packed.numel() + 64)
+    larger[: moved.packed.numel()].copy_(moved.packed)
+    assert _packed.Rows.of(larger) is None
+
+
 def test_a_copy_has_its_own_weights(layer, to_gpu):
     moved, x = on_gpu(layer, to_gpu), activations(3)
     copied = copy.deepcopy(moved)
@@ -343,11 +384,11 @@ def test_torch_compile(layer, mode):
 @on_a_gpu
 def test_it_runs_on_the_current_stream(layer):
     moved, stream = copy.deepcopy(layer).cuda(), torch.cuda.Stream()
-    x = torch.zeros(80, K, device="cuda")
+    x, fresh = torch.zeros(80, K, device="cuda"), activations(80).cuda()
     torch.cuda.synchronize()
     with torch.no_grad(), torch.cuda.stream(stream):
         torch.cuda._sleep(10_000_000)
-        x.copy_(activations(80))
+        x.copy_(fresh)
         y = moved(x)
     stream.synchronize()
     assert torch.equal(y, moved(x))

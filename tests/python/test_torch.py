@@ -262,7 +262,9 @@ def operators_seen(run):
     return names
 
 
-@pytest.mark.skipif(_torch._is_compiling(), reason="this torch does not say who watches; every call is the dispatcher's")
+@pytest.mark.skipif(
+    _torch._is_watched(torch.ones(1)), reason="this torch does not say who watches; every call is the dispatcher's"
+)
 def test_inference_goes_past_the_dispatcher(layer, monkeypatch):
     """Else the tests below watch nothing."""
     calls = []

@@ -504,11 +504,14 @@ def test_dequantizes(family, auto, folder):
 def test_one_device_for_a_model(monkeypatch):
     module = sys.modules["int8q.transformers"]
     monkeypatch.setattr(module, "why_no_gpu", lambda: "there is none")
-    assert {str(module._one_place(places)) for places in (None, "auto", "cpu", {"": "cpu"}, torch.device("cpu"))} == {"cpu"}
+    for places in (None, {}, "auto", "cpu", {"": "cpu"}, torch.device("cpu")):
+        assert str(module._one_place(places)) == "cpu"
+    with pytest.raises(ValueError, match="device_map is {'': 0}, and there is none; expected"):
+        module._one_place({"": 0})
     monkeypatch.setattr(module, "why_no_gpu", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
     assert {str(module._one_place(places)) for places in ("auto", {"": 2}, "cuda", "cuda:2", 2)} == {"cuda:2"}
-    for places in ({"encoder": 0, "decoder": "cpu"}, "disk", {"": "disk"}, {}):
+    for places in ({"encoder": 0, "decoder": "cpu"}, "disk", {"": "disk"}):
         with pytest.raises(ValueError, match="device_map is .*; expected one device"):
             module._one_place(places)
 

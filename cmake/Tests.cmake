@@ -177,10 +177,25 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
     PROPERTIES OUTPUT_NAME cuda SOVERSION 1 LIBRARY_OUTPUT_DIRECTORY ${libcuda_folder}
   )
 
+  add_library(int8q_libcublaslt SHARED tests/cuda_emulation/libcublaslt.cpp)
+  target_include_directories(int8q_libcublaslt PRIVATE ${PROJECT_SOURCE_DIR}/src)
+  target_link_libraries(int8q_libcublaslt PRIVATE int8q_warnings int8q_libcuda)
+  set(libcublaslt_folder ${PROJECT_BINARY_DIR}/libcublaslt)
+  set_target_properties(
+    int8q_libcublaslt
+    PROPERTIES OUTPUT_NAME cublasLt SOVERSION 13 LIBRARY_OUTPUT_DIRECTORY ${libcublaslt_folder}
+  )
+
   file(GLOB cuda_test_sources CONFIGURE_DEPENDS tests/cuda/*.cpp)
   add_executable(test_cuda ${cuda_test_sources})
   target_link_libraries(test_cuda PRIVATE int8q_test_support)
-  add_dependencies(test_cuda int8q_libcuda)
+  add_dependencies(test_cuda int8q_libcuda int8q_libcublaslt)
+  set(with_cublaslt "LD_LIBRARY_PATH=${libcuda_folder}:${libcublaslt_folder};INT8Q_CUDA_GEMM=cublaslt;INT8Q_STUB_GPUS=8.0")
+  add_test(NAME cuda_cublaslt COMMAND test_cuda --gtest_filter=CudaLayer.*:CudaDispatch.*)
+  set_tests_properties(
+    cuda_cublaslt
+    PROPERTIES LABELS unit TIMEOUT 600 ENVIRONMENT "${emulation_environment};${with_cublaslt}"
+  )
   foreach(capability IN LISTS capabilities)
     set(cuda_environment "${emulation_environment};LD_LIBRARY_PATH=${libcuda_folder};INT8Q_STUB_GPUS=${capability}")
     if(capability MATCHES "a$") # stoi stops there

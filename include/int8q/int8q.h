@@ -323,7 +323,7 @@ INT8Q_API int32_t int8q_prepare_context(int8q_context* context);
 INT8Q_API int32_t int8q_set_stream(int8q_context* context, void* stream);
 
 /* Writes a JSON object: {"backend": "cpu", "isa":, "threads":, "runner":, "kernels": {operation: kernel name, ...}}, or
- * {"backend": "cuda", "device":, "name":, "capability":, "image":, "launches":}, of which launches counts the kernels that this
+ * {"backend": "cuda", "device":, "name":, "capability":, "image":, "gemm": "int8q" or "cuBLASLt ...", "launches":}, of which launches counts the kernels that this
  * context has launched. Buffer and length as in int8q_diagnose_json. Returns INVALID_ARGUMENT, INVALID_HANDLE,
  * OUT_OF_MEMORY, BUFFER_TOO_SMALL. */
 INT8Q_API int32_t int8q_describe_context(int8q_context* context, char* buffer, uint64_t capacity, uint64_t* length);

@@ -162,6 +162,7 @@ std::string diagnose() {
                                     .add("INT8Q_CPU_ISA", environment("INT8Q_CPU_ISA"))
                                     .add("INT8Q_NUM_THREADS", environment("INT8Q_NUM_THREADS"))
                                     .add("INT8Q_CUDA_IMAGE", environment("INT8Q_CUDA_IMAGE"))
+                                    .add("INT8Q_CUDA_GEMM", environment("INT8Q_CUDA_GEMM"))
                                     .text();
   return Members('{')
       .add("version", as_json(INT8Q_VERSION))
@@ -181,6 +182,7 @@ std::string describe_queue(const cuda::Queue& queue) {
       .add("name", as_json(queue.device.name))
       .add("capability", as_json(capability(queue.device.major, queue.device.minor)))
       .add("image", image_name(queue.device.image))
+      .add("gemm", as_json(queue.device.cublaslt == nullptr ? "int8q" : "cuBLASLt " + queue.device.cublaslt->what()))
       .add("launches", std::to_string(queue.launches))
       .text();
 }

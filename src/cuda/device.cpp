@@ -145,6 +145,7 @@ void Device::load_kernels() {
   check(error, "cuModuleLoadData");
   try {
     find_kernels(module);
+    cublaslt = CublasLt::open();
   } catch (...) {
     driver.cuModuleUnload(module);
     throw;
@@ -165,6 +166,7 @@ void Device::find_kernels(Module module) {
   const char* const dtypes[] = {"f32", "f16", "bf16"};
   for (size_t d = 0; d < 3; ++d) kernels.quantize_rows[d] = load_both(std::string("quantize_rows_") + dtypes[d]);
   kernels.gemm = load_both("gemm_s8");
+  kernels.finish = load("finish_s8");
   kernels.gemm_small = load("gemm_small_s8");
   if (shapes.wgmma.m != 0) kernels.gemm_wgmma = load("gemm_wgmma_s8");
   for (size_t i = 0; 8 << i <= shapes.skinny_rows; ++i) {

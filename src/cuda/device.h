@@ -5,9 +5,11 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "core/memory.h"
+#include "cuda/cublaslt_gemm.h"
 #include "cuda/driver.h"
 #include "cuda/images.h"
 #include "cuda/kernels/portable.h"
@@ -21,6 +23,7 @@ struct Kernels {
 
   ByAlignment<3> quantize_rows;  // by gpu::Dtype
   std::array<Function, 2> gemm;
+  Function finish;                                // of what cuBLASLt multiplied
   Function gemm_small, gemm_wgmma;                // which take aligned weights alone
   ByAlignment<4> skinny;                          // for 8, 16, 32 and 64 rows
   std::array<Function, 4> skinny_fused;           // which takes aligned matrices alone
@@ -54,6 +57,7 @@ class Device {
   const Image* image = nullptr;
   Kernels kernels{};
   Shapes shapes{};
+  std::unique_ptr<CublasLt> cublaslt;  // NULL: our own kernels multiply
 
   // cuMemAlloc and cuMemFree, or theirs, called with this device current.
   Allocator allocator(const int8q_allocator* theirs);

@@ -85,12 +85,29 @@ void launch_wgmma(Queue& queue, const gpu::Gemm& p) {
                tile.shared_bytes(p.k, p.found != nullptr, p.kept_count > 0), maps);
 }
 
+// sums: [M][N], NULL without cuBLASLt. Whether it takes this product.
+bool multiply_by_cublaslt(Queue& queue, gpu::Gemm p, int32_t* sums) {
+  if (sums == nullptr) return false;
+  const Device& device = queue.device;
+  const CublasLt::Plan* plan = device.cublaslt->plan_for(p);
+  if (plan == nullptr) return false;
+  const int status = plan->product.run(plan->algorithm, p.w, p.codes, sums, nullptr, 0, queue.stream);
+  if (status != 0) fail(INT8Q_DEVICE_FAILED, "cublasLtMatmul: cublasStatus_t %d", status);
+  p.partials = sums;
+  const Tile& tile = device.shapes.small;
+  queue.launch(device.kernels.finish, tiles_of(tile, p), tile.threads,
+               tile.shared_bytes(p.k, p.found != nullptr, p.kept_count > 0), p);
+  return true;
+}
+
 struct Workspace {
   QuantizedRows x{};
   int32_t* partials = nullptr;
+  int32_t* products = nullptr;  // [rows][n], of cuBLASLt
 
   Workspace() = default;
-  Workspace(Carver& carver, const Device& device, int64_t rows, int64_t k) {
+  // n: the most of the linears.
+  Workspace(Carver& carver, const Device& device, int64_t rows, int64_t k, int64_t n) {
     x.stride = round_up(k, 16);
     x.blocks = quantizing_blocks(device, rows);
     x.codes = carver.take<int8_t>(checked_mul(rows, x.stride, "workspace"), "workspace");
@@ -102,6 +119,8 @@ struct Workspace {
     x.counter_count = static_cast<int>(splitting / 2);  // two blocks or more share one
     x.counters = carver.take<uint32_t>(x.counter_count, "workspace");
     partials = carver.take<int32_t>(splitting * device.shapes.small.m * device.shapes.small.n, "workspace");
+    if (device.cublaslt == nullptr || rows <= device.shapes.skinny_rows) return;
+    products = carver.take<int32_t>(checked_mul(rows, n, "workspace"), "workspace");
   }
 };
 
@@ -237,7 +256,7 @@ void multiply(Queue& queue, gpu::Gemm p) {
 int64_t forward_workspace_bytes(const Device& device, const BlobHeader& linear, int64_t rows) {
   if (linear.outlier_mode == INT8Q_OUTLIERS_ALL) return kAlignment;
   Carver carver(nullptr);
-  const Workspace workspace(carver, device, rows, linear.k);
+  const Workspace workspace(carver, device, rows, linear.k, linear.n);
   return std::max(carver.used(), kAlignment);
 }
 
@@ -254,7 +273,9 @@ void forward(Queue& queue, const Linear* const* linears, int64_t count, const Fl
   }
   const bool may_fuse = fuses(queue.device, x.rows, x.cols) && is_aligned(x);
   Carver carver(workspace);
-  const Workspace places(carver, queue.device, x.rows, x.cols);
+  int64_t most = 0;
+  for (int64_t i = 0; i < count; ++i) most = std::max(most, linears[i]->n());
+  const Workspace places(carver, queue.device, x.rows, x.cols, most);
   bool quantized = false;
   for (int64_t i = 0; i < count; ++i) {
     const DeviceWeights& weights = *linears[i]->on_device;
@@ -267,7 +288,7 @@ void forward(Queue& queue, const Linear* const* linears, int64_t count, const Fl
     }
     if (!quantized) quantize(queue, x, p.limit, places.x);
     quantized = true;
-    multiply(queue, p);
+    if (!multiply_by_cublaslt(queue, p, places.products)) multiply(queue, p);
   }
 }
 

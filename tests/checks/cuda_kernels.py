@@ -20,6 +20,7 @@ KERNELS = {
     "gemm_s8": (128, 2),
     "gemm_s8_unaligned": (128, 2),
     "gemm_small_s8": (128, 4),
+    "finish_s8": (128, 4),
     **{f"quantize_rows_{dtype}{tail}": (256, 4) for dtype in ("f32", "f16", "bf16") for tail in ("", "_unaligned")},
     **{
         f"skinny_{codes}_{rows}{tail}": (256, 2)
@@ -45,7 +46,7 @@ NOT_BEFORE_75 = re.compile(r"skinny_\w+_(32|64)|backward_f16")
 def kernels_of(architecture, version):
     kernels = {name: claim for name, claim in KERNELS.items() if version >= 75 or not NOT_BEFORE_75.match(name)}
     if version < 75:
-        kernels["gemm_small_s8"] = (128, 3)
+        kernels |= {"gemm_small_s8": (128, 3), "finish_s8": (128, 3)}
     if architecture == "sm_90a":
         kernels["gemm_wgmma_s8"] = (384, 1)
     products = ("f16", "bf16") if version >= 80 else ("f16", "f32") if version >= 75 else ("f32",)

@@ -24,6 +24,7 @@ TESTS = {
     "outlier_columns.h": ("test_gemm.cpp", "*:-*/0.*"),
     "gemm.h": ("test_gemm.cpp", "*:-*Skinny*"),
     "epilogue.h": ("test_gemm.cpp", "*:-*Skinny*"),
+    "finish_products.h": ("test_gemm.cpp", "*FinishesSums*"),
     "gemm_wgmma.h": ("test_gemm_wgmma.cpp", "*"),
     "skinny.h": ("test_gemm.cpp", "*Skinny*"),
     "backward.h": ("test_backward.cpp", "*"),
@@ -124,6 +125,9 @@ RULES = {
     "sums of one warp": (r"warp < Shape::kWarps; \+\+warp", "warp < 1; ++warp"),
     "sums of other lanes": (r"shuffle_xor\(bits_of\(sum\), 2\)", "shuffle_xor(bits_of(sum), 1)"),
     "the other four floats": (r"upper \? v\[4\] : v\[0\]", "upper ? v[0] : v[4]"),
+    "sums of another row": (r"p_\.partials \+ row \* p_\.n", "p_.partials + row_ * p_.n"),
+    "sums beyond a row": (r"\|\| col >= p_\.n\) continue", ") continue"),
+    "one sum twice": (r"static_cast<int32_t>\(two\.y\)", "static_cast<int32_t>(two.x)"),
     "no row's scale": (r"load\(p_\.row_stats \+ row\)", "load(p_.row_stats)"),
 }
 # (file, rule, a part of the line) -> why it changes nothing

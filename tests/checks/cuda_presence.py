@@ -88,6 +88,10 @@ def main():
 
     told = create("print(create()[0], *create(2), sep='\\n')", INT8Q_STUB_GPUS="9.0,8.0").split("\n")
     expect(told[:2] == ["INT8Q_OK", "INT8Q_NO_DEVICE"] and "0 to 1" in told[2], f"an ordinal beyond the GPUs: {told}")
+    status, message = create(INT8Q_STUB_GPUS="8.6", INT8Q_CUDA_GEMM="mkl").strip().split("\n", 1)
+    expect(status == "INT8Q_INVALID_ARGUMENT" and "INT8Q_CUDA_GEMM is mkl; expected cublaslt" in message, message)
+    status, message = create(INT8Q_STUB_GPUS="8.6", INT8Q_CUDA_GEMM="cublaslt").strip().split("\n", 1)
+    expect(status == "INT8Q_NO_DEVICE" and "libcublasLt.so.13" in message and "LD_LIBRARY_PATH" in message, message)
     forked = """
 length = ctypes.c_uint64()
 lib.int8q_diagnose_json(None, ctypes.c_uint64(0), ctypes.byref(length))  # uses CUDA

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// gemm and skinny beside the oracle.
+// gemm, skinny and finish_products beside the oracle.
 #include "cuda/kernels/gemm.h"
 
 #include <gtest/gtest.h>
 
+#include "cuda/kernels/finish_products.h"
 #include "cuda/kernels/skinny.h"
 #include "cuda_emulation/gemm_cases.h"
 
@@ -47,6 +48,27 @@ auto skinny_gemm(const Case& c, bool wants_fused) {
   };
 }
 
+// Of sums that somebody else has made of all codes.
+template <class Arch>
+auto finish_of_sums(const Case& c) {
+  return [c](Gemm p) {
+    using Tile = SmallTile<Arch>;
+    std::vector<int32_t> made(static_cast<size_t>(c.m * c.n));
+    for (int64_t i = 0; i < c.m * c.n; ++i) {
+      const int8_t *codes = p.codes + i / c.n * p.codes_stride, *w = p.w + i % c.n * p.w_stride;
+      for (int64_t k = 0; k < c.k; ++k) made[static_cast<size_t>(i)] += codes[k] * w[k];
+    }
+    Buffer<int32_t> sums(made, "sums");
+    p.partials = sums.device();
+    emulation::launch({.blocks = tiles_of<Tile>(c),
+                       .threads = Tile::kThreads,
+                       .shared_bytes = Tile::shared_bytes(c.k, p.found != nullptr, false),
+                       .seed = c.seed,
+                       .most_shared_bytes = Arch::kSharedBytes},
+                      [&] { finish_products<Arch, Tile>(p); });
+  };
+}
+
 template <class A>
 class GemmOnGpu : public testing::Test {};
 TYPED_TEST_SUITE(GemmOnGpu, Architectures);
@@ -59,6 +81,19 @@ TYPED_TEST(GemmOnGpu, AccumulatorsAreExact) {
       for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
         const Case c{.m = m, .n = n, .k = k, .mode = mode, .accumulators = true, .aligned = aligned, .seed = seed++};
         check<TypeParam>(c, large_gemm<TypeParam>(c));
+      }
+    }
+  }
+}
+
+TYPED_TEST(GemmOnGpu, FinishesSums) {
+  uint64_t seed = 1;
+  for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{{1, 4, 4}, {17, 12, 32}, {65, 68, 64}, {129, 4, 320}}) {
+    for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
+      for (const bool accumulators : {true, false}) {
+        Case c{.m = m, .n = n, .k = k, .mode = mode, .accumulators = accumulators, .seed = seed++};
+        c.accumulate = seed % 2 == 0;
+        check<TypeParam>(c, finish_of_sums<TypeParam>(c));
       }
     }
   }

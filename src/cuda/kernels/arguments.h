@@ -87,7 +87,7 @@ struct Gemm {
 
   // So many blocks share a tile of Y, each a part of K; the last to come adds up and goes on.
   int splits;
-  int32_t* partials;   // [tiles][splits][elements of a tile]; not used by one split
+  int32_t* partials;   // [tiles][splits][elements of a tile]; not used by one split. Of finish_s8 the sums, [M][N]
   uint32_t* counters;  // [tiles], 0 before and after
 };
 

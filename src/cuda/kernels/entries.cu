@@ -3,6 +3,7 @@
 // The kernels of one architecture. Compiled once for each with INT8Q_ARCH, the number of its tag in arch.h, and INT8Q_SUFFIX,
 // the end of their names.
 #include "cuda/kernels/backward.h"
+#include "cuda/kernels/finish_products.h"
 #include "cuda/kernels/gemm.h"
 #include "cuda/kernels/gemm_wgmma.h"
 #include "cuda/kernels/quantize_rows.h"
@@ -38,6 +39,8 @@ INT8Q_KERNEL(gemm_small_s8, SmallTile<Arch>::kThreads, INT8Q_ARCH >= 75 ? 4 : 3,
 #if INT8Q_ARCH == 901
 INT8Q_KERNEL(gemm_wgmma_s8, WgmmaTile::kBlockThreads, 1, GemmByMaps) { gemm_wgmma<Arch>(p); }
 #endif
+
+INT8Q_KERNEL(finish_s8, SmallTile<Arch>::kThreads, INT8Q_ARCH >= 75 ? 4 : 3, Gemm) { finish_products<Arch, SmallTile<Arch>>(p); }
 
 // For up to `rows` rows of activations.
 #define INT8Q_SKINNY(rows)                                                                                                    \

@@ -44,6 +44,8 @@ class SkinnyBlock {
   // is 16 KiB an SM, where 900 GB/s of V100 for .7 us are 8. Bytes one by one are slow in any case.
   static constexpr int kMostAhead = kEights == 8 ? 2 : kHasInt8Mma<Arch> || kEights == 1 ? 4 : 1;
   static constexpr int kAhead = kAligned ? kMostAhead : (kMostAhead + 1) / 2;
+  // Of four outlier columns; 64 rows have no registers for more than one.
+  static constexpr int kGroupsAtOnce = kEights == 8 ? 1 : 4;
   static_assert(kHasInt8Mma<Arch> || kEights <= 2);
   static_assert(kAligned || !kFused, "bytes one by one are slow enough for a launch more");
 
@@ -86,8 +88,8 @@ class SkinnyBlock {
   // ---- Codes
 
   INT8Q_DEVICE void quantize() {
-    constexpr int kChunksAhead =
-        kEights > 2 ? 1 : 4;  // chunks of a lane: it has one or two of a row, where there are 32 in 16 KiB
+    // Chunks of a lane: it has one or two of a row, where there are 32 in 16 KiB.
+    constexpr int kChunksAhead = kEights > 2 ? 1 : 4;
     if (p_.x_dtype == Dtype::kF32) return quantize<Dtype::kF32, (kChunksAhead + 1) / 2>();
     if (p_.x_dtype == Dtype::kF16) return quantize<Dtype::kF16, kChunksAhead>();
     quantize<Dtype::kBf16, kChunksAhead>();
@@ -266,11 +268,13 @@ class SkinnyBlock {
 
   INT8Q_DEVICE int32_t sum_of_columns(int m, int n, uint32_t count) const {
     int32_t sum = 0;
+#pragma unroll kGroupsAtOnce
     for (uint32_t t = 0; t < count; t += 4)
       sum = dot4(load_shared<uint32_t>(codes_of(m) + t), load_shared<uint32_t>(w_of(n) + t), sum);
     return sum;
   }
   INT8Q_DEVICE float add_columns(int m, int n, uint32_t count, float f) const {
+#pragma unroll kGroupsAtOnce
     for (uint32_t t = 0; t < count; t += 4) {
       const U32x4 four = load_shared<U32x4>(x_of(m) + t * 4);
       const uint32_t w = load_shared<uint32_t>(w_of(n) + t), bits[4] = {four.x, four.y, four.z, four.w};

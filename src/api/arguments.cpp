@@ -135,23 +135,6 @@ Extent weights_extent(const Linear& linear) {
   return extent(memory, static_cast<int64_t>(linear.blob.header->blob_bytes), "the linear's weights");
 }
 
-Extent codes_extent(const Linear& linear) {
-  if (linear.on_device == nullptr) return extent(nullptr, 0, "the linear's codes");
-  const cuda::DeviceWeights& weights = *linear.on_device;
-  return {"the linear's codes", reinterpret_cast<const uint8_t*>(weights.codes), linear.k(), weights.stride, linear.n()};
-}
-
-Extent bias_extent(const Linear& linear) {
-  const cuda::DeviceWeights* weights = linear.on_device;
-  if (weights == nullptr || weights->bias == nullptr) return extent(nullptr, 0, "the linear's bias");
-  return extent(weights->bias, linear.n() * dtype_bytes(weights->bias_dtype), "the linear's bias");
-}
-
-Extent stats_extent(const Linear& linear) {
-  if (linear.on_device == nullptr) return extent(nullptr, 0, "the linear's col_stats");
-  return extent(linear.on_device->col_stats, linear.n() * 4, "the linear's col_stats");
-}
-
 void check_overlap(const Extent& out, std::initializer_list<Extent> others) {
   for (const Extent& other : others) {
     if (!disjoint(out, other)) {
@@ -159,6 +142,16 @@ void check_overlap(const Extent& out, std::initializer_list<Extent> others) {
            static_cast<const void*>(out.begin), other.name, static_cast<const void*>(other.begin));
     }
   }
+}
+
+void check_apart(const Extent& out, const Linear& linear) {
+  check_overlap(out, {weights_extent(linear)});
+  if (linear.on_device == nullptr) return;
+  const cuda::DeviceWeights& w = *linear.on_device;
+  const Extent codes = {"the linear's codes", reinterpret_cast<const uint8_t*>(w.codes), linear.k(), w.stride, linear.n()};
+  const int64_t bias_bytes = w.bias == nullptr ? 0 : linear.n() * dtype_bytes(w.bias_dtype);
+  check_overlap(out, {codes, extent(w.col_stats, linear.n() * 4, "the linear's col_stats"),
+                      extent(w.bias, bias_bytes, "the linear's bias")});
 }
 
 }  // namespace int8q::api

@@ -47,12 +47,11 @@ Extent extent(const void* array, int64_t bytes, const char* name);
 
 // What a linear holds: its blob, or on a GPU its memory, and there its codes, which may be the caller's.
 Extent weights_extent(const Linear& linear);
-Extent codes_extent(const Linear& linear);
-Extent bias_extent(const Linear& linear);
-Extent stats_extent(const Linear& linear);
 
 // OVERLAP if out shares a byte with one of others. Views that interleave (columns of one buffer, the same stride) do not.
 void check_overlap(const Extent& out, std::initializer_list<Extent> others);
+// Nor may it overlap what a linear reads: its own memory, and on a GPU what it borrows of the caller's.
+void check_apart(const Extent& out, const Linear& linear);
 
 inline FloatRows float_rows(const int8q_matrix& m) {
   return {static_cast<const uint8_t*>(m.data), kernel_index(m.dtype), m.rows, m.cols, m.row_stride * dtype_bytes(m.dtype)};

@@ -58,8 +58,10 @@ Call check_forward(const Context& context, const Linear& linear, const int8q_mat
   call.y = check_matrix(context, y, "y", kFloats, call.x.rows, linear.n());
   check_workspace(workspace, bytes, needed);
   const Extent own = extent(workspace, needed, "workspace"), ys = extent(call.y, "y"), xs = extent(call.x, "x");
-  check_overlap(ys, {xs, own, weights_extent(linear), codes_extent(linear), stats_extent(linear), bias_extent(linear)});
-  check_overlap(own, {xs, weights_extent(linear), codes_extent(linear), stats_extent(linear), bias_extent(linear)});
+  check_overlap(ys, {xs, own});
+  check_apart(ys, linear);
+  check_overlap(own, {xs});
+  check_apart(own, linear);
   return call;
 }
 
@@ -135,8 +137,7 @@ int32_t int8q_forward_many(int8q_context* context, const int8q_linear* const* li
       check_alike(first, check_linear(c, linears[i]), i);
       const Call call = check_forward(c, *linears[i], x, ys[i], workspace, needed, workspace_bytes);
       for (int32_t j = 0; j < i; ++j) check_overlap(extent(call.y, "ys[i]"), {extent(views[j], "an earlier one of ys")});
-      for (int32_t j = 0; j < count; ++j)
-        check_overlap(extent(call.y, "ys[i]"), {weights_extent(check_linear(c, linears[j]))});
+      for (int32_t j = 0; j < count; ++j) check_apart(extent(call.y, "ys[i]"), check_linear(c, linears[j]));
       views[i] = call.y;
       outs[i] = output(call.y);
       in = call.x;
@@ -186,9 +187,10 @@ int32_t int8q_backward(int8q_context* context, const int8q_linear* linear, const
     const int64_t needed = backward_workspace(c, l, in.rows, 0);
     check_workspace(workspace, workspace_bytes, needed);
     const Extent own = extent(workspace, needed, "workspace");
-    check_overlap(extent(out, "dx"),
-                  {extent(in, "dy"), own, weights_extent(l), codes_extent(l), stats_extent(l), bias_extent(l)});
-    check_overlap(own, {extent(in, "dy"), weights_extent(l), codes_extent(l), stats_extent(l), bias_extent(l)});
+    check_overlap(extent(out, "dx"), {extent(in, "dy"), own});
+    check_apart(extent(out, "dx"), l);
+    check_overlap(own, {extent(in, "dy")});
+    check_apart(own, l);
     if (c.gpu) return int8q::cuda::backward(*c.gpu, l, float_rows(in), output(out), (flags & INT8Q_ACCUMULATE) != 0);
     int8q::backward(c, l, float_rows(in), output(out), (flags & INT8Q_ACCUMULATE) != 0, workspace);
   });

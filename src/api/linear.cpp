@@ -274,12 +274,11 @@ int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, 
     check_array(kept_cols, 0, alignof(int64_t), "kept_cols");
     const Extent qs = extent(q, "codes"), bs = extent(b, "bias"), ws = extent(w, "kept_weights");
     const Extent stats = extent(col_stats, n * 4, "col_stats"), cols = extent(kept_cols, kept * 8, "kept_cols");
-    const Extent self = weights_extent(l);
-    check_overlap(qs, {self, codes_extent(l), stats_extent(l), bias_extent(l), bs, ws, stats, cols});
-    check_overlap(bs, {self, ws, stats, cols});
-    check_overlap(ws, {self, stats, cols});
-    check_overlap(stats, {self, cols});
-    check_overlap(cols, {self});
+    for (const Extent& out : {qs, bs, ws, stats, cols}) check_apart(out, l);
+    check_overlap(qs, {bs, ws, stats, cols});
+    check_overlap(bs, {ws, stats, cols});
+    check_overlap(ws, {stats, cols});
+    check_overlap(stats, {cols});
 
     if (c.gpu) return int8q::cuda::export_weights(c, *l.on_device, q, col_stats, b, kept_cols, w);
     const int64_t parts = c.pool.threads();

@@ -348,6 +348,10 @@ TEST(CudaLife, BorrowedWeightsAreUsedInPlace) {
   over.data = codes_there.view()->data;
   EXPECT_STATUS(INT8Q_OVERLAP,
                 int8q_forward(there.get(), raw, x_there.view(), 0, &over, workspace.get(), workspace.bytes()));
+  const int8q_linear* const both[] = {copied, raw};
+  const int8q_matrix* const over_the_others[] = {&over, y_there.view()};
+  EXPECT_STATUS(INT8Q_OVERLAP, int8q_forward_many(there.get(), both, 2, x_there.view(), 0, over_the_others, workspace.get(),
+                                                  workspace.bytes()));
   EXPECT_STATUS(INT8Q_OVERLAP,
                 int8q_export_linear(there.get(), raw, codes_there.view(), nullptr, nullptr, nullptr, nullptr));
   for (int64_t j = 0; j < 64; ++j) codes.set_integer(3, j, -codes.integer(3, j));

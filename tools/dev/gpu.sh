@@ -155,8 +155,12 @@ for tool in memcheck racecheck initcheck synccheck; do
   esac
 done
 
+torch_sees_a_gpu() { # [MODULE that is needed, too]: True, or why not
+  timeout 60 "$python" -c "import torch${1:+, $1}; print(torch.cuda.is_available())" 2>&1 | tail -n 1
+}
+
 say "tensors of torch"
-has_torch=$(timeout 60 "$python" -c 'import torch, pytest; print(torch.cuda.is_available())' 2>&1 | tail -n 1)
+has_torch=$(torch_sees_a_gpu pytest)
 if [ -z "$wheel" ]; then
   note tensors "left out: no int8q-*.whl in $given"
 elif [ "$has_torch" != True ]; then
@@ -184,7 +188,7 @@ else
 fi
 
 say "bitsandbytes and torch"
-has_torch=$(timeout 60 "$python" -c 'import torch; print(torch.cuda.is_available())' 2>&1 | tail -n 1)
+has_torch=$(torch_sees_a_gpu)
 if [ -z "$wheel" ]; then
   note comparison "left out: no int8q-*.whl in $given"
 elif [ "$has_torch" != True ]; then

@@ -11,15 +11,15 @@
 // The product sums over n, and W's rows are n: a fragment of B wants two n of one column k in a register. ldmatrix.trans gives
 // each lane two bytes, k = 2g and 2g + 1, of two rows n = 2q and 2q + 1. The even bytes are the fragment of one tile of eight
 // columns, the odd bytes of another: tile 2p has columns 16p, 16p + 2, ..., tile 2p + 1 those between, and a lane holds four
-// neighbours of Y in two tiles. Bytes become fp16 as 0x6400 + (code + 128) - 1152, bf16 by way of fp32.
+// neighbours of Y in two tiles.
 //
 // Layout of a stage: kM rows of g, 64 bytes as gemm.h's; then kDepth rows of W of 128 bytes, whose chunk c of row r lies at
-// c ^ (r % 8); then fp16's ratios of these rows. A stage waits in registers while the one before is multiplied: g has to be made anyway.
+// c ^ (r % 8); then the ratios of these rows, fp32 ones stored a stage before, since g needs them. A stage waits in registers,
+// as it came from memory, while the one before is multiplied; g is made of it when it is stored.
 #pragma once
 
-#include "cuda/kernels/ptx.h"
+#include "cuda/kernels/halves.h"
 #include "cuda/kernels/results.h"
-#include "cuda/kernels/shapes.h"
 
 namespace int8q::gpu {
 
@@ -41,16 +41,42 @@ class BackwardBlock {
   }
 
   INT8Q_DEVICE void run() {
-    const int terms = kHow == Multiply::kBf16 && p_.dy_dtype == Dtype::kF32 ? 3 : 1;
-    const int depth_steps = static_cast<int>((p_.n + Tile::kDepth - 1) / Tile::kDepth), steps = depth_steps * terms;
-    U32x4 held[kChunksG + kChunksW];
-    uint32_t ratios = 0;
-    if (steps > 0) load_stage(0, 0, held, ratios);
+    if constexpr (kHow == Multiply::kF16) {
+      run<Dtype::kF16>();
+    } else {
+      if (p_.dy_dtype == Dtype::kF32) return run<Dtype::kF32>();
+      if (kHow == Multiply::kF32 && p_.dy_dtype == Dtype::kF16) return run<Dtype::kF16>();
+      run<Dtype::kBf16>();
+    }
+  }
+
+ private:
+  // ---- Stages
+
+  // What a thread brings of a stage, as it comes from memory: nobody waits for it before it is stored.
+  template <Dtype D>
+  struct Held {
+    uint32_t dy[kChunksG][kPerChunk * kElementBytes<D> / 4];
+    U32x4 w[kChunksW];
+    float stats[2];  // col_stats: fp16's of two rows of W; one of the stage behind this one
+  };
+
+  template <Dtype D>
+  INT8Q_DEVICE void run() {
+    constexpr int kTerms = kHow == Multiply::kBf16 && D == Dtype::kF32 ? 3 : 1;
+    const int depth_steps = static_cast<int>((p_.n + Tile::kDepth - 1) / Tile::kDepth), steps = depth_steps * kTerms;
+    Held<D> held;
+    if constexpr (kHow != Multiply::kF16) {
+      store_ratio(0, stat(thread_index()));
+      block_barrier();
+    }
+    if (steps > 0) load_stage(0, depth_steps, held);
+#pragma unroll 1
     for (int step = 0; step < steps; ++step) {
-      const uint32_t stage = static_cast<uint32_t>(step % 2 * Tile::kStageBytes);
-      store_stage(stage, held, ratios);
+      const uint32_t stage = stage_at(step);
+      store_stage<D>(step, step / depth_steps, held);
       block_barrier();  // this step is there for all, and all are done with the one before
-      if (step + 1 < steps) load_stage((step + 1) % depth_steps, (step + 1) / depth_steps, held, ratios);
+      if (step + 1 < steps) load_stage(step + 1, depth_steps, held);
       if constexpr (kHow == Multiply::kF32) {
         multiply_floats(stage);
       } else {
@@ -61,75 +87,104 @@ class BackwardBlock {
     store_result();
   }
 
- private:
-  // ---- Stages
-
   INT8Q_DEVICE static uint32_t w_at(int n, int chunk) {
     return static_cast<uint32_t>(Tile::kM * 64 + n * Tile::kN + (chunk ^ n % 8) * kCodeChunk);
   }
 
-  INT8Q_DEVICE void load_stage(int step, int term, U32x4 (&held)[kChunksG + kChunksW], uint32_t& ratios) const {
-    const int64_t n = static_cast<int64_t>(step) * Tile::kDepth;
-    if (kHow == Multiply::kF16 && thread_index() < Tile::kDepth / 2) {
-      const int64_t first = n + thread_index() * 2;
-      ratios = static_cast<uint32_t>(float_to_half(ratio(first))) | static_cast<uint32_t>(float_to_half(ratio(first + 1)))
-                                                                        << 16;
-    }
-#pragma unroll
-    for (int c = 0; c < kChunksG; ++c) {
-      const int i = thread_index() + c * Tile::kThreads;
-      held[c] = gradients(row_ + i / 4, n + i % 4 * kPerChunk, term);
-    }
-#pragma unroll
-    for (int c = 0; c < kChunksW; ++c) {
-      const int i = thread_index() + c * Tile::kThreads;
-      held[kChunksG + c] = weights(n + i / 8, col_ + i % 8 * kCodeChunk);
-    }
-  }
-  INT8Q_DEVICE float ratio(int64_t n) const { return n < p_.n ? load(p_.col_stats + n) * scale_ : 0.0f; }
-
-  INT8Q_DEVICE void store_stage(uint32_t stage, const U32x4 (&held)[kChunksG + kChunksW], uint32_t ratios) const {
-    if (kHow == Multiply::kF16 && thread_index() < Tile::kDepth / 2) {
-      store_shared(stage + static_cast<uint32_t>(Tile::kRatiosAt + thread_index() * 4), ratios);
-    }
-#pragma unroll
-    for (int c = 0; c < kChunksG; ++c) {
-      const int i = thread_index() + c * Tile::kThreads;
-      store_shared(stage + swizzled(i / 4, i % 4), held[c]);
-    }
-#pragma unroll
-    for (int c = 0; c < kChunksW; ++c) {
-      const int i = thread_index() + c * Tile::kThreads;
-      store_shared(stage + w_at(i / 8, i % 8), held[kChunksG + c]);
-    }
+  INT8Q_DEVICE static uint32_t stage_at(int step) { return static_cast<uint32_t>(step % 2 * Tile::kStageBytes); }
+  INT8Q_DEVICE float stat(int64_t n) const { return n < p_.n ? load(p_.col_stats + n) : 0.0f; }
+  INT8Q_DEVICE void store_ratio(int step, float stat) const {
+    if (thread_index() >= Tile::kDepth) return;
+    store_shared(stage_at(step) + static_cast<uint32_t>(Tile::kRatiosAt + thread_index() * 4), stat * scale_);
   }
 
-  // 16 bytes of g, from column n on.
-  INT8Q_DEVICE U32x4 gradients(int64_t row, int64_t n, int term) const {
-    uint32_t words[4] = {0, 0, 0, 0};
-    if (row >= p_.m || n >= p_.n) return {0, 0, 0, 0};
-    const uint8_t* dy = p_.dy + row * p_.dy_stride;
-    float v[kChunk];
-    if constexpr (kHow == Multiply::kF32) {
-#pragma unroll
-      for (int e = 0; e < kPerChunk; ++e) v[e] = n + e < p_.n ? load_element(p_.dy_dtype, dy, n + e) : 0.0f;
+  template <Dtype D>
+  INT8Q_DEVICE void load_stage(int step, int depth_steps, Held<D>& held) const {
+    const int64_t first = static_cast<int64_t>(step % depth_steps) * Tile::kDepth;
+    const int64_t n = first + thread_index() % 4 * kPerChunk;
+    if constexpr (kHow == Multiply::kF16) {
+      held.stats[0] = stat(first + thread_index() * 2);
+      held.stats[1] = stat(first + thread_index() * 2 + 1);
     } else {
-      load_chunk<kAligned>(p_.dy_dtype, dy, n, p_.n, v);
+      held.stats[0] = stat(static_cast<int64_t>((step + 1) % depth_steps) * Tile::kDepth + thread_index());
     }
+#pragma unroll
+    for (int c = 0; c < kChunksG; ++c) load_gradients<D>(row_ + (thread_index() + c * Tile::kThreads) / 4, n, held.dy[c]);
+#pragma unroll
+    for (int c = 0; c < kChunksW; ++c) {
+      const int i = thread_index() + c * Tile::kThreads;
+      held.w[c] = weights(first + i / 8, col_ + i % 8 * kCodeChunk);
+    }
+  }
+  // kPerChunk elements of a row of dY, 0 outside of it.
+  template <Dtype D, int kWords>
+  INT8Q_DEVICE void load_gradients(int64_t row, int64_t n, uint32_t (&dy)[kWords]) const {
+    constexpr int kPerWord = 4 / kElementBytes<D>;
+    const auto* from = reinterpret_cast<const BitsOf<D>*>(p_.dy + row * p_.dy_stride) + n;
+    if (kAligned && row < p_.m && n + kPerChunk <= p_.n) return load_words(from, dy);
+#pragma unroll
+    for (int word = 0; word < kWords; ++word) dy[word] = 0;
 #pragma unroll
     for (int e = 0; e < kPerChunk; ++e) {
-      if constexpr (kHow == Multiply::kF16) {
-        words[e / 2] |= static_cast<uint32_t>(float_to_half(v[e])) << e % 2 * 16;
-        continue;
-      }
-      const float g = n + e < p_.n ? v[e] * (load(p_.col_stats + n + e) * scale_) : 0.0f;
-      if constexpr (kHow == Multiply::kF32) {
-        words[e] = bits_of(g);
-      } else {
-        words[e / 2] |= static_cast<uint32_t>(bf16_term(g, term)) << e % 2 * 16;
-      }
+      if (row < p_.m && n + e < p_.n) dy[e / kPerWord] |= static_cast<uint32_t>(load(from + e)) << e % kPerWord * 16;
     }
-    return {words[0], words[1], words[2], words[3]};
+  }
+
+  template <Dtype D>
+  INT8Q_DEVICE void store_stage(int step, int term, const Held<D>& held) const {
+    const uint32_t stage = stage_at(step);
+    [[maybe_unused]] float ratios[kPerChunk];
+    if constexpr (kHow == Multiply::kF16) {
+      if (thread_index() < Tile::kDepth / 2) {
+        store_shared(stage + static_cast<uint32_t>(Tile::kRatiosAt + thread_index() * 4),
+                     static_cast<uint32_t>(float_to_half(held.stats[0] * scale_)) |
+                         static_cast<uint32_t>(float_to_half(held.stats[1] * scale_)) << 16);
+      }
+    } else {
+      store_ratio(step + 1, held.stats[0]);
+      const uint32_t at = stage + static_cast<uint32_t>(Tile::kRatiosAt + thread_index() % 4 * kPerChunk * 4);
+#pragma unroll
+      for (int e = 0; e < kPerChunk; ++e) ratios[e] = load_shared<float>(at + static_cast<uint32_t>(e) * 4);
+    }
+#pragma unroll
+    for (int c = 0; c < kChunksG; ++c) {
+      const int i = thread_index() + c * Tile::kThreads;
+      store_shared(stage + swizzled(i / 4, i % 4), gradients<D>(held.dy[c], ratios, term));
+    }
+#pragma unroll
+    for (int c = 0; c < kChunksW; ++c) {
+      const int i = thread_index() + c * Tile::kThreads;
+      store_shared(stage + w_at(i / 8, i % 8), held.w[c]);
+    }
+  }
+
+  // 16 bytes of g.
+  template <Dtype D, int kWords>
+  INT8Q_DEVICE static U32x4 gradients(const uint32_t (&dy)[kWords], const float (&ratios)[kPerChunk], int term) {
+    if constexpr (kHow == Multiply::kF16) {
+      return {dy[0], dy[1], dy[2], dy[3]};
+    } else {
+      constexpr int kPerWord = 4 / kElementBytes<D>;
+      float g[kPerChunk];
+      uint32_t words[4];
+#pragma unroll
+      for (int e = 0; e < kPerChunk; ++e) {
+        const uint32_t bits = dy[e / kPerWord] >> e % kPerWord * 16;
+        g[e] = float_of_bits<D>(D == Dtype::kF32 ? bits : bits & 0xffffu) * ratios[e];
+      }
+#pragma unroll
+      for (int word = 0; word < 4; ++word) {
+        if constexpr (kHow == Multiply::kF32) {
+          words[word] = bits_of(g[word]);
+        } else if constexpr (D == Dtype::kBf16) {
+          words[word] = ptx::round_to_bf16(g[word * 2], g[word * 2 + 1]);
+        } else {
+          words[word] = static_cast<uint32_t>(bf16_term(g[word * 2], term)) |
+                        static_cast<uint32_t>(bf16_term(g[word * 2 + 1], term)) << 16;
+        }
+      }
+      return {words[0], words[1], words[2], words[3]};
+    }
   }
 
   INT8Q_DEVICE U32x4 weights(int64_t n, int64_t k) const {
@@ -161,29 +216,17 @@ class BackwardBlock {
         const bool odd = t % 2 == 1;
         const uint32_t b[2] = {halves(w[t / 2 * 2], odd, ratios[0]), halves(w[t / 2 * 2 + 1], odd, ratios[1])};
 #pragma unroll
-        for (int i = 0; i < kTilesM; ++i) multiply_tile(f_[i][pair * 2 + t], a[i], b);
+        for (int i = 0; i < kTilesM; ++i) multiply_tile<Arch, kHow>(f_[i][pair * 2 + t], a[i], b);
       }
     }
   }
-  INT8Q_DEVICE static void multiply_tile(float (&f)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-    if constexpr (kHow == Multiply::kF16) {
-      ptx::mma_f16<Arch>(f, a, b);
-    } else {
-      ptx::mma_bf16(f, a, b);
-    }
-  }
-
   // Bytes 0 and 2, or 1 and 3, as two halves; of fp16 times these ratios.
   INT8Q_DEVICE static uint32_t halves(uint32_t bytes, bool odd, uint32_t ratios) {
     if constexpr (kHow == Multiply::kF16) {
       const uint32_t biased = byte_permute(bytes, 0x64, odd ? 0x4341 : 0x4240) ^ 0x00800080;
-      const uint32_t codes = ptx::subtract_halves(biased, 0x64806480);  // 1024 + (code + 128) - 1152
-      return ptx::multiply_halves(codes, ratios);
+      return ptx::multiply_halves(f16_of_biased(biased), ratios);
     } else {
-      const uint32_t shifted = odd ? bytes >> 8 : bytes;
-      const auto low = static_cast<float>(static_cast<int8_t>(shifted)),
-                 high = static_cast<float>(static_cast<int8_t>(shifted >> 16));
-      return byte_permute(bits_of(low), bits_of(high), 0x7632);
+      return bf16_of_codes(odd ? bytes >> 8 : bytes);
     }
   }
 
@@ -246,10 +289,8 @@ class BackwardBlock {
       uint8_t* dx = p_.dx + (row_ + row) * p_.dx_stride;
       float value[kChunk];
 #pragma unroll
-      for (int e = 0; e < kChunk; ++e) {
-        value[e] = float_of(bits[e]) * scale;
-        if (p_.accumulate && col_ + col + e < p_.k) value[e] += load_element(p_.dx_dtype, dx, col_ + col + e);
-      }
+      for (int e = 0; e < kChunk; ++e) value[e] = float_of(bits[e]) * scale;
+      if (p_.accumulate) add_chunk(p_.dx_dtype, dx, col_ + col, p_.k, value);
       store_chunk(p_.dx_dtype, dx, col_ + col, p_.k, value);
     });
   }

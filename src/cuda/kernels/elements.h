@@ -18,13 +18,29 @@ INT8Q_DEVICE float float_of_16_bits(uint32_t h) {
   return D == Dtype::kF16 ? half_to_float(static_cast<uint16_t>(h)) : float_of(h << 16);
 }
 
+// An element's bits, wherever they came from.
+template <Dtype D>
+struct BitsOfElement {
+  using Type = uint16_t;
+};
+template <>
+struct BitsOfElement<Dtype::kF32> {
+  using Type = uint32_t;
+};
+template <Dtype D>
+using BitsOf = typename BitsOfElement<D>::Type;
+template <Dtype D>
+INT8Q_DEVICE float float_of_bits(uint32_t bits) {
+  if constexpr (D == Dtype::kF32) {
+    return float_of(bits);
+  } else {
+    return float_of_16_bits<D>(bits);
+  }
+}
+
 template <Dtype D>
 INT8Q_DEVICE float load_element(const uint8_t* row, int64_t i) {
-  if constexpr (D == Dtype::kF32) {
-    return float_of(load(reinterpret_cast<const uint32_t*>(row + i * 4)));
-  } else {
-    return float_of_16_bits<D>(load(reinterpret_cast<const uint16_t*>(row + i * 2)));
-  }
+  return float_of_bits<D>(load(reinterpret_cast<const BitsOf<D>*>(row + i * kElementBytes<D>)));
 }
 
 INT8Q_DEVICE uint32_t magnitude(float x) { return bits_of(x) & 0x7fffffffu; }
@@ -44,15 +60,31 @@ INT8Q_DEVICE uint16_t to_bf16(float f) {
   return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
-// x = term 0 + term 1 + term 2 + what is below 2^-24 of it.
+// What the first eight bits of x leave: nothing of Inf.
+INT8Q_DEVICE float rest_of_term(float x) {
+  return magnitude(x) == kInfBits ? 0.0f : x - float_of(bits_of(x) & 0xffff0000u);
+}
+// x = term 0 + term 1 + term 2, exactly but for what is below 2^-133: terms are cut, since the largest floats would round to Inf.
 INT8Q_DEVICE uint16_t bf16_term(float x, int term) {
-  uint16_t h = to_bf16(x);
-  for (; term > 0; --term) {
-    if (magnitude(x) >= kInfBits) return 0;
-    x -= float_of(static_cast<uint32_t>(h) << 16);
-    h = to_bf16(x);
+  for (; term > 0; --term) x = rest_of_term(x);
+  return static_cast<uint16_t>((magnitude(x) > kInfBits ? 0x7fc00000u : bits_of(x)) >> 16);
+}
+
+// kWords words at `from`, a multiple of their size or of 16 bytes.
+template <int kWords>
+INT8Q_DEVICE void load_words(const void* from, uint32_t (&words)[kWords]) {
+  if constexpr (kWords == 1) {
+    words[0] = load(static_cast<const uint32_t*>(from));
+  } else if constexpr (kWords == 2) {
+    const U32x2 two = load(static_cast<const U32x2*>(from));
+    words[0] = two.x, words[1] = two.y;
+  } else {
+#pragma unroll
+    for (int w = 0; w < kWords; w += 4) {
+      const U32x4 four = load(static_cast<const U32x4*>(from) + w / 4);
+      words[w] = four.x, words[w + 1] = four.y, words[w + 2] = four.z, words[w + 3] = four.w;
+    }
   }
-  return h;
 }
 
 INT8Q_DEVICE void store_element(Dtype dtype, uint8_t* row, int64_t i, float value) {
@@ -103,6 +135,26 @@ INT8Q_DEVICE void load_chunk(Dtype dtype, const uint8_t* row, int64_t i, int64_t
   if (dtype == Dtype::kF32) return load_chunk<Dtype::kF32, kAligned>(row, i, k, v);
   if (dtype == Dtype::kF16) return load_chunk<Dtype::kF16, kAligned>(row, i, k, v);
   load_chunk<Dtype::kBf16, kAligned>(row, i, k, v);
+}
+
+// Elements [i, i + 8) of a row of k, i a multiple of 8, at once where their place is a multiple of 16 bytes; those from k on are 0.
+template <Dtype D>
+INT8Q_DEVICE void load_chunk_anywhere(const uint8_t* row, int64_t i, int64_t k, float (&v)[kChunk]) {
+  const bool aligned = reinterpret_cast<uint64_t>(row + i * kElementBytes<D>) % 16 == 0;
+  aligned ? load_chunk<D, true>(row, i, k, v) : load_chunk<D, false>(row, i, k, v);
+}
+INT8Q_DEVICE void load_chunk_anywhere(Dtype dtype, const uint8_t* row, int64_t i, int64_t k, float (&v)[kChunk]) {
+  if (dtype == Dtype::kF32) return load_chunk_anywhere<Dtype::kF32>(row, i, k, v);
+  if (dtype == Dtype::kF16) return load_chunk_anywhere<Dtype::kF16>(row, i, k, v);
+  load_chunk_anywhere<Dtype::kBf16>(row, i, k, v);
+}
+
+// v += these.
+INT8Q_DEVICE void add_chunk(Dtype dtype, const uint8_t* row, int64_t i, int64_t k, float (&v)[kChunk]) {
+  float more[kChunk];
+  load_chunk_anywhere(dtype, row, i, k, more);
+#pragma unroll
+  for (int e = 0; e < kChunk; ++e) v[e] += more[e];
 }
 
 inline constexpr int kCodeChunk = 16;

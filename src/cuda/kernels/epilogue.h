@@ -142,84 +142,110 @@ class GemmEpilogue {
 
   // ---- Outlier columns
 
-  // Brings columns [first, first + kCount) of A and W to the first 32 bytes of stage 0's rows: a(row, column) and
-  // w(row, column) give the bits of an element; columns beyond the list are 0. Ends in a barrier.
-  template <int kCount, class A, class W>
-  INT8Q_DEVICE void bring_columns(const ColumnList& columns, uint32_t first, const A& a, const W& w) const {
+  // Brings columns [first, first + kCount) of the list to the first 32 bytes of stage 0's rows, 0 beyond it: what a(bits) and
+  // w(bits) make of the elements of row m of A, from a_row(m) on, and of W. Ends in a barrier.
+  template <int kCount, class ARow, class A, class W>
+  INT8Q_DEVICE void bring_columns(const ColumnList& columns, uint32_t first, const ARow& a_row, const A& a,
+                                  const W& w) const {
     constexpr int kPerWord = kCount / 8, kBits = 32 / kPerWord, kPerChunk = kCount / 2;
+    constexpr int kAtOnce = kPerChunk < 8 ? kPerChunk : 8;  // loads, for which there are registers
+    constexpr bool kCodes = kCount == 32;  // kept columns leave their product; their floats are added at the end
     const auto column_at = [&](int t) { return columns.end() + static_cast<uint32_t>(t) * 4; };
     if (thread_index() < kCount) {
       const uint32_t r = first + static_cast<uint32_t>(thread_index());
-      store_shared(column_at(thread_index()), r < columns.count ? columns.column(r) : -1);
+      const int column = r < columns.count ? columns.column(r) : -1;
+      store_shared(column_at(thread_index()), !kCodes && column >= 0 && is_kept(p_, column) ? -1 : column);
     }
     block_barrier();  // and all have read what was in the stage
 #pragma unroll 1
     for (int i = thread_index(); i < (Tile::kM + Tile::kN) * 2; i += Tile::kThreads) {
       const int row = i / 2, chunk = i % 2;
-      const bool is_w = row >= Tile::kM;
-      const int64_t line = is_w ? col_ + row - Tile::kM : row_ + row;
-      const bool inside = line < (is_w ? p_.n : p_.m);
+      const int64_t m = row_ + row, n = col_ + row - Tile::kM;
       uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
-      for (int e = 0; e < kPerChunk; ++e) {
-        const int column = load_shared<int>(column_at(chunk * kPerChunk + e));
-        if (!inside || column < 0) continue;
-        words[e / kPerWord] |= (is_w ? w(line, column) : a(line, column)) << e % kPerWord * kBits;
+      for (int part = 0; part < kPerChunk; part += kAtOnce) {
+        int column[kAtOnce];
+        uint32_t v[kAtOnce] = {};
+#pragma unroll
+        for (int e = 0; e < kAtOnce; ++e) column[e] = load_shared<int>(column_at(chunk * kPerChunk + part + e));
+        if (row < Tile::kM) {
+          if (m < p_.m) gather(a_row(m), column, v);
+        } else {
+          if (n < p_.n) gather(reinterpret_cast<const uint8_t*>(p_.w + n * p_.w_stride), column, v);
+        }
+#pragma unroll
+        for (int e = 0; e < kAtOnce; ++e) {
+          words[(part + e) / kPerWord] |= (row < Tile::kM ? a(v[e]) : w(v[e])) << (part + e) % kPerWord * kBits;
+        }
       }
       store_shared(swizzled(row, chunk), U32x4{words[0], words[1], words[2], words[3]});
     }
     block_barrier();
   }
 
-  INT8Q_DEVICE int32_t weight(int64_t n, int k) const { return load(p_.w + n * p_.w_stride + k); }
-  // 0 of a kept column, which is added at the end.
-  INT8Q_DEVICE float activation(int64_t m, int k) const { return is_kept(p_, k) ? 0.0f : outlier_of(p_, m, k); }
+  template <class T>
+  INT8Q_DEVICE auto rows_of_x() const {
+    return [this](int64_t m) { return reinterpret_cast<const T*>(p_.x + m * p_.x_stride); };
+  }
+  INT8Q_DEVICE static float code_of(uint32_t bits) { return static_cast<float>(static_cast<int8_t>(bits)); }
 
   INT8Q_DEVICE bool elements() const { return p_.scope == OutlierScope::kElements; }
 
   INT8Q_DEVICE void subtract_columns(const ColumnList& columns) {
-    const auto minus_code = [&](int64_t m, int k) {
-      return static_cast<uint32_t>(-load(p_.codes + m * p_.codes_stride + k)) & 0xffu;
-    };
-    const auto code = [&](int64_t n, int k) { return static_cast<uint32_t>(weight(n, k)) & 0xffu; };
+    const auto codes = [this](int64_t m) { return reinterpret_cast<const uint8_t*>(p_.codes + m * p_.codes_stride); };
+    const auto minus = [](uint32_t code) { return (0 - code) & 0xffu; };
+    const auto same = [](uint32_t code) { return code; };
+#pragma unroll 1
     for (uint32_t first = 0; first < columns.count; first += 32) {
-      bring_columns<32>(columns, first, minus_code, code);
+      bring_columns<32>(columns, first, codes, minus, same);
       multiply_s8(0, 0);
     }
   }
 
   INT8Q_DEVICE void add_columns(const ColumnList& columns) {
     if constexpr (kElements) {
-      if (elements() || Arch::kVersion < 80) return add_elements(columns);
+      if (elements() || Arch::kVersion < 80) {
+        if (p_.x_dtype == Dtype::kF32) return add_elements<Dtype::kF32>(columns);
+        if (p_.x_dtype == Dtype::kF16) return add_elements<Dtype::kF16>(columns);
+        return add_elements<Dtype::kBf16>(columns);
+      }
     }
     if constexpr (Arch::kVersion >= 80) {
-      if (p_.x_dtype == Dtype::kF16) {
-        const auto x = [&](int64_t m, int k) { return static_cast<uint32_t>(float_to_half(activation(m, k))); };
-        const auto w = [&](int64_t n, int k) {
-          return static_cast<uint32_t>(float_to_half(static_cast<float>(weight(n, k))));
+      if (p_.x_dtype == Dtype::kF32) return add_terms<Dtype::kF32>(columns);
+      if (p_.x_dtype == Dtype::kF16) return add_terms<Dtype::kF16>(columns);
+      add_terms<Dtype::kBf16>(columns);
+    }
+  }
+
+  // fp16 and bf16 as they are, fp32 as three bf16 terms.
+  template <Dtype D>
+  INT8Q_DEVICE void add_terms(const ColumnList& columns) {
+    constexpr bool kF16 = D == Dtype::kF16;
+    const auto w = [](uint32_t code) {
+      return kF16 ? static_cast<uint32_t>(float_to_half(code_of(code))) : bits_of(code_of(code)) >> 16;
+    };
+#pragma unroll 1
+    for (uint32_t first = 0; first < columns.count; first += 16) {
+#pragma unroll 1
+      for (int term = 0; term < (D == Dtype::kF32 ? 3 : 1); ++term) {
+        const auto x = [term](uint32_t bits) {
+          return D == Dtype::kF32 ? static_cast<uint32_t>(bf16_term(float_of(bits), term)) : bits;
         };
-        for (uint32_t first = 0; first < columns.count; first += 16) {
-          bring_columns<16>(columns, first, x, w);
-          multiply_halves<true>();
-        }
-        return;
-      }
-      const auto w = [&](int64_t n, int k) { return bits_of(static_cast<float>(weight(n, k))) >> 16; };
-      for (uint32_t first = 0; first < columns.count; first += 16) {
-        for (int term = 0; term < (p_.x_dtype == Dtype::kF32 ? 3 : 1); ++term) {
-          const auto x = [&](int64_t m, int k) { return static_cast<uint32_t>(bf16_term(activation(m, k), term)); };
-          bring_columns<16>(columns, first, x, w);
-          multiply_halves<false>();
-        }
+        bring_columns<16>(columns, first, rows_of_x<BitsOf<D>>(), x, w);
+        multiply_halves<kF16>();
       }
     }
   }
 
+  template <Dtype D>
   INT8Q_DEVICE void add_elements(const ColumnList& columns) {
-    const auto x = [&](int64_t m, int k) { return bits_of(activation(m, k)); };
-    const auto w = [&](int64_t n, int k) { return bits_of(static_cast<float>(weight(n, k))); };
+    const auto x = [this](uint32_t bits) {
+      const float value = float_of_bits<D>(bits);
+      return elements() && !is_outlier(magnitude(value), p_.limit) ? 0 : bits_of(value);
+    };
+    const auto w = [](uint32_t code) { return bits_of(code_of(code)); };
     for (uint32_t first = 0; first < columns.count; first += 8) {
-      bring_columns<8>(columns, first, x, w);
+      bring_columns<8>(columns, first, rows_of_x<BitsOf<D>>(), x, w);
       const uint32_t left = columns.count - first;
       for (uint32_t t = 0; t < (left < 8 ? left : 8); ++t) add_element(static_cast<int>(t));
     }
@@ -304,23 +330,7 @@ class GemmEpilogue {
     const bool keeps = p_.found != nullptr && p_.kept_count > 0;
     const auto bits_of_float = [&](int i, int j, int c) { return bits_of(f_[i][j][c]); };
     exchange(bits_of_float, [&](int64_t row, int64_t col, const uint32_t(&bits)[kChunk]) {
-      uint8_t* y = p_.y + row * p_.y_stride;
-      float value[kChunk];
-#pragma unroll
-      for (int e = 0; e < kChunk; ++e) {
-        const bool inside = col + e < p_.n;
-        value[e] = float_of(bits[e]) * (inside ? load(p_.col_stats + col + e) * (1.0f / 127.0f) : 0.0f);
-      }
-      if (keeps) add_kept_columns(p_, Tile::list_at(true), row, col, value);
-#pragma unroll
-      for (int e = 0; e < kChunk; ++e) {
-        const bool inside = col + e < p_.n;
-        if (inside && p_.bias != nullptr) {
-          value[e] += load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), col + e);
-        }
-        if (inside && p_.accumulate) value[e] += load_element(p_.y_dtype, y, col + e);
-      }
-      store_chunk(p_.y_dtype, y, col, p_.n, value);
+      store_results(p_, row, col, bits, keeps, Tile::list_at(true));
     });
   }
 

@@ -24,7 +24,12 @@ class GemmBlock : GemmEpilogue<Arch, Tile> {
   static_assert(kChunksM * Tile::kThreads == Tile::kM * 4 && kChunksN * Tile::kThreads == Tile::kN * 4);
 
  public:
-  INT8Q_DEVICE explicit GemmBlock(const Gemm& p) : Epilogue(p, kSplits ? block_index() / p.splits : block_index()) {}
+  INT8Q_DEVICE explicit GemmBlock(const Gemm& p)
+      : Epilogue(p, kSplits ? block_index() / p.splits : block_index()),
+        codes_(p.codes + (row_ + thread_index() / 4) * p.codes_stride),
+        w_(p.w + (col_ + thread_index() / 4) * p.w_stride),
+        rows_(static_cast<int>(p.m - row_ < Tile::kM ? p.m - row_ : Tile::kM)),
+        rows_of_w_(static_cast<int>(p.n - col_ < Tile::kN ? p.n - col_ : Tile::kN)) {}
 
   INT8Q_DEVICE void run() {
     multiply_codes();
@@ -131,13 +136,13 @@ class GemmBlock : GemmEpilogue<Arch, Tile> {
   };
   template <bool kW>
   INT8Q_DEVICE Chunk chunk(int step, int c) const {
-    const int i = thread_index() + c * Tile::kThreads, row = i / 4;
-    const int64_t k = step * Tile::kK + i % 4 * kCodeChunk, left = p_.k - k;
+    constexpr int kRowsAtOnce = Tile::kThreads / 4;
+    const int row = thread_index() / 4 + c * kRowsAtOnce, column = thread_index() % 4;
+    const int k = step * Tile::kK + column * kCodeChunk, left = static_cast<int>(p_.k) - k;
     if constexpr (kW) {
-      const int valid = col_ + row < p_.n ? valid_codes(left) : 0;
-      return {Tile::kM + row, i % 4, p_.w + (col_ + row) * p_.w_stride + k, valid};
+      return {Tile::kM + row, column, w_ + k + c * kRowsAtOnce * p_.w_stride, row < rows_of_w_ ? valid_codes(left) : 0};
     } else {  // codes are padded to whole chunks
-      return {row, i % 4, p_.codes + (row_ + row) * p_.codes_stride + k, row_ + row < p_.m && left > 0 ? kCodeChunk : 0};
+      return {row, column, codes_ + k + c * kRowsAtOnce * p_.codes_stride, row < rows_ && left > 0 ? kCodeChunk : 0};
     }
   }
 
@@ -176,6 +181,11 @@ class GemmBlock : GemmEpilogue<Arch, Tile> {
     const bool whole = chunk.valid == kCodeChunk && reinterpret_cast<uint64_t>(chunk.from) % kCodeChunk == 0;
     return whole ? load(reinterpret_cast<const U32x4*>(chunk.from)) : load_codes(chunk.from, chunk.valid);
   }
+
+  // The first row that this thread brings of each operand, and how many rows there are in the tile.
+  const int8_t* const codes_;
+  const int8_t* const w_;
+  const int rows_, rows_of_w_;
 };
 
 template <class Arch, class Tile, bool kAligned, bool kSplits>

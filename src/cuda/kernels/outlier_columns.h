@@ -4,14 +4,13 @@
 // and without a pass between:
 //
 //   quantize   each block marks columns in a bitmap in shared memory, and stores its count, the first kListed of them and the
-//              bitmap, which is read where there are more
+//              bitmap, which is read where a block has more
 //   multiply   each block marks what all of those found in a bitmap of its own, and reads it in ascending order
 //
 // A bitmap has a bit a column, column c in bit c % 32 of word c / 32.
 #pragma once
 
-#include "cuda/kernels/arguments.h"
-#include "cuda/kernels/device.h"
+#include "cuda/kernels/elements.h"
 
 namespace int8q::gpu {
 
@@ -39,23 +38,57 @@ INT8Q_DEVICE uint32_t inclusive_sum(uint32_t value) {
   return value;
 }
 
+// body(w, bits, columns before them) of each word of a bitmap, by a whole warp, whose lanes have neighbours, an odd number of them
+// for the banks; returns how many columns there are.
+template <class Body>
+INT8Q_DEVICE uint32_t for_each_word(uint32_t bitmap, int words, const Body& body) {
+  const auto word = [bitmap](int w) { return load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4); };
+  const int share = (words + kWarp - 1) / kWarp | 1, first = lane_index() * share;
+  const int last = first + share < words ? first + share : words;
+  uint32_t mine = 0;
+#pragma unroll 4
+  for (int w = first; w < last; ++w) mine += static_cast<uint32_t>(count_bits(word(w)));
+  const uint32_t sum = inclusive_sum(mine);
+  uint32_t before = sum - mine;
+#pragma unroll 4
+  for (int w = first; w < last; ++w) {
+    const uint32_t bits = word(w);
+    body(w, bits, before);
+    before += static_cast<uint32_t>(count_bits(bits));
+  }
+  return shuffle(sum, kWarp - 1);
+}
+
 // Stores what the block marked: by the first warp, behind a barrier. whole: [words] of global memory for the bitmap.
 INT8Q_DEVICE void store_found(uint32_t bitmap, int words, FoundColumns* found, uint32_t* whole) {
   if (warp_index() != 0) return;
-  uint32_t count = 0;
-  for (int first = 0; first < words; first += kWarp) {
-    const int w = first + lane_index();
-    uint32_t bits = w < words ? load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4) : 0;
-    const uint32_t sum = inclusive_sum(static_cast<uint32_t>(count_bits(bits)));
-    uint32_t rank = count + sum - static_cast<uint32_t>(count_bits(bits));
-    for (; bits != 0 && rank < kListed; bits &= bits - 1) {
+  const uint32_t count = for_each_word(bitmap, words, [found](int w, uint32_t bits, uint32_t rank) {
+    for (; bits != 0 && rank < kListed; bits &= bits - 1)
       store(&found->first[rank++], static_cast<uint32_t>(w * 32 + lowest_bit(bits)));
-    }
-    count += shuffle(sum, kWarp - 1);
-  }
+  });
   if (lane_index() == 0) store(&found->count, count);
   for (int w = lane_index(); w < words; w += kWarp)
     store(&whole[w], load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4));
+}
+
+// Elements of a row in these columns, which ascend; 0 where one is -1. Neighbours come at once, others without waiting for each
+// other.
+template <class T, int kCount>
+INT8Q_DEVICE void gather(const T* row, const int (&columns)[kCount], uint32_t (&v)[kCount]) {
+  constexpr int kPerWord = 4 / sizeof(T), kBits = 32 / kPerWord, kWords = kCount / kPerWord;
+  const T* first = row + (columns[0] < 0 ? 0 : columns[0]);
+  const bool neighbours = columns[0] >= 0 && columns[kCount - 1] - columns[0] == kCount - 1;
+  if (neighbours && reinterpret_cast<uint64_t>(first) % (kWords < 4 ? kWords * 4 : 16) == 0) {
+    uint32_t words[kWords];
+    load_words(first, words);
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) v[e] = words[e / kPerWord] >> e % kPerWord * kBits & (0xffffffffu >> (32 - kBits));
+  } else {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) v[e] = load(columns[e] < 0 ? first : row + columns[e]);
+  }
+#pragma unroll
+  for (int e = 0; e < kCount; ++e) v[e] = columns[e] < 0 ? 0 : v[e];
 }
 
 // Columns in ascending order, from a bitmap. Shared memory: bitmap and rank, [words] each, and two words more,
@@ -127,16 +160,10 @@ struct ColumnList {
   INT8Q_DEVICE uint32_t any_whole() const { return total() + 4; }
 
   INT8Q_DEVICE void find_ranks() const {
-    uint32_t before = 0;
-    for (int first = 0; first < words; first += kWarp) {
-      const int w = first + lane_index();
-      const uint32_t place = static_cast<uint32_t>(w) * 4;
-      const auto mine = static_cast<uint32_t>(w < words ? count_bits(load_shared<uint32_t>(bitmap + place)) : 0);
-      const uint32_t sum = inclusive_sum(mine);
-      if (w < words) store_shared(rank + place, before + sum - mine);
-      before += shuffle(sum, kWarp - 1);
-    }
-    if (lane_index() == 0) store_shared(total(), before);
+    const uint32_t all = for_each_word(bitmap, words, [this](int w, uint32_t, uint32_t before) {
+      store_shared(rank + static_cast<uint32_t>(w) * 4, before);
+    });
+    if (lane_index() == 0) store_shared(total(), all);
   }
 };
 

@@ -55,11 +55,25 @@ INT8Q_DEVICE uint32_t multiply_halves(uint32_t a, uint32_t b) {
   return product;
 }
 
-// a + b of two bf16 each; an addition of its own comes with sm_90 only.
-INT8Q_DEVICE uint32_t add_bf16(uint32_t a, uint32_t b) {
-  uint32_t sum;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80), "r"(b));
-  return sum;
+// a - b of two bf16 each; a subtraction of its own comes with sm_90 only.
+INT8Q_DEVICE uint32_t subtract_bf16(uint32_t a, uint32_t b) {
+  uint32_t difference;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(difference) : "r"(b), "r"(0xbf80bf80), "r"(a));
+  return difference;
+}
+
+// a & b | c: one instruction, which the compiler does not make of two constants.
+INT8Q_DEVICE uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t bits;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(bits) : "r"(a), "r"(b), "r"(c));
+  return bits;
+}
+
+// Two floats as bf16, half to even, the first in the lower half; from sm_80 on.
+INT8Q_DEVICE uint32_t round_to_bf16(float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
 }
 
 template <class Arch>

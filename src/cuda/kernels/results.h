@@ -4,7 +4,7 @@
 // element (row, col) lies at column col ^ 8 (row % 8), which spreads the eight rows of a fragment over the banks.
 #pragma once
 
-#include "cuda/kernels/elements.h"
+#include "cuda/kernels/kept_columns.h"
 
 namespace int8q::gpu {
 
@@ -36,5 +36,20 @@ struct Results {
     }
   }
 };
+
+// Columns [col, col + 8) of a row of Y: y = f * (col_stats / 127) + kept columns + bias, rounded once. keeps: kept columns are
+// added, where `bitmap` has them.
+INT8Q_DEVICE void store_results(const Gemm& p, int64_t row, int64_t col, const uint32_t (&f)[kChunk], bool keeps,
+                                uint32_t bitmap) {
+  uint8_t* y = p.y + row * p.y_stride;
+  float value[kChunk];
+  load_chunk_anywhere<Dtype::kF32>(reinterpret_cast<const uint8_t*>(p.col_stats), col, p.n, value);
+#pragma unroll
+  for (int e = 0; e < kChunk; ++e) value[e] = float_of(f[e]) * (value[e] * (1.0f / 127.0f));
+  if (keeps) add_kept_columns(p, bitmap, row, col, value);
+  if (p.bias != nullptr) add_chunk(p.bias_dtype, static_cast<const uint8_t*>(p.bias), col, p.n, value);
+  if (p.accumulate) add_chunk(p.y_dtype, y, col, p.n, value);
+  store_chunk(p.y_dtype, y, col, p.n, value);
+}
 
 }  // namespace int8q::gpu

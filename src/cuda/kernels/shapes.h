@@ -104,8 +104,8 @@ struct BackwardTile {
   static constexpr int kM = 128, kN = 128;                         // of dX; kN of K
   static constexpr int kDepth = kHow == Multiply::kF32 ? 16 : 32;  // n of a stage: 64 bytes of g
   static constexpr int kThreads = 128;                             // four warps of 64 x 64
-  static constexpr int kRatiosAt = kM * 64 + kDepth * kN;          // of fp16
-  static constexpr int kStageBytes = kRatiosAt + (kHow == Multiply::kF16 ? kDepth * 2 : 0);
+  static constexpr int kRatiosAt = kM * 64 + kDepth * kN;
+  static constexpr int kStageBytes = kRatiosAt + kDepth * (kHow == Multiply::kF16 ? 2 : 4);
   static constexpr int kRowsAtOnce = 32;  // of dX: 16 KiB
   static constexpr int kSharedBytes = 2 * kStageBytes;
   static_assert(kRowsAtOnce * kN * 4 <= kSharedBytes);

@@ -40,10 +40,13 @@ class SkinnyBlock {
   static constexpr int kRows = kEights * 8, kThreads = Shape::kThreads, kColumns = Shape::kColumns;
   static constexpr int kWRowsOfAWarp = Shape::kRowsOfW / Shape::kWarps;
   static constexpr int kResults = (kRows * Shape::kRowsOfW + kThreads - 1) / kThreads;  // of a thread
-  // Steps whose loads are issued together: sums of 64 rows leave registers for two, those of 16 without tensor cores for one, which
-  // is 16 KiB an SM, where 900 GB/s of V100 for .7 us are 8. Bytes one by one are slow in any case.
-  static constexpr int kMostAhead = kEights == 8 ? 2 : kHasInt8Mma<Arch> || kEights == 1 ? 4 : 1;
+  // Steps whose loads are issued together: sums of 64 rows leave registers for two, without tensor cores those of 8 for two and of
+  // 16 for one, which is 16 KiB an SM, where 900 GB/s of V100 for .7 us are 8. Bytes one by one are slow in any case.
+  static constexpr int kMostAhead = kHasInt8Mma<Arch> ? (kEights == 8 ? 2 : 4) : kEights == 1 ? 2 : 1;
   static constexpr int kAhead = kAligned ? kMostAhead : (kMostAhead + 1) / 2;
+  // The first loads are on their way while activations are prepared, those of the next 16 rows while results are finished: more
+  // rows have no registers for it.
+  static constexpr bool kEarly = kEights == 1 || (kEights == 2 && kHasInt8Mma<Arch>);
   // Of four outlier columns; 64 rows have no registers for more than one.
   static constexpr int kGroupsAtOnce = kEights == 8 ? 1 : 4;
   static_assert(kHasInt8Mma<Arch> || kEights <= 2);
@@ -59,6 +62,8 @@ class SkinnyBlock {
         code_stride_(static_cast<uint32_t>(Shape::code_stride(p.k))) {}
 
   INT8Q_DEVICE void run() {
+    Ahead ahead;
+    if (kEarly) load_ahead(block_index() * int64_t{Shape::kRowsOfW}, first_k(), ahead);
     if constexpr (kFused) {
       quantize();
       columns_.close();
@@ -70,17 +75,20 @@ class SkinnyBlock {
     }
     const bool one_group = columns_.count <= kColumns;
     if (one_group) bring_columns(0);
-    for (int64_t col = block_index() * Shape::kRowsOfW; col < p_.n;
-         col += static_cast<int64_t>(block_count()) * Shape::kRowsOfW) {
+    const int64_t stride = static_cast<int64_t>(block_count()) * Shape::kRowsOfW;
+    for (int64_t col = block_index() * Shape::kRowsOfW; col < p_.n; col += stride) {
       for (int i = thread_index(); i < kRows * Shape::kRowsOfW; i += kThreads)
         store_shared<int32_t>(static_cast<uint32_t>(i) * 4, 0);
       uint32_t codes[kWRowsOfAWarp];
       if (one_group) load_column_codes(col, codes);
+      float scale = 0.0f, bias = 0.0f;
+      const int64_t n = col + thread_index() % Shape::kRowsOfW;
+      if (kEarly) load_column(n, scale, bias);
       block_barrier();
-      multiply(col);
+      multiply(col, col + stride, ahead);
       if (one_group) store_column_codes(codes);
       block_barrier();
-      finish(col);  // each thread reads the sums that it clears
+      finish(col, scale, bias);  // each thread reads the sums that it clears
     }
   }
 
@@ -88,8 +96,8 @@ class SkinnyBlock {
   // ---- Codes
 
   INT8Q_DEVICE void quantize() {
-    // Chunks of a lane: it has one or two of a row, where there are 32 in 16 KiB.
-    constexpr int kChunksAhead = kEights > 2 ? 1 : 4;
+    // Chunks of a lane: it has one or two of a row, where there are 32 in 16 KiB. Sm_70 and sm_120 are short of registers for more.
+    constexpr int kChunksAhead = kEights > 2 ? 1 : Arch::kVersion >= 120 || !kHasInt8Mma<Arch> ? 2 : 4;
     if (p_.x_dtype == Dtype::kF32) return quantize<Dtype::kF32, (kChunksAhead + 1) / 2>();
     if (p_.x_dtype == Dtype::kF16) return quantize<Dtype::kF16, kChunksAhead>();
     quantize<Dtype::kBf16, kChunksAhead>();
@@ -150,23 +158,39 @@ class SkinnyBlock {
 
   // ---- The product of 16 rows of W
 
-  INT8Q_DEVICE void multiply(int64_t col) {
-    const int g = lane_index() / 4, q = lane_index() % 4;
-    int32_t acc[kEights][kPerEight] = {};
-    constexpr int kStride = Shape::kWarps * Shape::kStep;
-    for (int64_t first = warp_index() * Shape::kStep; first < p_.k; first += kStride * kAhead) {
-      U32x4 low[kAhead], high[kAhead];
+  static constexpr int kStride = Shape::kWarps * Shape::kStep;  // of a warp's steps
+  INT8Q_DEVICE static int64_t first_k() { return warp_index() * Shape::kStep; }
+
+  // Steps of W that are on their way, of rows g and g + 8.
+  struct Ahead {
+    U32x4 low[kAhead], high[kAhead];
+  };
+  INT8Q_DEVICE void load_ahead(int64_t col, int64_t k, Ahead& ahead) const {
 #pragma unroll
-      for (int s = 0; s < kAhead; ++s) {
-        const int64_t k = first + s * kStride + q * kCodeChunk;
-        low[s] = weights(col + g, k);
-        high[s] = weights(col + g + 8, k);
+    for (int s = 0; s < kAhead; ++s) {
+      const int64_t at = k + s * kStride + lane_index() % 4 * kCodeChunk;
+      ahead.low[s] = weights(col + lane_index() / 4, at);
+      ahead.high[s] = weights(col + lane_index() / 4 + 8, at);
+    }
+  }
+
+  // kEarly: begins with what is on its way, and leaves the first steps of the 16 rows from next_col on their way.
+  INT8Q_DEVICE void multiply(int64_t col, int64_t next_col, Ahead& ahead) const {
+    int32_t acc[kEights][kPerEight] = {};
+    for (int64_t first = first_k(); first < p_.k; first += kStride * kAhead) {
+      Ahead now;
+      if constexpr (kEarly) {
+        now = ahead;
+      } else {
+        load_ahead(col, first, now);
       }
 #pragma unroll
       for (int s = 0; s < kAhead; ++s) {
         const int64_t k = first + s * kStride;
-        if (k < p_.k) multiply_step(low[s], high[s], k + q * kCodeChunk, acc);
+        if (k < p_.k) multiply_step(now.low[s], now.high[s], k + lane_index() % 4 * kCodeChunk, acc);
       }
+      const int64_t next = first + kStride * kAhead;
+      if (kEarly) next < p_.k ? load_ahead(col, next, ahead) : load_ahead(next_col, first_k(), ahead);
     }
     add_sums(acc);
   }
@@ -289,7 +313,14 @@ class SkinnyBlock {
 
   // ---- Results
 
-  INT8Q_DEVICE void finish(int64_t col) {
+  // What column n of Y is multiplied by, and its bias.
+  INT8Q_DEVICE void load_column(int64_t n, float& scale, float& bias) const {
+    if (p_.accumulators || n >= p_.n) return;
+    scale = load(p_.col_stats + n);
+    if (p_.bias != nullptr) bias = load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), n);
+  }
+
+  INT8Q_DEVICE void finish(int64_t col, float scale, float bias) {
     const int n = thread_index() % Shape::kRowsOfW;
     const auto row = [](int r) { return (thread_index() + r * kThreads) / Shape::kRowsOfW; };
     int32_t acc[kResults];
@@ -322,17 +353,18 @@ class SkinnyBlock {
         if (row(r) < p_.m) f[r] = add_columns(row(r), n, count, f[r]);
       }
     });
+    if (!kEarly) load_column(col + n, scale, bias);
 #pragma unroll
     for (int r = 0; r < kResults; ++r) {
-      if (row(r) < p_.m && col + n < p_.n) store_result(row(r), col + n, f[r]);
+      if (row(r) < p_.m && col + n < p_.n) store_result(row(r), col + n, f[r], scale, bias);
     }
   }
 
-  INT8Q_DEVICE void store_result(int m, int64_t n, float f) const {
+  INT8Q_DEVICE void store_result(int m, int64_t n, float f, float scale, float bias) const {
     uint8_t* y = p_.y + m * p_.y_stride;
-    float value = f * (load(p_.col_stats + n) * (1.0f / 127.0f));
+    float value = f * (scale * (1.0f / 127.0f));
     value = add_kept_columns(p_, columns_.bitmap, m, n, value);
-    if (p_.bias != nullptr) value += load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), n);
+    if (p_.bias != nullptr) value += bias;
     if (p_.accumulate) value += load_element(p_.y_dtype, y, n);
     store_element(p_.y_dtype, y, n, value);
   }

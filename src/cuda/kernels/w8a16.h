@@ -10,9 +10,8 @@
 // all, are multiplied in fp32. Of kept columns x is 0 in f.
 #pragma once
 
+#include "cuda/kernels/halves.h"
 #include "cuda/kernels/kept_columns.h"
-#include "cuda/kernels/ptx.h"
-#include "cuda/kernels/shapes.h"
 
 namespace int8q::gpu {
 
@@ -21,27 +20,17 @@ namespace int8q::gpu {
 // Four codes as halves: bytes 0 and 1, bytes 2 and 3.
 template <Multiply kHow>
 INT8Q_DEVICE void widen(uint32_t codes, uint32_t& low, uint32_t& high) {
-  if constexpr (kHow == Multiply::kF16) {  // 1024 + (code + 128) - 1152
+  if constexpr (kHow == Multiply::kF16) {
     const uint32_t biased = codes ^ 0x80808080;
-    low = ptx::subtract_halves(byte_permute(biased, 0x64, 0x4140), 0x64806480);
-    high = ptx::subtract_halves(byte_permute(biased, 0x64, 0x4342), 0x64806480);
-  } else {  // 128 + the lower seven bits, less 128 or, where the code is negative, 256
-    const uint32_t two = byte_permute(codes, 0, 0x4140), others = byte_permute(codes, 0, 0x4342);
-    low = ptx::add_bf16((two & 0x007f007f) | 0x43004300, (two & 0x00800080) | 0xc300c300);
-    high = ptx::add_bf16((others & 0x007f007f) | 0x43004300, (others & 0x00800080) | 0xc300c300);
+    low = f16_of_biased(byte_permute(biased, 0x64, 0x4140));
+    high = f16_of_biased(byte_permute(biased, 0x64, 0x4342));
+  } else {
+    low = bf16_of_codes(byte_permute(codes, 0, 0x4140));
+    high = bf16_of_codes(byte_permute(codes, 0, 0x4342));
   }
 }
 
 INT8Q_DEVICE float code_at(uint32_t codes, int byte) { return static_cast<float>(static_cast<int8_t>(codes >> byte * 8)); }
-
-template <class Arch, Multiply kHow>
-INT8Q_DEVICE void multiply_tile(float (&f)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  if constexpr (kHow == Multiply::kF16) {
-    ptx::mma_f16<Arch>(f, a, b);
-  } else {
-    ptx::mma_bf16(f, a, b);
-  }
-}
 
 // ---- Activations: eight of a row from column k on, a multiple of 8; 0 outside of X and in kept columns
 
@@ -88,13 +77,13 @@ INT8Q_DEVICE U32x4 load_halves(const Gemm& p, int64_t row, int64_t k) {
   return {words[0], words[1], words[2], words[3]};
 }
 
-// The next bf16 terms of eight floats, which become what is left: nothing of Inf.
+// The next bf16 terms of eight floats, which become what is left.
 INT8Q_DEVICE U32x4 take_term(float (&v)[kChunk]) {
   uint32_t words[4];
 #pragma unroll
   for (int e = 0; e < kChunk; e += 2) words[e / 2] = byte_permute(bits_of(v[e]), bits_of(v[e + 1]), 0x7632);
 #pragma unroll
-  for (int e = 0; e < kChunk; ++e) v[e] = magnitude(v[e]) == kInfBits ? 0.0f : v[e] - float_of(bits_of(v[e]) & 0xffff0000u);
+  for (int e = 0; e < kChunk; ++e) v[e] = rest_of_term(v[e]);
   return {words[0], words[1], words[2], words[3]};
 }
 

@@ -189,20 +189,7 @@ class W8a16Block {
       }
     };
     Results<Tile>::exchange(p_.m - row_, p_.n - col_, write, [&](int row, int col, const uint32_t(&bits)[kChunk]) {
-      const int64_t m = row_ + row, n = col_ + col;
-      uint8_t* y = p_.y + m * p_.y_stride;
-      float value[kChunk];
-#pragma unroll
-      for (int e = 0; e < kChunk; ++e)
-        value[e] = n + e < p_.n ? float_of(bits[e]) * (load(p_.col_stats + n + e) * (1.0f / 127.0f)) : 0.0f;
-      add_kept_columns(p_, 0, m, n, value);
-#pragma unroll
-      for (int e = 0; e < kChunk; ++e) {
-        if (n + e >= p_.n) continue;
-        if (p_.bias != nullptr) value[e] += load_element(p_.bias_dtype, static_cast<const uint8_t*>(p_.bias), n + e);
-        if (p_.accumulate) value[e] += load_element(p_.y_dtype, y, n + e);
-      }
-      store_chunk(p_.y_dtype, y, n, p_.n, value);
+      store_results(p_, row_ + row, col_ + col, bits, true, 0);
     });
   }
 

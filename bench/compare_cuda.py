@@ -5,7 +5,7 @@
 Each layer takes [M,K] with 7 outlier columns and gives a new [M,N], bias added; torch._int_mm alone is a bare product.
 M up to 64 take layers of more than 256 MiB of int8 weights in turn, so that no cache holds the next one. A sample is as
 many calls as take 10 ms, between two events; "graph" is a captured pass over the layers, replayed. Medians are printed;
-with --json every sample is stored.
+with --json every sample is stored, after each shape.
 
     PYTHONPATH=python INT8Q_LIBRARY=build/release/lib/libint8q.so.1 bench/compare_cuda.py --json compare_cuda.json
 """
@@ -15,8 +15,10 @@ import importlib.metadata
 import json
 import logging
 import math
+import os
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from machine import describe_machine, describe_process
@@ -211,6 +213,9 @@ class Comparison:
 
     def measure(self, shape, all_m):
         k, n = shape
+        if time.monotonic() > self.end:
+            self.miss("no time is left", K=k, N=n)
+            return
         weights = [random_weight(n, k, seed) for seed in range(ROTATED_BYTES // (k * n) + 1)]
         bias = random_weight(1, n, -1)[0]
         layers = self.build(weights, bias, K=k, N=n)
@@ -264,6 +269,22 @@ def versions():
     return found
 
 
+def store(path, run, gpu):
+    library = _abi.library()
+    record = {
+        **describe_process(library.path, library.int8q_version_string().decode(), versions()),
+        "machine": describe_machine(),
+        "gpu": torch.cuda.get_device_name(),
+        "context": gpu,
+        "outliers": OUTLIERS,
+        "missing": run.missing,
+        "rows": run.rows,
+    }
+    unfinished = Path(f"{path}.unfinished")
+    unfinished.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    unfinished.replace(path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     shapes = ["4096x4096", "4096x6144", "4096x28672", "14336x4096"]  # Llama-3-8B's
@@ -274,7 +295,8 @@ def main():
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     gpu = int8q.diagnose()["gpu"]["devices"][torch.cuda.current_device()]
-    print(f"int8q {gpu['image']}, {versions()}, on {torch.cuda.get_device_name()}; median us")
+    gemm = os.environ.get("INT8Q_CUDA_GEMM", "int8q")
+    print(f"int8q {gpu['image']}, products by {gemm}, {versions()}, on {torch.cuda.get_device_name()}; median us")
     run = Comparison(args.seconds)
     for shape in args.shapes:
         k, n = map(int, shape.split("x"))
@@ -284,19 +306,8 @@ def main():
         except Exception as error:  # out of memory, say; the other shapes may fit
             run.miss(f"{type(error).__name__}: {error}", K=k, N=n)
         torch.cuda.empty_cache()
-    if args.json:
-        library = _abi.library()
-        record = {
-            **describe_process(library.path, library.int8q_version_string().decode(), versions()),
-            "machine": describe_machine(),
-            "gpu": torch.cuda.get_device_name(),
-            "context": gpu,
-            "outliers": OUTLIERS,
-            "missing": run.missing,
-            "rows": run.rows,
-        }
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
+        if args.json:
+            store(args.json, run, gpu)
 
 
 if __name__ == "__main__":

@@ -62,4 +62,9 @@ if(INT8Q_HAS_KERNELS)
       $<TARGET_FILE_DIR:cuda_bench_linear>/$<TARGET_SONAME_FILE_NAME:benchmark::benchmark>
     VERBATIM
   )
+  if(NOT INT8Q_SANITIZE)
+    int8q_add_check(cuda_bench ${INT8Q_PYTHON} ${checks}/cuda_bench.py $<TARGET_FILE:cuda_bench_linear> ${libcuda_folder}
+                    ${libcublaslt_folder}
+    )
+  endif()
 endif()

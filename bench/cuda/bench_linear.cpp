@@ -6,10 +6,15 @@
 // A repetition is one sample: calls one after another, as many as take 10 ms, between two CUDA events. M up to 64 rotates
 // the weights; "graph" rows replay a captured pass over them. %bandwidth counts one read of the weights (for quantize_input
 // what is read and written), %peak is of twice the rate of bf16 products in this run.
+//
+// The time that --seconds gives is spent on all rows alike where repetitions are interleaved at random; what is not reached
+// then is an error of its row, in the JSON, too.
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <array>
+#include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <exception>
 #include <functional>
@@ -18,6 +23,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -39,9 +45,31 @@ constexpr int64_t kOutliers = 7, kMostRotatedRows = 64, kPeakRows = 2048;
 struct Choice {
   std::vector<Size> sizes;
   std::vector<int64_t> rows{1, 8, 16, 64, 128, 512, 2048, 4096};
-  int64_t sweep_rows = 512;
-  std::string image;  // "int8q:sm_90"
+  std::vector<int64_t> sweep_rows{512, 2048};
+  double seconds = 0;            // 0: as many as it takes
+  std::string contender;         // "int8q:sm_90"
+  std::string linear_contender;  // "int8q:sm_90:cublaslt" where its integers may be multiplied by cuBLASLt
 };
+
+// When no row begins any more.
+struct Deadline {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point begin = Clock::now();
+  double seconds = 0;
+  int left_out = 0;  // repetitions
+
+  bool is_over() const { return seconds > 0 && std::chrono::duration<double>(Clock::now() - begin).count() > seconds; }
+  // Throws.
+  void check() {
+    if (!is_over()) return;
+    ++left_out;
+    throw std::runtime_error("not reached in --seconds=" + std::to_string(std::llround(seconds)));
+  }
+};
+Deadline& deadline() {
+  static Deadline of_the_program;
+  return of_the_program;
+}
 
 // Of this run, measured before its rows. 0: not measured.
 struct Limits {
@@ -74,28 +102,36 @@ void count(benchmark::State& state, const Counts& counts) {
     state.counters["%bandwidth"] = Counter(100 * counts.bytes / counts.bandwidth, Counter::kIsIterationInvariantRate);
 }
 
-void register_row(const std::string& name, const std::function<void(benchmark::State&)>& body) {
+// `sample` returns seconds and may set counters. What fails is said in its place: inside of the loop, since a repetition that
+// failed before it counts as no iteration, and Google Benchmark aborts over rows of which some count one and some none.
+void register_row(const std::string& name, const std::function<double(benchmark::State&)>& sample) {
+  const auto body = [=](benchmark::State& state) {
+    while (state.KeepRunning()) {
+      try {
+        deadline().check();
+        state.SetIterationTime(sample(state));
+      } catch (const std::exception& error) {
+        state.SkipWithError(error.what());
+      }
+    }
+  };
 #ifndef __clang_analyzer__  // takes the benchmark, which the library owns, for leaked
   benchmark::RegisterBenchmark(name.c_str(), body)->Iterations(1)->UseManualTime()->Unit(benchmark::kMicrosecond);
 #endif
 }
 
-// Registers a row; what it takes is made at its first repetition. What fails is said in its place.
+// Registers a row; what it takes is made at its first repetition.
 void add_one(const std::string& name, const std::function<Work()>& make, const Counts& counts, bool graph) {
   auto timed = std::make_shared<std::optional<Timed>>();
-  const auto body = [=](benchmark::State& state) {
-    try {
-      if (!*timed) {
-        const Work work = make();
-        timed->emplace(work.call, work.calls, graph);
-      }
-      while (state.KeepRunning()) state.SetIterationTime((*timed)->sample());
-      count(state, counts);
-    } catch (const std::exception& error) {
-      state.SkipWithError(error.what());
+  const auto sample = [=](benchmark::State& state) {
+    if (!*timed) {
+      const Work work = make();
+      timed->emplace(work.call, work.calls, graph);
     }
+    count(state, counts);
+    return (*timed)->sample();
   };
-  register_row(name + (graph ? "/graph" : "/eager"), body);
+  register_row(name + (graph ? "/graph" : "/eager"), sample);
 }
 
 void add_both(const std::string& name, const std::function<Work()>& make, const Counts& counts) {
@@ -141,14 +177,27 @@ void add_linear(const Choice& choice, Size size, int64_t m) {
   for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ALL}) {
     const auto make = [=] { return linear_work(size, m, kOutliers, mode, INT8Q_FORWARD); };
     const std::string scope = mode == INT8Q_OUTLIERS_ALL ? "/scope:all" : "";
-    add_both(name_of("linear", choice.image, size, m, "/dtype:bf16" + scope), make, product_counts(size, m, 1));
+    const std::string& contender = mode == INT8Q_OUTLIERS_ALL ? choice.contender : choice.linear_contender;
+    add_both(name_of("linear", contender, size, m, "/dtype:bf16" + scope), make, product_counts(size, m, 1));
+  }
+}
+
+// On both sides of the limit of M * K up to which one launch quantizes and multiplies (kFusedBytes in src/cuda/layer.cpp),
+// two of each, and at 48 KiB, where nothing changes. The library has no switch for it: how a second launch compares with
+// one is read from the step over 16 KiB beside the steps of a row more with the same launches.
+void add_limit(const Choice& choice, Size size) {
+  constexpr int64_t kLimit = 16 << 10, kOtherLimit = 48 << 10;
+  const int64_t last = kLimit / size.k, other = kOtherLimit / size.k;
+  for (const int64_t m : std::set<int64_t>{last - 1, last, last + 1, last + 2, other, other + 1}) {
+    if (m < 1 || m > kMostRotatedRows) continue;
+    const auto make = [=] { return linear_work(size, m, kOutliers, INT8Q_OUTLIERS_COLUMN, INT8Q_FORWARD); };
+    add_one(name_of("limit", choice.linear_contender, size, m, "/dtype:bf16"), make, product_counts(size, m, 1), true);
   }
 }
 
 // What any number of outlier columns costs, in both scopes.
-void add_outlier_sweep(const Choice& choice) {
+void add_outlier_sweep(const Choice& choice, int64_t m) {
   const Size size = choice.sizes[0];
-  const int64_t m = choice.sweep_rows;
   for (const int64_t outliers : {int64_t{0}, kOutliers, int64_t{64}, size.k}) {
     for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
       const std::string scope = mode == INT8Q_OUTLIERS_COLUMN ? "column" : "element";
@@ -158,27 +207,33 @@ void add_outlier_sweep(const Choice& choice) {
         return work;
       };
       const std::string more = "/dtype:bf16/outliers:" + std::to_string(outliers) + "/scope:" + scope;
-      add_one(name_of("sweep", choice.image, size, m, more), make, product_counts(size, m, 1), true);
+      add_one(name_of("sweep", choice.linear_contender, size, m, more), make, product_counts(size, m, 1), true);
     }
   }
 }
 
-// The quantization alone; in column scope with the pass that zeroes outlier columns, which the linear does without.
+// The quantization alone, of other rows at each call, since a small x would lie in the cache; in column scope with the pass
+// that zeroes outlier columns, which the linear does without.
 void add_quantize_input(const Choice& choice, int64_t k, int64_t m) {
   for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
     const auto make = [=]() -> Work {
       auto context = std::make_shared<Context>(cuda_context());
-      auto stats = std::make_shared<Memory>(4 * m);
-      const Matrix x(INT8Q_BF16, m, k, bf16_activations(k, kOutliers)), q(INT8Q_S8, m, k, output());
-      return {[=] { quantize_rows(*context, x, {.mode = mode}, q, reinterpret_cast<float*>(stats->at())); }, 8};
+      const RotatedRows& rows = RotatedRows::of(k);
+      return {[=, next = rows.next(m)]() mutable {
+                const RotatedRows::Block block = next();
+                const Matrix x(INT8Q_BF16, m, k, block.x), q(INT8Q_S8, m, k, block.codes);
+                quantize_rows(*context, x, {.mode = mode}, q, block.row_stats);
+              },
+              rows.blocks(m)};
     };
     const std::string scope = mode == INT8Q_OUTLIERS_COLUMN ? "column" : "element";
-    add_one(name_of("quantize_input", choice.image, {k, 0}, m, "/dtype:bf16/scope:" + scope), make,
+    add_one(name_of("quantize_input", choice.contender, {k, 0}, m, "/dtype:bf16/scope:" + scope + "/rotated"), make,
             {0, static_cast<double>(3 * m * k), limits().copy}, true);
   }
 }
 
-// The product alone, scaled to bf16: one launch.
+// The product alone, scaled to bf16: one launch of the library's own kernels, by cuBLASLt never. It has no workspace in which
+// blocks could share K, as the linear's do for M = 65 .. 512 and few tiles: there it says nothing of the linear's product.
 void add_gemm(const Choice& choice, Size size, int64_t m) {
   const auto make = [=]() -> Work {
     Layers& layers = Layers::of(size);
@@ -192,7 +247,7 @@ void add_gemm(const Choice& choice, Size size, int64_t m) {
             },
             calls_of_a_pass(m, layers.copies_of_codes())};
   };
-  add_both(name_of("gemm", choice.image, size, m, "/dtype:s8"), make, product_counts(size, m, 1));
+  add_both(name_of("gemm", choice.contender, size, m, "/dtype:s8"), make, product_counts(size, m, 1));
 }
 
 // ---- cuBLASLt
@@ -238,7 +293,7 @@ double measure_bf16(const Choice& choice) {
   const int64_t most = *std::max_element(choice.rows.begin(), choice.rows.end());
   for (const Size size : choice.sizes) {
     for (const int64_t m : choice.rows) {
-      if (m < std::min(kPeakRows, most)) continue;
+      if (m < std::min(kPeakRows, most) || (best > 0 && deadline().is_over())) continue;
       const Work work = opponent_work(Kind::kBf16, size, m);
       Timed timed(work.call, work.calls, false);
       best = std::max(best, static_cast<double>(m * size.n * size.k) / measure(timed));
@@ -277,27 +332,17 @@ void measure_limits(const Choice& choice) {
 }
 
 void add_bandwidth(const char* what, double (*measure)()) {
-  const auto body = [=](benchmark::State& state) {
-    try {
-      double rate = 0;
-      while (state.KeepRunning()) {
-        rate = measure();
-        state.SetIterationTime(1e9 / rate);
-      }
-      state.counters["GB/s"] = 1e-9 * rate;
-    } catch (const std::exception& error) {
-      state.SkipWithError(error.what());
-    }
-  };
-  register_row(std::string("bandwidth/") + what + "/GB:1", body);
+  register_row(std::string("bandwidth/") + what + "/GB:1", [=](benchmark::State& state) {
+    const double rate = measure();
+    state.counters["GB/s"] = 1e-9 * rate;
+    return 1e9 / rate;
+  });
 }
 
 // Do both libraries compute the same product? In s32, so bit for bit.
-std::string compare_products(const Choice& choice) {
+std::string compare_products(Size size, int64_t m) {
   if (!cublaslt::is_there()) return "no cuBLASLt";
   try {
-    const Size size = choice.sizes[0];
-    const int64_t m = *std::min_element(choice.rows.begin(), choice.rows.end());
     Context context = cuda_context();
     const Memory ours(4 * m * size.n), theirs(4 * m * size.n);
     const Codes x = s8_activations(size.k);
@@ -308,10 +353,17 @@ std::string compare_products(const Choice& choice) {
     std::vector<int32_t> a(static_cast<size_t>(m * size.n)), b(a.size());
     ours.download(a.data(), ours.bytes());
     theirs.download(b.data(), theirs.bytes());
-    return a == b ? "yes" : "NO";
+    return a == b ? "yes" : "NO, of M=" + std::to_string(m);
   } catch (const std::exception& error) {
     return std::string("not known: ") + error.what();
   }
+}
+
+// By the kernels of the fewest and of the most rows.
+std::string compare_products(const Choice& choice) {
+  const auto [least, most] = std::minmax_element(choice.rows.begin(), choice.rows.end());
+  const std::string few = compare_products(choice.sizes[0], *least);
+  return few == "yes" ? compare_products(choice.sizes[0], *most) : few;
 }
 
 void register_rows(const Choice& choice) {
@@ -325,21 +377,23 @@ void register_rows(const Choice& choice) {
       add_opponent("gemm", Kind::kS8, size, m);
       add_opponent("gemm", Kind::kBf16, size, m);
     }
-    if (std::find(widths.begin(), widths.end(), size.k) == widths.end()) widths.push_back(size.k);
+    if (std::find(widths.begin(), widths.end(), size.k) != widths.end()) continue;
+    widths.push_back(size.k);
+    add_limit(choice, size);
   }
   for (const int64_t m : choice.rows) {
     if (m <= kMostRotatedRows) continue;
     for (const int64_t k : widths) add_quantize_input(choice, k, m);
     const Size size = choice.sizes[0];
     const auto make = [=] { return linear_work(size, m, kOutliers, INT8Q_OUTLIERS_COLUMN, INT8Q_BACKWARD); };
-    add_one(name_of("backward", choice.image, size, m, "/dtype:bf16"), make, product_counts(size, m, 1), true);
+    add_one(name_of("backward", choice.contender, size, m, "/dtype:bf16"), make, product_counts(size, m, 1), true);
     if (cublaslt::is_there()) {
       add_one(
           name_of("backward", "cublaslt:bf16", size, m, "/dtype:bf16"),
           [=] { return opponent_work(Kind::kBf16Untransposed, size, m); }, product_counts(size, m, 2), true);
     }
   }
-  add_outlier_sweep(choice);
+  for (const int64_t m : choice.sweep_rows) add_outlier_sweep(choice, m);
 }
 
 Size parse_size(const std::string& text) {
@@ -350,14 +404,20 @@ Size parse_size(const std::string& text) {
 }
 
 void prepare(Choice& choice, const std::string& library) {
-  int64_t most_rows = choice.sweep_rows, most_cols = 0;
+  int64_t most_rows = kMostRotatedRows, most_cols = 0;
   for (const int64_t m : choice.rows) most_rows = std::max(most_rows, m);
+  for (const int64_t m : choice.sweep_rows) most_rows = std::max(most_rows, m);
   for (const Size size : choice.sizes) most_cols = std::max({most_cols, size.k, size.n});
   set_most_rows(most_rows);
   reserve_output(4 * most_rows * most_cols);
-  choice.image = "int8q:" + nlohmann::json::parse(cuda_context().describe()).at("image").get<std::string>();
+  const auto described = nlohmann::json::parse(cuda_context().describe());
+  const auto image = described.at("image").get<std::string>(), gemm = described.at("gemm").get<std::string>();
+  choice.contender = "int8q:" + image;
+  choice.linear_contender = choice.contender + (gemm == "int8q" ? "" : ":cublaslt");
 
   using benchmark::AddCustomContext;
+  AddCustomContext("image", image);
+  AddCustomContext("gemm", gemm);
   AddCustomContext("gpu", gpu().name);
   AddCustomContext("capability", gpu().capability);
   AddCustomContext("multiprocessors", std::to_string(gpu().multiprocessors));
@@ -367,6 +427,7 @@ void prepare(Choice& choice, const std::string& library) {
   AddCustomContext("compiler", __VERSION__);
   AddCustomContext("rotated_bytes", std::to_string(settings().rotated_bytes));
   AddCustomContext("sample_seconds", std::to_string(settings().sample_seconds));
+  AddCustomContext("seconds", std::to_string(choice.seconds));
   AddCustomContext("cublaslt", cublaslt::open(library));
   if (!cublaslt::is_there()) std::cerr << "no rows of cuBLASLt: " << cublaslt::open(library) << "\n";
   const std::string same = compare_products(choice);
@@ -380,6 +441,7 @@ void prepare(Choice& choice, const std::string& library) {
 
 int main(int argc, char** argv) try {
   using namespace int8q::bench;
+  deadline();  // begins
   CLI::App app("The linear on a GPU beside cuBLASLt; %peak and %bandwidth are of what this GPU did in this run.");
   app.allow_extras();
   app.footer("Google Benchmark's own options follow, as --benchmark_filter=REGEX and --benchmark_out=FILE.");
@@ -390,7 +452,11 @@ int main(int argc, char** argv) try {
   double sample_ms = 1e3 * settings().sample_seconds;
   app.add_option("--shapes", shapes, "KxN; 4096x4096 and Llama-3-8B's if none")->delimiter(',');
   app.add_option("--rows", choice.rows, "M")->delimiter(',')->check(CLI::PositiveNumber);
-  app.add_option("--sweep-rows", choice.sweep_rows, "M of the rows over outlier columns")->check(CLI::PositiveNumber);
+  app.add_option("--sweep-rows", choice.sweep_rows, "M of the rows over outlier columns")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
+  app.add_option("--seconds", choice.seconds, "after which no row begins: what is left is named as not reached")
+      ->check(CLI::PositiveNumber);
   app.add_option("--rotated-mib", rotated_mib, "layers in turn take more than this")->check(CLI::NonNegativeNumber);
   app.add_option("--sample-ms", sample_ms, "what a repetition takes")->check(CLI::PositiveNumber);
   app.add_option("--cublaslt", library, "libcublasLt.so; where the loader finds it, if empty");
@@ -413,6 +479,7 @@ int main(int argc, char** argv) try {
   }
   settings().rotated_bytes = rotated_mib << 20;
   settings().sample_seconds = 1e-3 * sample_ms;
+  deadline().seconds = choice.seconds;
   std::string command;
   for (int i = 0; i < argc; ++i) command += std::string(i > 0 ? " " : "") + argv[i];
   benchmark::AddCustomContext("command", command);
@@ -421,6 +488,8 @@ int main(int argc, char** argv) try {
   benchmark::RunSpecifiedBenchmarks();
   benchmark::ClearRegisteredBenchmarks();  // with their device memory, while the driver is there
   benchmark::Shutdown();
+  if (deadline().left_out > 0)
+    std::cerr << "--seconds=" << choice.seconds << ": " << deadline().left_out << " repetitions of rows were left out\n";
   return 0;
 } catch (const std::exception& error) {
   std::cerr << argv[0] << ": " << error.what() << "\n";

@@ -10,6 +10,7 @@ namespace int8q::bench {
 namespace {
 
 constexpr int64_t kAlignment = 256;  // as of what cuMemAlloc gives
+constexpr int64_t kOutliers = 7;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -114,7 +115,6 @@ const void* bf16_activations(int64_t k, int64_t outliers) {
 }
 
 Codes s8_activations(int64_t k) {
-  constexpr int64_t kOutliers = 7;
   static auto& all = *new std::map<int64_t, std::array<std::unique_ptr<Memory>, 2>>;
   auto& [codes, stats] = all[k];
   if (codes == nullptr) {
@@ -126,6 +126,30 @@ Codes s8_activations(int64_t k) {
     gpu().wait();
   }
   return {reinterpret_cast<const int8_t*>(codes->at()), reinterpret_cast<const float*>(stats->at())};
+}
+
+const RotatedRows& RotatedRows::of(int64_t k) {
+  static auto& all = *new std::map<int64_t, std::unique_ptr<RotatedRows>>;
+  std::unique_ptr<RotatedRows>& made = all[k];
+  if (made == nullptr) made = std::make_unique<RotatedRows>(k);
+  return *made;
+}
+
+RotatedRows::RotatedRows(int64_t k)
+    : k_(k), rows_(copies_of(2 * most_rows() * k) * most_rows()), x_(2 * rows_ * k), codes_(rows_ * k), stats_(4 * rows_) {
+  const std::vector<BFloat16> x = activations(most_rows(), k, kOutliers);
+  const int64_t bytes = 2 * most_rows() * k;
+  x_.upload(x.data(), bytes);
+  x_.repeat(bytes, bytes);
+}
+
+std::function<RotatedRows::Block()> RotatedRows::next(int64_t m) const {
+  return [this, m, count = blocks(m), next = 0]() mutable {
+    const int64_t row = m * next;
+    next = next + 1 == count ? 0 : next + 1;
+    return Block{x_.at(2 * row * k_), reinterpret_cast<int8_t*>(codes_.at(row * k_)),
+                 reinterpret_cast<float*>(stats_.at(4 * row))};
+  };
 }
 
 }  // namespace int8q::bench

@@ -57,4 +57,25 @@ struct Codes {
 };
 Codes s8_activations(int64_t k);
 
+// The same activations so often that no cache holds the next rows, with 7 outlier columns, and places for their codes.
+class RotatedRows {
+ public:
+  static const RotatedRows& of(int64_t k);
+  explicit RotatedRows(int64_t k);
+
+  struct Block {
+    const void* x;  // bf16 [m][k]
+    int8_t* codes;  // [m][k]
+    float* row_stats;
+  };
+  // The next m rows at each call.
+  std::function<Block()> next(int64_t m) const;
+  // How many calls use each row once.
+  int blocks(int64_t m) const { return static_cast<int>(rows_ / m); }
+
+ private:
+  int64_t k_, rows_;
+  Memory x_, codes_, stats_;
+};
+
 }  // namespace int8q::bench

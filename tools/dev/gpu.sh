@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # gpu.sh FOLDER [RESULTS]: all that a GPU can tell of int8q, in ten minutes at most, on a machine with a driver, a shell and
-# Python 3.10 or later (PYTHON=): doctor, the tests, compute-sanitizer, the benchmark, and the comparison with bitsandbytes
-# and torch where they are. FOLDER, or its bin/, lib/ or dist/, holds test_cuda, cuda_bench_linear with
-# libbenchmark.so.1debian beside it, and a wheel, which is not installed but unpacked. RESULTS is
-# bench/results/cuda-NAME_OF_THE_GPU if it is not given. Each step says what it found, or why it was left out; the end is
-# tables of times and of steps. Status 1: a step failed. BENCH_OPTIONS and COMPARE_OPTIONS are added to the two's.
+# Python 3.10 or later (PYTHON=): doctor, the tests, the benchmark, the comparison with bitsandbytes and torch where they are,
+# the same with sm_90a's kernels (wgmma) where the GPU is of capability 9.0, and, with what time is left, compute-sanitizer.
+# FOLDER, or its bin/, lib/ or dist/, holds test_cuda, cuda_bench_linear with libbenchmark.so.1debian beside it, and a wheel,
+# which is not installed but unpacked. RESULTS is bench/results/cuda-NAME_OF_THE_GPU if it is not given; sm_90a's are in its
+# folder sm_90a. Each step says what it found, or why it was left out; the end is tables of times, of bars and of steps.
+# Status 1: a step failed, or all were left out. BENCH_OPTIONS and COMPARE_OPTIONS are added to the two's.
 set -uo pipefail
 
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -21,6 +22,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 steps=()
 failed=0
+ran=0 # steps that use the GPU
 read -ra bench_options <<<"${BENCH_OPTIONS:-}"
 read -ra compare_options <<<"${COMPARE_OPTIONS:-}"
 
@@ -36,20 +38,27 @@ fault() {
 file_named() {
   find -L "$given" "$given/bin" "$given/lib" "$given/dist" -maxdepth 1 -type f -name "$1" 2>/dev/null | sort | head -n 1
 }
-# Seconds for a step that asks for $1: what is left at most.
-allowed() {
-  local left=$((whole - SECONDS))
-  [ "$left" -lt 1 ] && left=1
-  [ "$1" -lt "$left" ] && echo "$1" || echo "$left"
+# Seconds that each step has for certain, of 570; it may use besides what those before it have left.
+declare -A share=([doctor]=30 [command]=10 [torch]=30 [tests]=110 [tensors]=50 [benchmark]=120 [comparison]=90
+  [tests_of_sm_90a]=30 [benchmark_of_sm_90a]=40 [comparison_of_sm_90a]=20 [sanitizers]=30 [report]=10)
+reserved=0
+for step in "${!share[@]}"; do reserved=$((reserved + share[$step])); done
+[ "$reserved" -eq 570 ] || { echo "gpu.sh: the shares of the steps are $reserved seconds; expected 570" >&2; exit 2; }
+# What the step $1 takes is reserved no longer, whether it runs or not; `seconds` is what it may take.
+begin() {
+  reserved=$((reserved - share[$1]))
+  seconds=$((whole - SECONDS - reserved * whole / 570))
+  [ "$seconds" -ge 1 ] || seconds=1
 }
-# Runs a command for at most $1 seconds with its output in the file $2 and on the terminal.
+# Runs a command for at most $seconds with its output in the file $1 and on the terminal.
 timed() {
-  local seconds log=$2
-  seconds=$(allowed "$1")
-  shift 2
+  local log=$1
+  shift
   timeout -k 5 "$seconds" "$@" 2>&1 | tee "$log"
   return "${PIPESTATUS[0]}"
 }
+# When a program that ends by itself is told to, so that it is through $1 seconds later.
+told_to_end() { echo $((seconds > 2 * $1 ? seconds - $1 : (seconds + 1) / 2)); }
 finish() { # STEP STATUS WHAT_CAME_OF_IT
   if [ "$2" -eq 0 ]; then note "$1" "$3"; else fault "$1" "$3; $(why "$2")"; fi
 }
@@ -80,20 +89,25 @@ for folder in [*sys.path, "/usr/local/cuda"]:
 print(":".join(dict.fromkeys(found)))
 PYTHON
 )
-name=$("$python" - 2>/dev/null <<'PYTHON'
-import ctypes, json, re
+# NAME CAPABILITY, by the wheel or the command.
+found=$({ "$python" -c '
+import ctypes
 from int8q import _abi
 text = ctypes.create_string_buffer(1 << 16)
 _abi.library().int8q_diagnose_json(text, len(text), None)
-print(re.sub(r"[^a-z0-9]+", "-", json.loads(text.value)["gpu"]["devices"][0]["name"].lower()).strip("-"))
-PYTHON
-)
+print(text.value.decode())' 2>/dev/null || "${command:-false}" doctor --json; } | "$python" -c '
+import json, re, sys
+gpu = json.load(sys.stdin)["gpu"]["devices"][0]
+print(re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()).strip("-"), gpu["capability"])' 2>/dev/null)
+read -r name capability <<<"$found"
 if [ -z "$name" ]; then
   name=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr -cs '[:alnum:]\n' '-')
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1)
 fi
 results=${2:-$root/bench/results/cuda-${name:-unknown}}
 mkdir -p "$results"
 results=$(realpath "$results")
+rm -f "$results"{,/sm_90a}/{bench_linear,compare_cuda,test_cuda}.json # of a run before, which would be taken for this one's
 echo "GPU ${name:-that nothing names}; results in $results"
 if command -v nvidia-smi >/dev/null; then
   fields=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,ecc.mode.current,utilization.gpu
@@ -103,108 +117,179 @@ else
 fi
 
 say "doctor"
+begin doctor
 if [ -n "$wheel" ]; then
-  timed 60 "$results/doctor.log" "$python" -m int8q doctor
-  status=$?
-  note doctor "status $status$([ $status -eq 0 ] || echo ', it says above what is wrong')"
+  timed "$results/doctor.log" "$python" -m int8q doctor
+  finish doctor $? "by the wheel"
 else
   note doctor "left out: no int8q-*.whl in $given"
 fi
+begin command
 if [ -n "$command" ]; then
-  timed 30 "$results/doctor_command.log" "$command" doctor
-  note "doctor of the command" "status $?"
+  timed "$results/doctor_command.log" "$command" doctor
+  finish "doctor of the command" $? "$command"
 fi
 
-say "tests"
-if [ -n "$test_cuda" ]; then
-  timed 150 "$results/test_cuda.log" "$test_cuda" "--gtest_output=json:$results/test_cuda.json" --gtest_brief=0
+begin torch
+torch_sees_a_gpu() { # [MODULE that is needed, too]: True, or why not
+  timeout $((seconds / 2 + 1)) "$python" -c "import torch${1:+, $1}; print(torch.cuda.is_available())" 2>&1 | tail -n 1
+}
+has_torch=$(torch_sees_a_gpu)
+has_pytest=$(torch_sees_a_gpu pytest)
+
+run_tests() { # STEP FOLDER
+  say "$1"
+  if [ -z "$test_cuda" ]; then
+    note "$1" "left out: no test_cuda in $given"
+    return
+  fi
+  ran=$((ran + 1))
+  timed "$2/test_cuda.log" "$test_cuda" "--gtest_output=json:$2/test_cuda.json" --gtest_brief=0
+  local status=$? where passed skipped wrong
+  where=$(grep -E 'tests ran on' "$2/test_cuda.log" | tail -n 1)
+  passed=$(grep -cE '^\[       OK \]' "$2/test_cuda.log")
+  skipped=$(grep -cE '^\[  SKIPPED \] .*\(' "$2/test_cuda.log")
+  wrong=$(grep -cE '^\[  FAILED  \] .*\(' "$2/test_cuda.log")
+  finish "$1" $status "${where:-where they ran is not told}; $passed passed, $skipped skipped, $wrong failed"
+  [ "$passed" -gt 0 ] || fault "$1" "none passed"
+}
+
+run_benchmark() { # STEP FOLDER OPTION...
+  local step=$1 folder=$2 status came
+  shift 2
+  say "$step"
+  if [ -z "$bench" ]; then
+    note "$step" "left out: no cuda_bench_linear in $given"
+    return
+  fi
+  ran=$((ran + 1))
+  LD_LIBRARY_PATH=${libraries:+$libraries:}${LD_LIBRARY_PATH:-} timed "$folder/bench_linear.log" "$bench" \
+    --seconds="$(told_to_end 20)" --benchmark_out="$folder/bench_linear.json" --benchmark_out_format=json \
+    --benchmark_enable_random_interleaving=true --benchmark_repetitions=7 --benchmark_display_aggregates_only=true \
+    --benchmark_counters_tabular=true --benchmark_context=program_sha256="$(sha256sum <"$bench" | cut -d ' ' -f 1)" \
+    "$@" "${bench_options[@]}" >/dev/null
   status=$?
-  ran=$(grep -E 'tests ran on' "$results/test_cuda.log" | tail -n 1)
-  passed=$(grep -cE '^\[       OK \]' "$results/test_cuda.log")
-  skipped=$(grep -cE '^\[  SKIPPED \] .*\(' "$results/test_cuda.log")
-  wrong=$(grep -cE '^\[  FAILED  \] .*\(' "$results/test_cuda.log")
-  came="${ran:-where they ran is not told}; $passed passed, $skipped skipped, $wrong failed"
-  finish tests $status "$came"
+  grep -E '^(no rows|cuBLASLt|--seconds|.*: no usable)' "$folder/bench_linear.log"
+  came="$(grep -c '_median' "$folder/bench_linear.log") rows"
+  [ $status -eq 0 ] || came+="; $(tail -n 1 "$folder/bench_linear.log")"
+  finish "$step" $status "$came"
+  ! grep -q "^cuBLASLt's s8 product equals int8q's: NO" "$folder/bench_linear.log" ||
+    fault "$step" "int8q's product is not cuBLASLt's"
+  ! grep -E '^[a-z_]+/int8q.*ERROR OCCURRED' "$folder/bench_linear.log" | grep -v "'not reached in" ||
+    fault "$step" "rows of int8q failed, see above"
+}
+
+run_comparison() { # STEP FOLDER OPTION...
+  local step=$1 folder=$2 status came
+  shift 2
+  say "$step"
+  if [ -z "$wheel" ]; then
+    note "$step" "left out: no int8q-*.whl in $given"
+    return
+  elif [ "$has_torch" != True ]; then
+    note "$step" "left out: torch with CUDA is not there (${has_torch:-no answer})"
+    return
+  fi
+  ran=$((ran + 1))
+  timed "$folder/compare_cuda.log" "$python" "$root/bench/compare_cuda.py" --json "$folder/compare_cuda.json" \
+    --seconds "$(told_to_end 40)" "$@" "${compare_options[@]}"
+  status=$?
+  came="$(grep -c ' us ' "$folder/compare_cuda.log") rows"
+  [ $status -eq 0 ] || came+="; $(tail -n 1 "$folder/compare_cuda.log")"
+  finish "$step" $status "$came"
+}
+
+begin tests
+run_tests tests "$results"
+
+say "tensors of torch"
+begin tensors
+if [ -z "$wheel" ]; then
+  note tensors "left out: no int8q-*.whl in $given"
+elif [ "$has_pytest" != True ]; then
+  note tensors "left out: torch with CUDA and pytest are not there (${has_pytest:-no answer})"
 else
-  note tests "left out: no test_cuda in $given"
+  ran=$((ran + 1))
+  timed "$results/test_tensors.log" "$python" -m pytest -q -rs -p no:cacheprovider "$root/tests/python/test_cuda.py"
+  finish tensors $? "$(tail -n 1 "$results/test_tensors.log")"
+fi
+
+begin benchmark
+run_benchmark benchmark "$results"
+begin comparison
+run_comparison comparison "$results"
+
+# What a GPU of capability 9.0 does not run by itself: the kernels for it alone. M of one small tile more, and of prefill.
+begin tests_of_sm_90a
+if [ "$capability" = 9.0 ]; then
+  export INT8Q_CUDA_IMAGE=sm_90a
+  mkdir -p "$results/sm_90a"
+  run_tests "tests of sm_90a" "$results/sm_90a"
+  begin benchmark_of_sm_90a
+  run_benchmark "benchmark of sm_90a" "$results/sm_90a" --benchmark_filter='bandwidth|/M:(512|2048|4096)(/|$)'
+  begin comparison_of_sm_90a
+  run_comparison "comparison of sm_90a" "$results/sm_90a" --rows 512 2048 4096
+  unset INT8Q_CUDA_IMAGE
+else
+  begin benchmark_of_sm_90a
+  begin comparison_of_sm_90a
+  note sm_90a "left out: this GPU is of capability ${capability:-that nothing tells}, not 9.0"
 fi
 
 say "compute-sanitizer"
+begin sanitizers
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
 reduced='CudaLife.ABlobComesAndGoesWithoutLoss:CudaLife.BackwardIsWithinItsBound:CudaLife.NanStaysInItsRow'
 reduced+=':CudaLife.BorrowedWeightsAreUsedInPlace:CudaStateless.*:CudaLayer.*'
-for tool in memcheck racecheck initcheck synccheck; do
+wrong_lines='^=+ (Error|Invalid|Misaligned|Out-of-range|Uninit|Race|Barrier|Malloc|Program hit)|^\[  FAILED  \]|ERROR OCCURRED'
+until_then=$((SECONDS + seconds)) waiting=6
+
+sanitize() { # STEP FOLDER TOOL COMMAND...: an equal part of what is left
+  local step=$1 log=$2/$3.log tool=$3 status summary errors came
+  shift 3
+  seconds=$(((until_then - SECONDS) / waiting))
+  waiting=$((waiting - 1))
   if [ -z "$sanitizer" ]; then
-    note "$tool" "left out: no compute-sanitizer on this machine"
-    continue
-  elif [ -z "$test_cuda" ]; then
-    note "$tool" "left out: no test_cuda in $given"
-    continue
+    note "$step" "left out: no compute-sanitizer on this machine"
+    return
+  elif [ -z "$1" ]; then
+    note "$step" "left out: its program is not in $given"
+    return
+  elif [ "$seconds" -lt 1 ]; then
+    note "$step" "left out: no time is left"
+    return
   fi
-  INT8Q_TEST_GRID=small timed 40 "$results/$tool.log" "$sanitizer" --tool "$tool" --error-exitcode 9 \
-    "$test_cuda" "--gtest_filter=$reduced" >/dev/null
+  INT8Q_TEST_GRID=small timed "$log" "$sanitizer" --tool "$tool" --error-exitcode 9 "$@" >/dev/null
   status=$?
-  passed=$(grep -cE '^\[       OK \]' "$results/$tool.log")
-  summary=$(grep -E 'SUMMARY' "$results/$tool.log" | tail -n 1 | sed 's/^=* *//')
-  case $status in
-    0) note "$tool" "$passed tests passed; ${summary:-no summary}" ;;
-    124 | 137)
-      errors=$(grep -cE '^=+ (Error|Invalid|Uninit|Race|Barrier)' "$results/$tool.log")
-      note "$tool" "$(why $status); $passed tests passed until then, $errors lines of errors" ;;
-    *) fault "$tool" "$passed tests passed; ${summary:-no summary}; status $status, see $tool.log" ;;
+  summary=$(grep -E 'SUMMARY' "$log" | tail -n 1 | sed 's/^=* *//')
+  errors=$(grep -cE "$wrong_lines" "$log")
+  came="$(grep -cE '^\[       OK \]|^[a-z]+/int8q.* us ' "$log") tests or rows passed; ${summary:-no summary}"
+  [ $status -eq 0 ] || came+="; $(why $status)"
+  case $status,$errors in
+    0,0 | 124,0 | 137,0) note "$step" "$came" ;;
+    *) fault "$step" "$came; $errors lines of errors, see $log" ;;
   esac
+}
+# A result of so many tiles that wgmma takes it, with and without outliers: the tests' are smaller.
+sanitize_wgmma() { # TOOL
+  INT8Q_CUDA_IMAGE=sm_90a sanitize "$1 of wgmma" "$results/sm_90a" "$1" "$bench" --cublaslt=none --shapes=256x2048 \
+    --rows=2048 --sweep-rows=2048 --rotated-mib=0 --sample-ms=.001 --benchmark_filter='^(gemm|linear)/.*/M:2048.*eager'
+}
+[ "$capability" = 9.0 ] || waiting=4
+for tool in memcheck racecheck; do
+  sanitize $tool "$results" $tool "$test_cuda" "--gtest_filter=$reduced"
+  [ "$capability" != 9.0 ] || sanitize_wgmma $tool
+done
+for tool in initcheck synccheck; do
+  sanitize $tool "$results" $tool "$test_cuda" "--gtest_filter=$reduced"
 done
 
-torch_sees_a_gpu() { # [MODULE that is needed, too]: True, or why not
-  timeout 60 "$python" -c "import torch${1:+, $1}; print(torch.cuda.is_available())" 2>&1 | tail -n 1
-}
-
-say "tensors of torch"
-has_torch=$(torch_sees_a_gpu pytest)
-if [ -z "$wheel" ]; then
-  note tensors "left out: no int8q-*.whl in $given"
-elif [ "$has_torch" != True ]; then
-  note tensors "left out: torch with CUDA and pytest are not there (${has_torch:-no answer})"
-else
-  timed 120 "$results/test_tensors.log" "$python" -m pytest -q -rs -p no:cacheprovider "$root/tests/python/test_cuda.py"
-  status=$?
-  finish tensors $status "$(tail -n 1 "$results/test_tensors.log")"
-fi
-
-say "benchmark"
-if [ -n "$bench" ]; then
-  sha256=$(sha256sum <"$bench" | cut -d ' ' -f 1)
-  LD_LIBRARY_PATH=${libraries:+$libraries:}${LD_LIBRARY_PATH:-} timed 220 "$results/bench_linear.log" "$bench" \
-    --benchmark_out="$results/bench_linear.json" --benchmark_out_format=json --benchmark_enable_random_interleaving=true \
-    --benchmark_repetitions=7 --benchmark_display_aggregates_only=true --benchmark_counters_tabular=true \
-    --benchmark_context=program_sha256="$sha256" "${bench_options[@]}" >/dev/null
-  status=$?
-  grep -E '^(no rows|cuBLASLt|.*: no usable)' "$results/bench_linear.log"
-  came="$(grep -c '_median' "$results/bench_linear.log") rows"
-  [ $status -eq 0 ] || came+="; $(tail -n 1 "$results/bench_linear.log")"
-  finish benchmark $status "$came"
-else
-  note benchmark "left out: no cuda_bench_linear in $given"
-fi
-
-say "bitsandbytes and torch"
-has_torch=$(torch_sees_a_gpu)
-if [ -z "$wheel" ]; then
-  note comparison "left out: no int8q-*.whl in $given"
-elif [ "$has_torch" != True ]; then
-  note comparison "left out: torch with CUDA is not there (${has_torch:-no answer})"
-else
-  left=$(allowed 170)
-  timed "$left" "$results/compare_cuda.log" "$python" "$root/bench/compare_cuda.py" --json "$results/compare_cuda.json" \
-    --seconds $((left > 60 ? left - 40 : left / 3)) "${compare_options[@]}"
-  status=$?
-  came="$(grep -c ' us ' "$results/compare_cuda.log") rows"
-  [ $status -eq 0 ] || came+="; $(tail -n 1 "$results/compare_cuda.log")"
-  finish comparison $status "$came"
-fi
+[ $ran -gt 0 ] || fault gpu.sh "no test and no benchmark ran: all were left out"
 
 say "results"
-timeout 30 "$python" "$root/bench/report_cuda.py" "$results" 2>&1 | tee "$results/report.txt"
+begin report
+timed "$results/report.txt" "$python" "$root/bench/report_cuda.py" "$results"
+finish report $? "report.txt"
 say "steps, $SECONDS s"
 printf '%s\n' "${steps[@]}" | tee "$results/steps.txt"
 exit $failed

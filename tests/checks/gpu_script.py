@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gpu_script.py: tools/dev/gpu.sh with programs that play: the order and the image in which it runs them, its status."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools/dev/gpu.sh"
+# Each says in $PLAYED who was called; what else it does is $DO_NAME.
+PROGRAM = """#!/bin/bash
+echo "NAME ${INT8Q_CUDA_IMAGE:-usual} $*" >>"$PLAYED"
+ACTION
+"""
+ACTIONS = {
+    "test_cuda": 'echo "[       OK ] A.B (1 ms)"; echo "1 tests ran on a play"; eval "${DO_TEST:-}"',
+    "cuda_bench_linear": """
+for option in "$@"; do case $option in --benchmark_out=*) cp "$BENCH" "${option#*=}" ;; esac; done
+echo "linear/int8q:sm_90/K:256/N:128/M:1/graph_median 1 us"
+eval "${DO_BENCH:-}"
+""",
+    "int8q": 'if [ "$*" = "doctor --json" ]; then cat "$DIAGNOSIS"; else eval "${DO_DOCTOR:-}"; fi',
+    "compute-sanitizer": 'echo "========= COMPUTE-SANITIZER"; eval "${DO_SANITIZER:-}"',
+}
+ROW = {"run_type": "iteration", "real_time": 9.0, "time_unit": "us", "iterations": 1}
+
+
+class Played:
+    def __init__(self, capability="9.0", programs=tuple(ACTIONS), seconds=12, **actions):
+        with tempfile.TemporaryDirectory() as folder:
+            given, self.results = Path(folder) / "bin", Path(folder) / "results"
+            given.mkdir()
+            self.results.mkdir()
+            (self.results / "compare_cuda.json").write_text("of a run before")
+            played, diagnosis, bench = (Path(folder) / name for name in ("played", "diagnosis.json", "bench.json"))
+            played.touch()
+            diagnosis.write_text(json.dumps({"gpu": {"devices": [{"name": "A Play", "capability": capability}]}}))
+            name = "linear/int8q:sm_90/K:256/N:128/M:1/dtype:bf16/graph/iterations:1/manual_time"
+            rows = [{"name": name, "run_name": name, **ROW}]
+            bench.write_text(json.dumps({"context": {"image": "sm_90"}, "benchmarks": rows}))
+            for program in programs:
+                path = given / program
+                path.write_text(PROGRAM.replace("NAME", program).replace("ACTION", ACTIONS[program]))
+                path.chmod(0o755)
+            environment = {
+                **{name: value for name, value in os.environ.items() if not name.startswith("INT8Q_")},
+                **{"PATH": f"{given}:{os.environ['PATH']}", "PLAYED": str(played), "DIAGNOSIS": str(diagnosis)},
+                **{"BENCH": str(bench), "PYTHON": sys.executable, "SECONDS_IN_ALL": str(seconds), **actions},
+            }
+            command = [SCRIPT, given, self.results]
+            ran = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            self.status, self.output = ran.returncode, ran.stdout
+            self.calls = [line.split(" ", 2) for line in played.read_text().splitlines()]
+            self.kept = sorted(str(path.relative_to(self.results)) for path in self.results.rglob("*.json"))
+
+    def programs(self):
+        """(name, image) of the calls, without doctor's."""
+        return [(name, image) for name, image, _ in self.calls if name != "int8q"]
+
+    def step(self, name):
+        """What the last list says of it."""
+        return [line for line in self.output.split("== steps")[1].splitlines() if line.startswith(f"{name}: ")]
+
+
+class GpuScript(unittest.TestCase):
+    def test_the_order_and_the_images(self):
+        played = Played()
+        self.assertEqual(played.status, 0, played.output)
+        both = [("test_cuda", "usual"), ("cuda_bench_linear", "usual")]
+        both += [("test_cuda", "sm_90a"), ("cuda_bench_linear", "sm_90a")]
+        sanitized = [("compute-sanitizer", image) for image in ("usual", "sm_90a", "usual", "sm_90a", "usual", "usual")]
+        self.assertEqual(played.programs(), both + sanitized)
+        self.assertEqual(played.kept, ["bench_linear.json", "sm_90a/bench_linear.json"])
+        options = [rest for name, image, rest in played.calls if (name, image) == ("cuda_bench_linear", "sm_90a")][0]
+        self.assertRegex(options, r"--seconds=\d+ .*--benchmark_filter=\S*512\|2048\|4096")
+        of_wgmma = [rest for name, image, rest in played.calls if (name, image) == ("compute-sanitizer", "sm_90a")]
+        self.assertIn("--tool memcheck", of_wgmma[0])
+        self.assertIn("--tool racecheck", of_wgmma[1])
+        self.assertIn("beside sm_90", played.output)
+
+    def test_other_gpus_have_one_image(self):
+        played = Played(capability="8.6")
+        self.assertEqual(played.status, 0, played.output)
+        self.assertEqual({image for _, image in played.programs()}, {"usual"})
+        self.assertIn("left out", played.step("sm_90a")[0])
+
+    def test_what_hangs_leaves_the_others_their_time(self):
+        played = Played(DO_TEST="sleep 100")
+        self.assertEqual(played.status, 1, played.output)
+        self.assertIn("cut off", played.step("tests")[0])
+        self.assertIn(("cuda_bench_linear", "usual"), played.programs())
+        self.assertIn(("cuda_bench_linear", "sm_90a"), played.programs())
+        self.assertIn(("compute-sanitizer", "usual"), played.programs())
+
+    def test_a_sanitizer_that_is_cut_off(self):
+        played = Played(DO_SANITIZER="sleep 100")
+        self.assertEqual(played.status, 0, played.output)
+        self.assertIn("cut off", played.step("memcheck")[0])
+        for line in ("========= Invalid __global__ write of size 4 bytes", "[  FAILED  ] A.B"):
+            played = Played(DO_SANITIZER=f"echo '{line}'; sleep 100")
+            self.assertEqual(played.status, 1, played.output)
+            self.assertIn("1 lines of errors", played.step("memcheck")[0])
+
+    def test_a_sanitizer_that_fails(self):
+        self.assertEqual(Played(DO_SANITIZER="exit 9").status, 1)
+
+    def test_faults(self):
+        wrong = "echo \"cuBLASLt's s8 product equals int8q's: NO, of M=1\" >&2"
+        row = "echo \"gemm/int8q:sm_90/K:8/graph ERROR OCCURRED: 'cuLaunchKernel'\""
+        for actions in ({"DO_DOCTOR": "exit 1"}, {"DO_TEST": "exit 1"}, {"DO_BENCH": wrong}, {"DO_BENCH": row}):
+            self.assertEqual(Played(**actions).status, 1, actions)
+        self.assertEqual(Played(DO_BENCH=row.replace("cuLaunchKernel", "not reached in --seconds=1")).status, 0)
+
+    def test_all_left_out(self):
+        played = Played(programs=("int8q",))
+        self.assertEqual(played.status, 1, played.output)
+        self.assertIn("all were left out", played.output)
+
+
+if __name__ == "__main__":
+    unittest.main()

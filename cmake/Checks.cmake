@@ -103,7 +103,12 @@ endforeach()
 
 # No GPU and no toolkit: the kernels are compiled by NVRTC, and read.
 if(CMAKE_BUILD_TYPE STREQUAL Release AND isa_folders)
-  int8q_add_check(cuda_kernels ${INT8Q_TEST_PYTHON} ${checks}/cuda_kernels.py ${PROJECT_BINARY_DIR}/cubins)
+  add_executable(check_cuda_shared_memory tests/checks/cuda_shared_memory.cpp)
+  target_include_directories(check_cuda_shared_memory PRIVATE src)
+  target_link_libraries(check_cuda_shared_memory PRIVATE int8q_warnings)
+  int8q_add_check(cuda_kernels ${INT8Q_TEST_PYTHON} ${checks}/cuda_kernels.py ${PROJECT_BINARY_DIR}/cubins
+                  $<TARGET_FILE:check_cuda_shared_memory>
+  )
   int8q_add_check(cuda_mutations ${INT8Q_TEST_PYTHON} ${checks}/cuda_mutations.py ${CMAKE_CXX_COMPILER} ${PROJECT_BINARY_DIR})
   set_tests_properties(check_cuda_mutations PROPERTIES LABELS slow TIMEOUT 3000)
   int8q_add_check(cuda_nvcc ${INT8Q_TEST_PYTHON} ${checks}/cuda_nvcc.py ${PROJECT_BINARY_DIR}/cubins)

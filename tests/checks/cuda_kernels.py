@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cuda_kernels.py FOLDER [ARCHITECTURE...]: compiles the CUDA kernels into FOLDER and reads what came out.
+"""cuda_kernels.py FOLDER SHARED_MEMORY [ARCHITECTURE...]: compiles the CUDA kernels into FOLDER and reads what came out.
 
-Of each kernel and architecture: no stack and no spills, registers for the blocks an SM that it claims; in its disassembly
-the instructions that it is made for, in its innermost loop, with 16-byte accesses and one barrier.
+Of each kernel and architecture: no stack and no spills, registers, threads and shared memory for the blocks an SM that it
+claims; SHARED_MEMORY, a program, says how much that is. In its disassembly no access to local memory; of the products and
+of quantize_rows the instructions that they are made for, in the innermost loop, and 16-byte accesses (docs/cuda.md lists
+them).
 """
 
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -62,15 +65,39 @@ def kernels_of(architecture, version):
 
 
 REGISTERS_OF_AN_SM = 65536
-# Tensor-core products, ldmatrix and 16-byte copies of a step of 64 k's, by architecture from which on.
+# KiB of shared memory and threads of an SM (CUDA C++ Programming Guide, Compute Capabilities). From 8.0 on the driver takes
+# 1 KiB a block of it.
+SM = {70: (96, 2048), 75: (64, 1024), 80: (164, 2048), 86: (100, 1536), 89: (100, 1536), 90: (228, 2048)}
+SM |= {100: (228, 2048), 120: (100, 1536)}
+# Fewer blocks than registers are there for: 36 KiB, for 64 rows of 256 codes.
+BLOCKS_BY_SHARED_MEMORY = {(75, "skinny_fused_64"): 1}
+# Products, ldmatrix, barriers and 16-byte accesses of a step of 64 k's, by architecture from which on.
 GEMM_LOOP = {
-    75: {"IMMA": 128, "LDSM": 12, "BAR": 1, "STS": 6, "LDGSTS": 0},
-    80: {"IMMA": 64, "LDSM": 16, "BAR": 1, "STS": 0, "LDGSTS": 8},
+    70: {"IDP.4A": 1024, "LDG*128": 6, "STS*128": 6, "LDS*128": 64, "BAR": 1},
+    75: {"IMMA": 128, "LDSM": 12, "BAR": 1, "LDG*128": 6, "STS": 6, "STS*128": 6, "LDGSTS": 0},
+    80: {"IMMA": 64, "LDSM": 16, "BAR": 1, "STS": 0, "LDGSTS": 8, "LDGSTS*128": 8},
 }
-# Of a step of 128 k's: four products of 32, one wait for the stage and one arrival, nothing by threads. In the whole kernel
-# one copy of A and one of W, and registers moved twice.
-WGMMA_LOOP = {"IGMMA": 4, "SYNCS": 2, "LDS": 0, "LDSM": 0, "STS": 0, "BAR": 0, "LDG": 0}
-WGMMA_KERNEL = {"IGMMA": 4, "UTMALDG": 2, "USETMAXREG": 2}
+GEMM_SMALL_LOOP = {
+    70: {"IDP.4A": 512, "LDG*128": 4, "STS*128": 4, "LDS*128": 48, "BAR": 1},
+    75: {"IMMA": 64, "LDSM": 8, "BAR": 1, "LDG*128": 4, "STS": 4, "STS*128": 4},
+    80: {"IMMA": 16, "LDSM": 8, "BAR": 1, "STS": 0, "LDGSTS": 4, "LDGSTS*128": 4},
+}
+# Of a step of 128 k's: four products of 32, begun once and waited for once (serialized ones are at each product), one wait
+# for the stage and one arrival, nothing by threads. In the whole kernel one copy of A and one of W, registers moved twice,
+# and one wait more, for the last products.
+WGMMA_LOOP = {"IGMMA": 4, "WARPGROUP.ARRIVE": 1, "WARPGROUP.DEPBAR": 1, "SYNCS": 2}
+WGMMA_LOOP |= {"LDS": 0, "LDSM": 0, "STS": 0, "BAR": 0, "LDG": 0}
+WGMMA_KERNEL = {"IGMMA": 4, "WARPGROUP.ARRIVE": 1, "WARPGROUP.DEPBAR": 2, "UTMALDG": 2, "USETMAXREG": 2}
+# What ptxas tells, as information, of products that it serializes (C7510, C7511) and of waits that it adds (C7517, C7519).
+SERIALIZED = re.compile(r".*\(C75\d\d\).*")
+WGMMA_SOURCE = """
+#include "cuda/kernels/gemm_wgmma.h"
+namespace int8q::gpu {
+extern "C" __global__ void __launch_bounds__(WgmmaTile::kBlockThreads, 1) gemm(const __grid_constant__ GemmByMaps maps) {
+  gemm_wgmma<Sm90a>(maps);
+}
+}  // namespace int8q::gpu
+"""
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)(.*?);")
 errors = []
 
@@ -80,18 +107,20 @@ def expect(condition, text):
         errors.append(text)
 
 
-def nvdisasm():
+def nvdisasm(version):
+    """That of CUDA 13 reads no sm_70."""
+    of_this_version = "nvidia/*/bin/nvdisasm" if version >= 75 else "triton/third_party/cuda/bin/nvdisasm"
     for folder in sys.path:
-        found = sorted(Path(folder).glob("nvidia/*/bin/nvdisasm"))
+        found = sorted(Path(folder).glob(of_this_version))
         if found:
             found[0].chmod(0o755)
             return found[0]
-    sys.exit("cuda_kernels.py: no nvdisasm; pip install -r tests/checks/cuda-requirements.txt")
+    sys.exit(f"cuda_kernels.py: no {of_this_version}; pip install -r tests/checks/cuda-requirements.txt")
 
 
-def functions(cubin):
+def functions(cubin, version):
     """kernel -> [(label or None, opcode, operands)]"""
-    command = [nvdisasm(), "-c", cubin]
+    command = [nvdisasm(version), "-c", cubin]
     text = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     found = {}
     for name, body in re.findall(r"\.text\.(\w+):(.*?)(?=\n\s*\.section|\Z)", text, re.S):
@@ -120,71 +149,128 @@ def loop_around(code, opcode):
     return []
 
 
-def check_code(architecture, version, code):
-    for kernel, instructions in code.items():
-        counts = Counter(instruction.split(".")[0] for _, instruction, _ in instructions)
-        expect(
-            not counts["LDL"] and not counts["STL"], f"{kernel}: {counts['LDL'] + counts['STL']} accesses to local memory"
+def count(code, opcode):
+    """Instructions whose name begins so; of OPCODE*128 those of 16 bytes."""
+    name, wide, _ = opcode.partition("*128")
+    pattern = re.compile(re.escape(name) + r"\b" + (r".*\b128\b" if wide else ""))
+    return sum(bool(pattern.match(instruction)) for _, instruction, _ in code)
+
+
+def expect_counts(where, code, numbers):
+    for opcode, wanted in numbers.items():
+        expect(count(code, opcode) == wanted, f"{count(code, opcode)} {opcode} in {where}; expected {wanted}")
+
+
+def from_version(numbers, version):
+    return numbers[max(start for start in numbers if start <= version)]
+
+
+def check_skinny(architecture, version, loop_of):
+    for rows in (8, 16, 32, 64) if version >= 75 else (8, 16):
+        # Of four steps at once, from 64 rows on of two: two loads of 16 bytes of W, one of codes an eighth of the rows, and
+        # two products. With dp4a, of 16 rows one step: two rows of W and each of x, 16 bytes of both.
+        steps = (2 if rows == 64 else 4) if version >= 75 else (4 if rows == 8 else 1)
+        products = {"IMMA": steps * rows // 4 * (4 if version < 80 else 1)}
+        codes = steps * rows // 8
+        if version < 75:
+            products, codes = {"IDP.4A": steps * 2 * rows * 4}, steps * rows
+        expect_counts(
+            f"the loop of skinny_s8_{rows} of {architecture}",
+            loop_of(f"skinny_s8_{rows}", next(iter(products))),
+            {**products, "LDG*128": steps * 2 + codes},
         )
-    gemm = loop_around(code[f"gemm_s8_{architecture.replace('_', '')}"], "IMMA")
-    counts = Counter(instruction.split(".")[0] for _, instruction, _ in gemm)
-    wanted = GEMM_LOOP[max(start for start in GEMM_LOOP if start <= version)]
-    for opcode, count in wanted.items():
-        expect(
-            counts[opcode] == count, f"{architecture}: {counts[opcode]} {opcode} in the loop of gemm_s8; expected {count}"
+        expect_counts(
+            f"the loop of skinny_fused_{rows} of {architecture}",
+            loop_of(f"skinny_fused_{rows}", next(iter(products))),
+            {**products, "LDG*128": steps * 2, "LDS*128": codes},
         )
-    for rows in (8, 16, 32, 64):
-        # Of four steps at once, from 64 rows on of two: two products an eighth of the rows, two loads of 16 bytes.
-        steps = 2 if rows == 64 else 4
-        loop = loop_around(code[f"skinny_s8_{rows}_{architecture.replace('_', '')}"], "IMMA")
-        products = sum(instruction.startswith("IMMA") for _, instruction, _ in loop)
-        loads = sum(bool(re.match(r"LDG\.E.*128", instruction)) for _, instruction, _ in loop)
-        wanted = steps * rows // 4 * (4 if version < 80 else 1)
-        expect(products == wanted, f"{architecture}: {products} IMMA in the loop of skinny_s8_{rows}; expected {wanted}")
-        wanted = steps * (2 + rows // 8)
-        expect(loads == wanted, f"{architecture}: {loads} 16-byte loads in the loop of skinny_s8_{rows}; expected {wanted}")
+
+
+def check_float_products(architecture, version, loop_of):
     for product in ("f16", "bf16") if version >= 80 else ("f16",):
         for kernel in (f"backward_{product}", f"w8a16_{product}"):
-            loop = loop_around(code[f"{kernel}_{architecture.replace('_', '')}"], "HMMA")
-            products = sum(instruction.startswith("HMMA") for _, instruction, _ in loop)
-            wanted = 32 if version >= 80 else 64
-            expect(products == wanted, f"{architecture}: {products} HMMA in the loop of {kernel}; expected {wanted}")
+            wanted = {"HMMA": 32 if version >= 80 else 64}
+            expect_counts(f"the loop of {kernel} of {architecture}", loop_of(kernel, "HMMA"), wanted)
     for rows in (16, 48):
         # As skinny_s8, but four products and two loads of 16 bytes of x an eighth of the rows and step; a compiler may have
         # these twice, once for an argument that is 0.
         steps, kernel = 4 if rows == 16 else 2, f"w8a16_skinny_f16_{rows}"
-        loop = loop_around(code[f"{kernel}_{architecture.replace('_', '')}"], "HMMA")
-        products = sum(instruction.startswith("HMMA") for _, instruction, _ in loop)
-        loads = sum(bool(re.match(r"LDG\.E.*128", instruction)) for _, instruction, _ in loop)
-        wanted = steps * rows // 2 * (1 if version >= 80 else 2)
-        copies = 2 if products == 2 * wanted else 1
-        expect(products == copies * wanted, f"{architecture}: {products} HMMA in the loop of {kernel}; expected {wanted}")
-        wanted = steps * (2 + copies * rows // 4)
-        expect(loads == wanted, f"{architecture}: {loads} 16-byte loads in the loop of {kernel}; expected {wanted}")
+        loop = loop_of(kernel, "HMMA")
+        products = steps * rows // 2 * (1 if version >= 80 else 2)
+        copies = 2 if count(loop, "HMMA") == 2 * products else 1
+        wanted = {"HMMA": copies * products, "LDG*128": steps * (2 + copies * rows // 4)}
+        expect_counts(f"the loop of {kernel} of {architecture}", loop, wanted)
+
+
+def check_wgmma(kernel):
+    loop = loop_around(kernel, "IGMMA")
+    expect_counts("the loop of gemm_wgmma_s8", loop, WGMMA_LOOP)
+    expect_counts("gemm_wgmma_s8", kernel, WGMMA_KERNEL)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "gemm_wgmma.cu"
+        source.write_text(WGMMA_SOURCE)
+        _, log = compile_kernels.Nvrtc(compile_kernels.find_nvrtc()).compile(source, "sm_90a")
+    expect("Compiling entry function 'gemm'" in log, f"ptxas did not say that it compiled gemm_wgmma_s8:\n{log}")
+    expect(not SERIALIZED.search(log), f"ptxas serializes the products of gemm_wgmma_s8:\n{log}")
+    print(f"sm_90a: loop of gemm_wgmma_s8 {len(loop)} instructions")
+
+
+def check_code(architecture, version, code):
+    suffix = "_" + architecture.replace("_", "")
+
+    def loop_of(kernel, opcode):
+        return loop_around(code[kernel + suffix], opcode)
+
+    for kernel, instructions in code.items():
+        expect_counts(kernel, instructions, {"LDL": 0, "STL": 0})
+    product = "IMMA" if version >= 75 else "IDP"
+    gemm = loop_of("gemm_s8", product)
+    expect_counts(f"the loop of gemm_s8 of {architecture}", gemm, from_version(GEMM_LOOP, version))
+    small = loop_of("gemm_small_s8", product)
+    expect_counts(f"the loop of gemm_small_s8 of {architecture}", small, from_version(GEMM_SMALL_LOOP, version))
+    check_skinny(architecture, version, loop_of)
+    # Eight elements at a time, in two loops, for the greatest and for the codes.
+    for dtype, loads in (("f32", 4), ("f16", 2), ("bf16", 2)):
+        for tail, wanted in (("", loads), ("_unaligned", 0)):
+            kernel = f"quantize_rows_{dtype}{tail}{suffix}"
+            expect_counts(kernel, code[kernel], {"LDG*128": wanted})
+    if version >= 75:
+        check_float_products(architecture, version, loop_of)
     if architecture == "sm_90a":
-        kernel = code["gemm_wgmma_s8_sm90a"]
-        loop = loop_around(kernel, "IGMMA")
-        for where, instructions, numbers in (("loop", loop, WGMMA_LOOP), ("code", kernel, WGMMA_KERNEL)):
-            found = Counter(instruction.split(".")[0] for _, instruction, _ in instructions)
-            for opcode, count in numbers.items():
-                expect(
-                    found[opcode] == count, f"{found[opcode]} {opcode} in the {where} of gemm_wgmma_s8; expected {count}"
-                )
-        print(f"{architecture}: loop of gemm_wgmma_s8 {len(loop)} instructions")
-    narrow = [i for _, i, _ in gemm if re.match(r"LDGSTS|STS", i) and "128" not in i]
-    expect(not narrow, f"{architecture}: {narrow} in the loop of gemm_s8; expected 16 bytes")
-    most = ", ".join(f"{count} {opcode}" for opcode, count in counts.most_common(6))
+        check_wgmma(code["gemm_wgmma_s8_sm90a"])
+    most = ", ".join(f"{n} {opcode}" for opcode, n in Counter(i.split(".")[0] for _, i, _ in gemm).most_common(6))
     print(f"{architecture}: loop of gemm_s8 {len(gemm)} instructions, {most}")
 
 
+def check_occupancy(name, version, threads, blocks, registers, shared):
+    most = REGISTERS_OF_AN_SM // (threads * blocks)
+    up_to_eights = -(-registers // 8) * 8
+    expect(up_to_eights <= most, f"{name}: {registers} registers; expected at most {most} for {blocks} blocks an SM")
+    kib, most_threads = SM[version]
+    expect(threads * blocks <= most_threads, f"{name}: {blocks} blocks of {threads} threads; an SM has {most_threads}")
+    blocks = BLOCKS_BY_SHARED_MEMORY.get((version, name), blocks)
+    needed = blocks * (shared + (1024 if version >= 80 else 0))
+    expect(
+        needed <= kib * 1024,
+        f"{name} of sm_{version}: {needed} bytes of shared memory for {blocks} blocks; an SM has {kib} KiB",
+    )
+
+
+def shared_memory(program):
+    """(tag, kernel) -> bytes"""
+    lines = subprocess.run([program], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    return {(int(tag), kernel): int(size) for tag, kernel, size in map(str.split, lines)}
+
+
 def main():
-    folder, wanted = Path(sys.argv[1]), sys.argv[2:] or list(compile_kernels.ARCHITECTURES)
-    compiled = compile_kernels.compile_all(folder, [*wanted, "compute_70"])
+    folder, wanted = Path(sys.argv[1]), sys.argv[3:] or list(compile_kernels.ARCHITECTURES)
+    shared = shared_memory(sys.argv[2])
+    compiled = compile_kernels.compile_all(folder, wanted)
     for architecture in wanted:
         if architecture.startswith("compute"):
             continue
         suffix = "_" + architecture.replace("_", "")
-        version = int(re.search(r"\d+", architecture)[0])
+        version, tag = int(re.search(r"\d+", architecture)[0]), compile_kernels.ARCHITECTURES[architecture]
         kernels = kernels_of(architecture, version)
         expect(
             set(compiled[architecture]) == {name + suffix for name in kernels},
@@ -194,18 +280,9 @@ def main():
             found = compiled[architecture].get(name + suffix, {})
             for what in ("stack", "spill_stores", "spill_loads"):
                 expect(found.get(what) == 0, f"{name}{suffix}: {found.get(what)} bytes of {what}; expected 0")
-            registers = -(-found.get("registers", 256) // 8) * 8
-            most = REGISTERS_OF_AN_SM // (threads * blocks)
-            expect(
-                registers <= most,
-                f"{name}{suffix}: {registers} registers; expected at most {most} for {blocks} blocks an SM",
-            )
-        if version >= 75:
-            check_code(architecture, version, functions(folder / f"{architecture}.cubin"))
-    ptx = (folder / "compute_70.ptx").read_text()
-    gemm = re.search(r"\.entry gemm_s8_ptx70\((.*?)\n}", ptx, re.S)[1]
-    count = gemm.count("dp4a.s32.s32")
-    expect(count >= 1024, f"sm_70: {count} dp4a in gemm_s8; expected 1024 for a step of 64 k's")
+            bytes_of_it = shared[tag, name.removesuffix("_unaligned")]
+            check_occupancy(name, version, threads, blocks, found.get("registers", 256), bytes_of_it)
+        check_code(architecture, version, functions(folder / f"{architecture}.cubin", version))
     if errors:
         sys.exit("\n".join(errors))
     print(f"{len(KERNELS)} kernels for {', '.join(wanted)}: no spills, occupancy as claimed")

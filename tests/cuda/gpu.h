@@ -11,6 +11,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/device.h"
@@ -54,12 +55,26 @@ inline const MoreOfDriver& more_of_driver() {
 
 inline double unit_roundoff(int32_t dtype) { return dtype == INT8Q_F32 ? 0x1p-24 : dtype == INT8Q_F16 ? 0x1p-11 : 0x1p-8; }
 
-inline cuda::Device& gpu() { return cuda::Device::open(0); }
+inline thread_local int gpu_ordinal = 0;
+inline cuda::Device& gpu() { return cuda::Device::open(gpu_ordinal); }
+
+// gpu() is another one while it lives.
+class OnGpu {
+ public:
+  explicit OnGpu(int ordinal) : before_(std::exchange(gpu_ordinal, ordinal)) {}
+  ~OnGpu() { gpu_ordinal = before_; }
+  OnGpu(const OnGpu&) = delete;
+  OnGpu& operator=(const OnGpu&) = delete;
+
+ private:
+  const int before_;
+};
 
 inline ContextPtr make_gpu_context(void* stream = nullptr) {
   int8q_context_options options{};
   options.size = sizeof options;
   options.backend = INT8Q_BACKEND_CUDA;
+  options.device = gpu_ordinal;
   options.stream = stream;
   int8q_context* context = nullptr;
   EXPECT_STATUS(INT8Q_OK, int8q_create_context(&options, &context));
@@ -70,12 +85,12 @@ inline ContextPtr make_gpu_context(void* stream = nullptr) {
 class DeviceBytes {
  public:
   explicit DeviceBytes(int64_t bytes) : bytes_(bytes) {
-    const cuda::Current current(gpu());
-    cuda::check(gpu().driver.cuMemAlloc(&memory_, static_cast<size_t>(std::max<int64_t>(bytes, 1))), "cuMemAlloc");
+    const cuda::Current current(gpu_);
+    cuda::check(gpu_.driver.cuMemAlloc(&memory_, static_cast<size_t>(std::max<int64_t>(bytes, 1))), "cuMemAlloc");
   }
   ~DeviceBytes() {
-    const cuda::Current current(gpu());
-    gpu().driver.cuMemFree(memory_);
+    const cuda::Current current(gpu_);
+    gpu_.driver.cuMemFree(memory_);
   }
   DeviceBytes(const DeviceBytes&) = delete;
   DeviceBytes& operator=(const DeviceBytes&) = delete;
@@ -85,18 +100,19 @@ class DeviceBytes {
     return reinterpret_cast<T*>(memory_);
   }
   void upload(const void* from) {
-    const cuda::Current current(gpu());
-    cuda::Queue{gpu(), nullptr}.upload(get(), from, bytes_);
-    cuda::Queue{gpu(), nullptr}.wait();
+    const cuda::Current current(gpu_);
+    cuda::Queue{gpu_, nullptr}.upload(get(), from, bytes_);
+    cuda::Queue{gpu_, nullptr}.wait();
   }
   void download(void* to) const {
-    const cuda::Current current(gpu());
-    cuda::Queue{gpu(), nullptr}.download(to, get(), bytes_);
-    cuda::Queue{gpu(), nullptr}.wait();
+    const cuda::Current current(gpu_);
+    cuda::Queue{gpu_, nullptr}.download(to, get(), bytes_);
+    cuda::Queue{gpu_, nullptr}.wait();
   }
   int64_t bytes() const { return bytes_; }
 
  private:
+  cuda::Device& gpu_ = gpu();
   int64_t bytes_;
   cuda::DevicePointer memory_ = 0;
 };

@@ -224,45 +224,6 @@ TEST(CudaLife, TheDriversErrorsAreNamed) {
                             workspace.bytes()));
 }
 
-// The caller's allocator gets all that is asked of the device, and gets it back.
-TEST(CudaLife, TheCallersAllocator) {
-  struct Counts {
-    int64_t held = 0, most = 0;
-  } counts;
-  const int8q_allocator allocator{sizeof allocator, 0, &counts,
-                                  [](void* opaque, uint64_t bytes, uint64_t) -> void* {
-                                    auto& c = *static_cast<Counts*>(opaque);
-                                    c.held += static_cast<int64_t>(bytes);
-                                    c.most = std::max(c.most, c.held);
-                                    const cuda::Current current(gpu());
-                                    cuda::DevicePointer memory = 0;
-                                    return gpu().driver.cuMemAlloc(&memory, bytes) == 0 ? reinterpret_cast<void*>(memory)
-                                                                                        : nullptr;
-                                  },
-                                  [](void* opaque, void* memory, uint64_t bytes) {
-                                    static_cast<Counts*>(opaque)->held -= static_cast<int64_t>(bytes);
-                                    const cuda::Current current(gpu());
-                                    gpu().driver.cuMemFree(reinterpret_cast<cuda::DevicePointer>(memory));
-                                  }};
-  int8q_context_options options{};
-  options.size = sizeof options;
-  options.backend = INT8Q_BACKEND_CUDA;
-  options.allocator = &allocator;
-  {
-    int8q_context* raw = nullptr;
-    ASSERT_CALL(int8q_create_context(&options, &raw));
-    const ContextPtr there(raw);
-    const LayerOnDevice layer(raw, 16, 32);
-    EXPECT_GE(counts.held, 16 * 32 + 16 * 8);
-    Grid x = activations(INT8Q_F32, 3, 33), q(INT8Q_S8, 3, 33);  // takes scratch memory
-    const DeviceGrid x_there(x), q_there(q);
-    const DeviceArray<float> stats(std::vector<float>(3, 0.0f));
-    ASSERT_CALL(int8q_quantize_rows(raw, x_there.view(), 0, 0, q_there.view(), stats.get(), nullptr, nullptr, nullptr));
-  }
-  EXPECT_EQ(counts.held, 0);
-  EXPECT_GT(counts.most, 0);
-}
-
 // Each with a context and a stream of its own, at once.
 TEST(CudaLife, ThreadsWithContextsOfTheirOwn) {
   constexpr int64_t kM = 70, kN = 40, kK = 96;
@@ -311,6 +272,53 @@ TEST(CudaLife, TwoGpusAreApart) {
                                                       workspace.get(), workspace.bytes()));
   EXPECT_NE(std::string(int8q_last_error()).find("expected one made by a context of GPU 1"), std::string::npos)
       << int8q_last_error();
+  ASSERT_CALL(int8q_forward(first.get(), layer.linear.get(), x_there.view(), 0, y_there.view(), workspace.get(),
+                            workspace.bytes()));
+  const OnGpu on_second(1);
+  const LayerOnDevice other(raw, 16, 32);
+  const DeviceGrid x_second(x), y_second(y);
+  const DeviceWorkspace own(raw, other.linear.get(), 2);
+  ASSERT_CALL(int8q_forward(raw, other.linear.get(), x_second.view(), 0, y_second.view(), own.get(), own.bytes()));
+  EXPECT_EQ(y_second.download().bytes(), y_there.download().bytes());
+}
+
+// The driver that is played takes a function, a stream or memory in its own GPU's context alone, and kernels reach no other's.
+TEST(CudaLifeDeathTest, TheStubsGpusAreApart) {
+  if (more_of_driver().stub_count == nullptr || cuda::look_for_driver().devices < 2) GTEST_SKIP() << "not two played GPUs";
+  testing::GTEST_FLAG(death_test_style) = "threadsafe";  // no CUDA after a fork
+  constexpr int kInvalidValue = 1, kInvalidHandle = 400;
+  cuda::Device &first = gpu(), &second = cuda::Device::open(1);
+  const cuda::Driver& driver = first.driver;
+  cuda::DevicePointer memory = 0;
+  void* stream = nullptr;
+  {
+    const cuda::Current current(second);
+    ASSERT_EQ(driver.cuMemAlloc(&memory, 64), 0);
+    ASSERT_EQ(more_of_driver().cuStreamCreate(&stream, 1), 0);
+  }
+  const cuda::Current current(first);
+  uint8_t bytes[64] = {};
+  void* parameters[] = {bytes};
+  EXPECT_EQ(driver.cuLaunchKernel(second.kernels.copy_codes, 1, 1, 1, 256, 1, 1, 0, nullptr, parameters, nullptr),
+            kInvalidHandle);
+  EXPECT_EQ(driver.cuStreamSynchronize(stream), kInvalidHandle);
+  EXPECT_EQ(driver.cuMemcpyHtoDAsync(memory, bytes, 64, nullptr), kInvalidValue);
+  EXPECT_EQ(driver.cuMemcpyDtoHAsync(bytes, memory, 64, nullptr), kInvalidValue);
+  EXPECT_EQ(driver.cuMemFree(memory), kInvalidValue);
+  const auto read_the_others = [&] {
+    const ContextPtr there = make_gpu_context();
+    const LayerOnDevice layer(there.get(), 16, 32);
+    Grid x = activations(INT8Q_F32, 2, 32), y(INT8Q_F32, 2, 16);
+    const DeviceGrid y_there(y);
+    const DeviceWorkspace workspace(there.get(), layer.linear.get(), 2);
+    const OnGpu on_second(1);
+    const DeviceGrid x_second(x);
+    std::_Exit(int8q_forward(there.get(), layer.linear.get(), x_second.view(), 0, y_there.view(), workspace.get(),
+                             workspace.bytes()) == INT8Q_DEVICE_FAILED
+                   ? 0
+                   : 1);
+  };
+  EXPECT_EXIT(read_the_others(), testing::ExitedWithCode(0), "memory of another GPU");
 }
 
 // A borrowed checkpoint's codes are read where they are.

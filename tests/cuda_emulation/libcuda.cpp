@@ -3,198 +3,18 @@
 // A CUDA driver without a GPU: what src/cuda/driver.h and tests/cuda/gpu.h call of libcuda.so.1, with the emulator as its device.
 // Device memory is host memory that the emulator watches; a launch is over when it returns.
 //
-// What is played, by environment variables: INT8Q_STUB_DRIVER, the version (12090); INT8Q_STUB_GPUS, the capabilities of its
-// GPUs ("8.0"; "9.0,5.2"; empty: none); INT8Q_STUB_FAULT, the name of a function that fails from then on.
+// What is played, by environment variables: INT8Q_STUB_DRIVER, the version (13090); INT8Q_STUB_GPUS, the capabilities of its
+// GPUs ("8.0"; "9.0,5.2"; empty: none); INT8Q_STUB_FAULT, the name of a function that fails from then on ("cuInit"; "cuInit=803"
+// with that error).
 //
 // A stream that captures takes launches alone: what would wait or copy fails, as it would on a GPU, and so do allocating,
-// freeing and loading by a thread that has not relaxed its mode. int8q_stub_count tells how often a function was called, or a
-// kernel launched.
+// freeing and loading by a thread that has not relaxed its mode. A function, stream or memory of one GPU is refused where
+// another's context is current, and by another's kernels. int8q_stub_count tells how often a function was called, or a kernel
+// launched.
 #include <chrono>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <map>
-#include <memory>
-#include <mutex>
-#include <sstream>
-#include <string>
-#include <vector>
 
 #include "cuda/driver.h"
-#include "cuda_emulation/emulator.h"
-#include "cuda_emulation/entries.h"
-
-namespace int8q::emulation {
-namespace {
-
-enum Error {
-  kSuccess = 0,
-  kInvalidValue = 1,
-  kOutOfMemory = 2,
-  kNotInitialized = 3,
-  kNoDevice = 100,
-  kInvalidDevice = 101,
-  kInvalidImage = 200,
-  kInvalidContext = 201,
-  kNotFound = 500,
-  kIllegalAddress = 700,
-  kLaunchOutOfResources = 701,
-  kCaptureUnsupported = 900,
-};
-
-constexpr int kMultiprocessors = 3;
-constexpr size_t kMostBytes = size_t{1} << 30;
-
-struct Gpu {
-  int major, minor;
-  int capability() const { return major * 10 + minor; }
-  // Of a block, opted in.
-  int shared_kib() const {
-    switch (capability()) {
-      case 70: return 96;
-      case 75: return 64;
-      case 80:
-      case 87: return 163;
-      case 90:
-      case 100: return 227;
-      default: return 99;
-    }
-  }
-};
-
-struct Kernel {
-  Entry entry;
-  std::string name;             // without suffix
-  int shared_bytes = 48 << 10;  // dynamic, at most
-};
-
-struct alignas(64) ArgumentBytes {
-  uint8_t bytes[64];
-};
-
-struct Work {
-  const Kernel* kernel;
-  int64_t blocks;
-  int shared_bytes;
-  std::vector<ArgumentBytes> arguments;
-};
-using Graph = std::vector<Work>;
-
-struct FakeStream {
-  std::unique_ptr<Graph> capturing;
-};
-
-struct State {
-  std::mutex mutex;
-  std::map<std::string, int64_t> calls;
-  bool initialized = false;
-  std::vector<Gpu> gpus;
-  std::map<uint64_t, std::unique_ptr<Buffer<uint8_t>>> memory;
-  FakeStream default_stream;
-  std::vector<std::unique_ptr<FakeStream>> streams;  // as long as the process, and so are graphs
-  std::vector<std::unique_ptr<Graph>> graphs;
-  int64_t captures = 0;
-  int error = kSuccess;  // sticky
-  uint64_t seed = 0;
-};
-
-State& state() {
-  static State& all = *new State;
-  return all;
-}
-
-constexpr int kRelaxed = 2;
-thread_local std::vector<void*> current;  // contexts
-thread_local int capture_mode = 0;
-
-const char* environment(const char* name, const char* otherwise) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? otherwise : value;
-}
-
-std::vector<Gpu> played_gpus() {
-  std::vector<Gpu> gpus;
-  std::istringstream list(environment("INT8Q_STUB_GPUS", "8.0"));
-  for (std::string one; std::getline(list, one, ',');)
-    gpus.push_back({std::stoi(one), std::stoi(one.substr(one.find('.') + 1))});
-  return gpus;
-}
-
-// Counts the call, and tells whether it may go on.
-enum Needs { kNothing, kInit, kContext, kSafe, kNoCapture };  // kSafe: what a thread must not do while anybody captures
-int enter(const char* name, Needs needs) {
-  State& s = state();
-  ++s.calls[name];
-  if (std::strcmp(environment("INT8Q_STUB_FAULT", ""), name) == 0)
-    return std::strcmp(name, "cuMemAlloc_v2") == 0 ? kOutOfMemory : kIllegalAddress;
-  if (needs >= kInit && !s.initialized) return kNotInitialized;
-  if (s.error != kSuccess) return s.error;
-  if (needs >= kContext && current.empty()) return kInvalidContext;
-  if (s.captures > 0 && (needs == kNoCapture || (needs == kSafe && capture_mode != kRelaxed))) return kCaptureUnsupported;
-  return kSuccess;
-}
-
-#define ENTER(needs)                         \
-  const std::lock_guard lock(state().mutex); \
-  if (const int refused = enter(__func__, needs); refused != kSuccess) return refused
-
-FakeStream& stream_of(void* stream) {
-  return stream == nullptr ? state().default_stream : *static_cast<FakeStream*>(stream);
-}
-
-// The buffer that holds [at, at + bytes), or NULL.
-Buffer<uint8_t>* buffer_of(uint64_t at, size_t bytes) {
-  auto& memory = state().memory;
-  auto after = memory.upper_bound(at);
-  if (after == memory.begin()) return nullptr;
-  auto& [begin, buffer] = *std::prev(after);
-  return at + bytes <= begin + static_cast<uint64_t>(buffer->count()) ? buffer.get() : nullptr;
-}
-
-bool copy_in(uint64_t to, const void* from, size_t bytes) {
-  Buffer<uint8_t>* buffer = buffer_of(to, bytes);
-  if (buffer == nullptr) return false;
-  const auto at = static_cast<int64_t>(to - reinterpret_cast<uint64_t>(buffer->device()));
-  for (size_t i = 0; i < bytes; ++i) buffer->set(at + static_cast<int64_t>(i), static_cast<const uint8_t*>(from)[i]);
-  return true;
-}
-
-// What no kernel wrote stays as allocation left it.
-bool copy_out(void* to, uint64_t from, size_t bytes) {
-  if (buffer_of(from, bytes) == nullptr) return false;
-  std::memcpy(to, reinterpret_cast<const void*>(from), bytes);
-  return true;
-}
-
-int run(const Work& work) {
-  State& s = state();
-  try {
-    launch({.blocks = work.blocks,
-            .threads = work.kernel->entry.threads,
-            .shared_bytes = work.shared_bytes,
-            .seed = s.seed++,
-            .most_shared_bytes = work.kernel->shared_bytes},
-           [&] { work.kernel->entry.run(work.arguments.data()); });
-    return kSuccess;
-  } catch (const Fault& fault) {
-    std::fprintf(stderr, "libcuda stub: %s\n", fault.what());
-    return s.error = kIllegalAddress;
-  }
-}
-
-// "gemm_s8", 86 of "gemm_s8_sm89".
-std::pair<std::string, int> key_of(const std::string& name) {
-  static const std::map<std::string, int> tags = {{"sm70", 70},   {"sm75", 75}, {"sm80", 80},   {"sm86", 86},
-                                                  {"sm89", 86},   {"sm90", 90}, {"sm90a", 901}, {"sm100", 90},
-                                                  {"sm120", 120}, {"ptx80", 86}};
-  const size_t end = name.rfind('_');
-  const auto tag = tags.find(name.substr(end + 1));
-  return {name.substr(0, end), tag == tags.end() ? 0 : tag->second};
-}
-
-}  // namespace
-}  // namespace int8q::emulation
+#include "cuda_emulation/libcuda_state.h"
 
 using namespace int8q::emulation;
 using int8q::cuda::Copy2D;
@@ -210,22 +30,27 @@ STUB int64_t int8q_stub_count(const char* function) {
 
 STUB int cuDriverGetVersion(int* version) {
   ENTER(kNothing);
-  *version = std::atoi(environment("INT8Q_STUB_DRIVER", "12090"));
+  *version = std::atoi(environment("INT8Q_STUB_DRIVER", "13090"));
   return kSuccess;
 }
 
 STUB int cuInit(unsigned) {
   ENTER(kNothing);
-  state().gpus = played_gpus();
+  if (!state().initialized) state().gpus = played_gpus();  // whose addresses are their contexts
   if (state().gpus.empty()) return kNoDevice;
   state().initialized = true;
   return kSuccess;
 }
 
 STUB int cuGetErrorName(int error, const char** name) {
-  *name = error == kIllegalAddress       ? "CUDA_ERROR_ILLEGAL_ADDRESS"
-          : error == kCaptureUnsupported ? "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
-                                         : "CUDA_ERROR_OF_THE_STUB";
+  static const std::map<int, const char*> names = {{kNoBinary, "CUDA_ERROR_NO_BINARY_FOR_GPU"},
+                                                   {kUnsupportedPtx, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"},
+                                                   {kInvalidHandle, "CUDA_ERROR_INVALID_HANDLE"},
+                                                   {kIllegalAddress, "CUDA_ERROR_ILLEGAL_ADDRESS"},
+                                                   {kDriverMismatch, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"},
+                                                   {kCaptureUnsupported, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"}};
+  const auto found = names.find(error);
+  *name = found == names.end() ? "CUDA_ERROR_OF_THE_STUB" : found->second;
   return kSuccess;
 }
 STUB int cuGetErrorString(int, const char** text) {
@@ -293,23 +118,24 @@ STUB int cuModuleLoadData(void** module, const void* image) {
   const bool known =
       std::memcmp(image, "\177ELF", 4) == 0 || std::strstr(static_cast<const char*>(image), ".target") != nullptr;
   if (!known) return kInvalidImage;
-  *module = const_cast<void*>(image);
+  *module = new FakeModule{current.back()};  // as long as the process
   return kSuccess;
 }
 STUB int cuModuleUnload(void*) {
   ENTER(kContext);
   return kSuccess;
 }
-STUB int cuModuleGetFunction(void** function, void*, const char* name) {
+STUB int cuModuleGetFunction(void** function, void* module, const char* name) {
   ENTER(kSafe);
   const auto found = entries().find(key_of(name));
   if (found == entries().end()) return kNotFound;
-  *function = new Kernel{found->second, found->first.first};  // as long as the process
+  *function = new Kernel{static_cast<FakeModule*>(module)->context, found->second, found->first.first};  // likewise
   return kSuccess;
 }
 STUB int cuFuncSetAttribute(void* function, int attribute, int value) {
   ENTER(kSafe);
   const auto* gpu = static_cast<const Gpu*>(current.back());
+  if (is_foreign(static_cast<const Kernel*>(function))) return kInvalidHandle;
   if (attribute != int8q::cuda::kFunctionSharedBytes || value > gpu->shared_kib() << 10) return kInvalidValue;
   static_cast<Kernel*>(function)->shared_bytes = value;
   return kSuccess;
@@ -319,6 +145,7 @@ STUB int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsign
                         void** extra) {
   ENTER(kContext);
   const auto* kernel = static_cast<const Kernel*>(function);
+  if (is_foreign(kernel) || is_foreign(static_cast<FakeStream*>(stream))) return kInvalidHandle;
   if (grid_y != 1 || grid_z != 1 || block_y != 1 || block_z != 1 || extra != nullptr || grid_x == 0) return kInvalidValue;
   if (static_cast<int>(block_x) != kernel->entry.threads) return kLaunchOutOfResources;
   if (static_cast<int>(shared_bytes) > kernel->shared_bytes) return kInvalidValue;
@@ -350,23 +177,29 @@ STUB int cuMemAlloc_v2(Pointer* memory, size_t bytes) {
   auto buffer = std::make_unique<Buffer<uint8_t>>(static_cast<int64_t>(bytes), "device memory");
   std::memset(buffer->device(), 0xa5, bytes);
   *memory = reinterpret_cast<Pointer>(buffer->device());
-  state().memory[*memory] = std::move(buffer);
+  state().memory[*memory] = {current.back(), std::move(buffer)};
   return kSuccess;
 }
 STUB int cuMemFree_v2(Pointer memory) {
   ENTER(kSafe);
-  return state().memory.erase(memory) == 1 ? kSuccess : kInvalidValue;
+  const auto found = state().memory.find(memory);
+  if (found == state().memory.end() || is_foreign(&found->second)) return kInvalidValue;
+  state().memory.erase(found);
+  return kSuccess;
 }
-STUB int cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void*) {
+STUB int cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void* stream) {
   ENTER(kNoCapture);
+  if (is_foreign(static_cast<FakeStream*>(stream))) return kInvalidHandle;
   return copy_in(to, from, bytes) ? kSuccess : kInvalidValue;
 }
-STUB int cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void*) {
+STUB int cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void* stream) {
   ENTER(kNoCapture);
+  if (is_foreign(static_cast<FakeStream*>(stream))) return kInvalidHandle;
   return copy_out(to, from, bytes) ? kSuccess : kInvalidValue;
 }
-STUB int cuMemcpy2DAsync_v2(const Copy2D* copy, void*) {
+STUB int cuMemcpy2DAsync_v2(const Copy2D* copy, void* stream) {
   ENTER(kNoCapture);
+  if (is_foreign(static_cast<FakeStream*>(stream))) return kInvalidHandle;
   if (copy->from_pitch < copy->width_bytes || copy->to_pitch < copy->width_bytes) return kInvalidValue;
   std::vector<uint8_t> row(copy->width_bytes);
   for (size_t i = 0; i < copy->height; ++i) {
@@ -383,8 +216,9 @@ STUB int cuMemcpy2DAsync_v2(const Copy2D* copy, void*) {
   }
   return kSuccess;
 }
-STUB int cuStreamSynchronize(void*) {
+STUB int cuStreamSynchronize(void* stream) {
   ENTER(kNoCapture);
+  if (is_foreign(static_cast<FakeStream*>(stream))) return kInvalidHandle;
   return kSuccess;
 }
 
@@ -392,7 +226,7 @@ STUB int cuStreamSynchronize(void*) {
 
 STUB int cuStreamCreate(void** stream, unsigned) {
   ENTER(kContext);
-  *stream = state().streams.emplace_back(std::make_unique<FakeStream>()).get();
+  *stream = state().streams.emplace_back(std::make_unique<FakeStream>(current.back())).get();
   return kSuccess;
 }
 STUB int cuStreamBeginCapture_v2(void* stream, int) {
@@ -417,8 +251,9 @@ STUB int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned lo
   *executable = graph;
   return kSuccess;
 }
-STUB int cuGraphLaunch(void* executable, void*) {
+STUB int cuGraphLaunch(void* executable, void* stream) {
   ENTER(kContext);
+  if (is_foreign(static_cast<FakeStream*>(stream))) return kInvalidHandle;
   for (const Work& work : *static_cast<Graph*>(executable)) {
     if (const int error = run(work); error != kSuccess) return error;
   }

@@ -5,6 +5,7 @@
 #include <map>
 
 #include "cuda_emulation/emulator.h"
+#include "cuda_emulation/reach.h"
 
 namespace int8q::emulation {
 namespace {
@@ -25,6 +26,8 @@ bool ordered(const Moment& then, const Moment& at) {
 }
 
 }  // namespace
+
+bool (*reaches)(const void* p) = nullptr;
 
 bool is_ordered(const Moment& then) { return ordered(then, now()); }
 
@@ -258,6 +261,7 @@ Place global_place(const void* p, int64_t count, const Site& site) {
   if (found == global.end() || bytes < found->second->bytes()) {
     fault(FaultKind::kBounds, "touches " + std::to_string(count) + " bytes of memory that is no buffer", site);
   }
+  if (reaches != nullptr && !reaches(p)) fault(FaultKind::kBounds, "touches memory of another GPU", site);
   if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(count) != 0) {
     fault(FaultKind::kAlignment, "touches " + std::to_string(count) + " bytes at an address that is no multiple of that",
           site);

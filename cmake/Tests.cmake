@@ -199,6 +199,16 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
     cuda_cublaslt
     PROPERTIES LABELS unit TIMEOUT 600 ENVIRONMENT "${emulation_environment};${with_cublaslt}"
   )
+  # What it says at its end is told by scripts: skipped tests have not run.
+  add_test(NAME cuda_skipped COMMAND test_cuda --gtest_filter=CudaLife.TwoGpusAreApart)
+  set_tests_properties(
+    cuda_skipped
+    PROPERTIES
+      LABELS unit
+      TIMEOUT 60
+      ENVIRONMENT "${emulation_environment};LD_LIBRARY_PATH=${libcuda_folder};INT8Q_STUB_GPUS=8.0"
+      PASS_REGULAR_EXPRESSION "[\r\n]0 tests ran on"
+  )
   foreach(capability IN LISTS capabilities)
     set(cuda_environment "${emulation_environment};LD_LIBRARY_PATH=${libcuda_folder};INT8Q_STUB_GPUS=${capability}")
     if(capability MATCHES "a$") # stoi stops there

@@ -11,7 +11,8 @@ namespace {
 class SayWhere : public testing::Environment {
  public:
   void TearDown() override {
-    const int ran = testing::UnitTest::GetInstance()->test_to_run_count();
+    const testing::UnitTest& all = *testing::UnitTest::GetInstance();
+    const int ran = all.test_to_run_count() - all.skipped_test_count();
     std::printf("%d tests ran on %s, image %s\n", ran, int8q::test::gpu().name.c_str(), int8q::test::gpu().image->name);
   }
 };

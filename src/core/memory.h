@@ -18,11 +18,11 @@ inline constexpr int64_t kAlignment = 64;
 void* system_allocate(uint64_t bytes);
 
 // What is to be the case while an allocator is called: of a GPU's, that its device is current. enter throws an Error where it
-// cannot be.
+// cannot be; what it returns leave gets. Calls may nest: an allocator is free to call the library.
 struct AllocatorScope {
   void* opaque = nullptr;
-  void (*enter)(void* opaque) = nullptr;
-  void (*leave)(void* opaque) = nullptr;
+  int (*enter)(void* opaque) = nullptr;
+  void (*leave)(void* opaque, int before) = nullptr;
 };
 
 class Allocator {
@@ -38,6 +38,13 @@ class Allocator {
     if (memory == nullptr) {
       fail(INT8Q_OUT_OF_MEMORY, "%s: allocating %llu bytes failed; free memory or pass smaller sizes", what,
            static_cast<unsigned long long>(bytes));
+    }
+    if (reinterpret_cast<uintptr_t>(memory) % kAlignment != 0) {
+      callers_.deallocate(callers_.opaque, memory, bytes);
+      fail(INT8Q_OUT_OF_MEMORY,
+           "%s: allocating %llu bytes, options->allocator->allocate returned %p; expected a multiple of 64, its argument "
+           "`alignment`",
+           what, static_cast<unsigned long long>(bytes), memory);
     }
     return memory;
   }
@@ -56,16 +63,17 @@ class Allocator {
   class Entered {
    public:
     explicit Entered(const AllocatorScope& scope) : scope_(scope) {
-      if (scope_.enter != nullptr) scope_.enter(scope_.opaque);
+      if (scope_.enter != nullptr) before_ = scope_.enter(scope_.opaque);
     }
     ~Entered() {
-      if (scope_.leave != nullptr) scope_.leave(scope_.opaque);
+      if (scope_.leave != nullptr) scope_.leave(scope_.opaque, before_);
     }
     Entered(const Entered&) = delete;
     Entered& operator=(const Entered&) = delete;
 
    private:
     const AllocatorScope& scope_;
+    int before_ = 0;
   };
 
   int8q_allocator callers_{};

@@ -199,18 +199,18 @@ void Device::find_kernels(Module module) {
 namespace {
 
 constexpr int kOutOfMemory = 2;  // CUDA_ERROR_OUT_OF_MEMORY
-thread_local int mode_outside;   // of the thread whose allocator is being called
 
-// Some thread may capture meanwhile, which allocating does not disturb: the memory is there at once.
-void enter(void* opaque) {
+// Some thread may capture meanwhile, which allocating does not disturb: the memory is there at once. The thread's mode before.
+int enter(void* opaque) {
   const auto& device = *static_cast<Device*>(opaque);
   check(require_driver().cuCtxPushCurrent(device.context), "cuCtxPushCurrent");
-  mode_outside = kRelaxed;
-  device.driver.cuThreadExchangeStreamCaptureMode(&mode_outside);
+  int mode = kRelaxed;
+  device.driver.cuThreadExchangeStreamCaptureMode(&mode);
+  return mode;
 }
-void leave(void* opaque) {
+void leave(void* opaque, int mode) {
   const auto& device = *static_cast<Device*>(opaque);
-  device.driver.cuThreadExchangeStreamCaptureMode(&mode_outside);
+  device.driver.cuThreadExchangeStreamCaptureMode(&mode);
   DriverContext popped;
   device.driver.cuCtxPopCurrent(&popped);
 }

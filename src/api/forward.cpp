@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Forward, part-wise forward, backward: validate without allocating, then delegate to cpu/layer.h.
+#include <algorithm>
+
 #include "api/arguments.h"
 #include "cuda/layer.h"
 
@@ -129,12 +131,16 @@ int32_t int8q_forward_many(int8q_context* context, const int8q_linear* const* li
     check_array(ys, count, alignof(void*), "ys");
     const Linear& first = check_linear(c, linears[0]);
     const int64_t rows = check_matrix(c, x, "x", kFloats, -1, first.k()).rows;
-    const int64_t needed = forward_workspace(c, first, rows, 0);
+    int64_t needed = 0;
+    for (int32_t i = 0; i < count; ++i) {
+      const Linear& linear = check_linear(c, linears[i]);
+      check_alike(first, linear, i);
+      needed = std::max(needed, forward_workspace(c, linear, rows, 0));
+    }
     Output outs[kMaxLinears];
     int8q_matrix views[kMaxLinears];
     int8q_matrix in{};
     for (int32_t i = 0; i < count; ++i) {
-      check_alike(first, check_linear(c, linears[i]), i);
       const Call call = check_forward(c, *linears[i], x, ys[i], workspace, needed, workspace_bytes);
       for (int32_t j = 0; j < i; ++j) check_overlap(extent(call.y, "ys[i]"), {extent(views[j], "an earlier one of ys")});
       for (int32_t j = 0; j < count; ++j) check_apart(extent(call.y, "ys[i]"), check_linear(c, linears[j]));

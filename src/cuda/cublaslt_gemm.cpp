@@ -24,33 +24,37 @@ std::unique_ptr<CublasLt> CublasLt::open() {
   return std::unique_ptr<CublasLt>(new CublasLt(std::move(library)));
 }
 
-std::unique_ptr<CublasLt::Plan> CublasLt::make_plan(const cublaslt::Shape& shape) const {
-  cublaslt::Product product(library_, shape);
+std::shared_ptr<const CublasLt::Plan> CublasLt::make_plan(const cublaslt::Shape& shape) const {
+  const std::shared_ptr<Plan> plan(new Plan{cublaslt::Product(library_, shape), {}});
   std::vector<cublaslt::Proposal> proposals;
-  if (product.make() != 0 || product.propose(0, proposals) != 0) return nullptr;
+  if (plan->product.make() != 0 || plan->product.propose(0, proposals, kRowAlignment) != 0) return nullptr;
   for (const cublaslt::Proposal& proposal : proposals) {
-    if (proposal.state == 0) return std::unique_ptr<Plan>(new Plan{product, proposal.algorithm});
+    if (proposal.state != 0) continue;
+    plan->algorithm = proposal.algorithm;
+    return plan;
   }
   return nullptr;
 }
 
-const CublasLt::Plan* CublasLt::plan_for(const gpu::Gemm& p) {
-  // Codes are padded by zeros to 16; weights are not.
-  const bool regular = p.k % 4 == 0 && p.n % 4 == 0 && p.w_stride % 4 == 0 && reinterpret_cast<uintptr_t>(p.w) % 4 == 0;
-  if (!regular || p.k == 0) return nullptr;
+std::shared_ptr<const CublasLt::Plan> CublasLt::plan_for(const gpu::Gemm& p) {
+  // Codes are padded by zeros to 16, and aligned as workspaces are; borrowed weights need be neither.
+  const bool aligned = p.w_stride % kRowAlignment == 0 && reinterpret_cast<uintptr_t>(p.w) % kRowAlignment == 0;
+  if (!aligned || p.k % 4 != 0 || p.n % 4 != 0 || p.k == 0) return nullptr;
+  const Key key{p.m, p.n, p.k, p.codes_stride, p.w_stride};
   const std::lock_guard lock(mutex_);
-  const auto [place, is_new] = plans_.try_emplace({p.m, p.n, p.k, p.codes_stride, p.w_stride});
-  if (is_new) {
-    place->second = make_plan({.m = p.m,
-                               .n = p.n,
-                               .k = p.k,
-                               .x_stride = p.codes_stride,
-                               .w_stride = p.w_stride,
-                               .y_stride = p.n,
-                               .integers = true,
-                               .transposed = true});
+  for (const auto& [its_key, plan] : plans_) {
+    if (its_key == key) return plan;
   }
-  return place->second.get();
+  if (plans_.size() == kMostPlans) plans_.pop_front();
+  plans_.emplace_back(key, make_plan({.m = p.m,
+                                      .n = p.n,
+                                      .k = p.k,
+                                      .x_stride = p.codes_stride,
+                                      .w_stride = p.w_stride,
+                                      .y_stride = p.n,
+                                      .integers = true,
+                                      .transposed = true}));
+  return plans_.back().second;
 }
 
 }  // namespace int8q::cuda

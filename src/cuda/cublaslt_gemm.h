@@ -5,9 +5,10 @@
 #pragma once
 
 #include <array>
-#include <map>
+#include <deque>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "cuda/cublaslt_product.h"
 #include "cuda/kernels/arguments.h"
@@ -16,6 +17,10 @@ namespace int8q::cuda {
 
 class CublasLt {
  public:
+  ~CublasLt() { library_.cublasLtDestroy(library_.handle); }
+  CublasLt(const CublasLt&) = delete;
+  CublasLt& operator=(const CublasLt&) = delete;
+
   // NULL unless the environment asks for it, when a GPU is opened, with its context current. NO_DEVICE where cuBLASLt is not
   // found, INVALID_ARGUMENT for another name.
   static std::unique_ptr<CublasLt> open();
@@ -24,18 +29,22 @@ class CublasLt {
     cublaslt::Product product;
     cublaslt::Algorithm algorithm;
   };
-  // How to multiply p's codes, made at the first call of a size; NULL: cuBLASLt does not take it. Any thread.
-  const Plan* plan_for(const gpu::Gemm& p);
+  // How to multiply p's codes, made under a lock at the first call of a size; NULL: cuBLASLt does not take it. Any thread.
+  std::shared_ptr<const Plan> plan_for(const gpu::Gemm& p);
 
   const std::string& what() const { return library_.what; }
 
  private:
+  using Key = std::array<int64_t, 5>;
+  static constexpr size_t kMostPlans = 64;      // the oldest goes first; who runs it holds it
+  static constexpr int64_t kRowAlignment = 16;  // bytes, of all that a plan is run on
+
   explicit CublasLt(cublaslt::Library library) : library_(std::move(library)) {}
-  std::unique_ptr<Plan> make_plan(const cublaslt::Shape& shape) const;
+  std::shared_ptr<const Plan> make_plan(const cublaslt::Shape& shape) const;
 
   const cublaslt::Library library_;
   std::mutex mutex_;
-  std::map<std::array<int64_t, 5>, std::unique_ptr<Plan>> plans_;  // NULL: none
+  std::deque<std::pair<Key, std::shared_ptr<const Plan>>> plans_;  // NULL: cuBLASLt has none
 };
 
 }  // namespace int8q::cuda

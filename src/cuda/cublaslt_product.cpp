@@ -52,6 +52,13 @@ Library load(const std::string& path) {
   return older;
 }
 
+Product::~Product() {
+  if (desc_ != nullptr) library_.cublasLtMatmulDescDestroy(desc_);
+  for (void* layout : {w_, x_, y_}) {
+    if (layout != nullptr) library_.cublasLtMatrixLayoutDestroy(layout);
+  }
+}
+
 // What row-major calls [rows, cols], cuBLASLt, which is column-major, calls [cols, rows]: y^T = w . x^T, w's transpose
 // being what it calls w. s8 products want just this order of transposes.
 int Product::make() {
@@ -71,12 +78,15 @@ int Product::make() {
   return status;
 }
 
-int Product::propose(size_t most_workspace_bytes, std::vector<Proposal>& list) const {
+int Product::propose(size_t most_workspace_bytes, std::vector<Proposal>& list, uint32_t alignment) const {
   void* preference = nullptr;
   int status = library_.cublasLtMatmulPreferenceCreate(&preference), found = 0;
   if (status == 0) {
     status = library_.cublasLtMatmulPreferenceSetAttribute(preference, kPreferMaxWorkspaceBytes, &most_workspace_bytes,
                                                            sizeof most_workspace_bytes);
+  }
+  for (int which = kPreferMinAlignmentA; status == 0 && which <= kPreferMinAlignmentD; ++which) {
+    status = library_.cublasLtMatmulPreferenceSetAttribute(preference, which, &alignment, sizeof alignment);
   }
   list.resize(8);
   if (status == 0) {
@@ -84,6 +94,7 @@ int Product::propose(size_t most_workspace_bytes, std::vector<Proposal>& list) c
                                                      static_cast<int>(list.size()), list.data(), &found);
   }
   list.resize(static_cast<size_t>(found));
+  if (preference != nullptr) library_.cublasLtMatmulPreferenceDestroy(preference);
   return status;
 }
 

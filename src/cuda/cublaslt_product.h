@@ -24,6 +24,8 @@ enum : int {
   kDescTransA = 3,
   kDescTransB = 4,
   kPreferMaxWorkspaceBytes = 1,
+  kPreferMinAlignmentA = 5,  // of b, c and d: what follows
+  kPreferMinAlignmentD = 8,
 };
 struct Algorithm {  // cublasLtMatmulAlgo_t
   uint64_t opaque[8];
@@ -40,10 +42,14 @@ static_assert(sizeof(Proposal) == 96);
 // name, parameters. Each returns a cublasStatus_t.
 #define INT8Q_CUBLASLT_FUNCTIONS(F)                                                                                       \
   F(cublasLtCreate, void** handle)                                                                                        \
+  F(cublasLtDestroy, void* handle)                                                                                        \
   F(cublasLtMatmulDescCreate, void** desc, int compute_type, int scale_type)                                              \
+  F(cublasLtMatmulDescDestroy, void* desc)                                                                                \
   F(cublasLtMatmulDescSetAttribute, void* desc, int attribute, const void* value, size_t bytes)                           \
   F(cublasLtMatrixLayoutCreate, void** layout, int type, uint64_t rows, uint64_t cols, int64_t stride)                    \
+  F(cublasLtMatrixLayoutDestroy, void* layout)                                                                            \
   F(cublasLtMatmulPreferenceCreate, void** preference)                                                                    \
+  F(cublasLtMatmulPreferenceDestroy, void* preference)                                                                    \
   F(cublasLtMatmulPreferenceSetAttribute, void* preference, int attribute, const void* value, size_t bytes)               \
   F(cublasLtMatmulAlgoGetHeuristic, void* handle, void* desc, void* a, void* b, void* c, void* d, void* preference,       \
     int wanted, Proposal* proposals, int* found)                                                                          \
@@ -70,13 +76,16 @@ struct Shape {
   bool transposed;
 };
 
-// A product's operation and layouts, which live as long as the process. Failures are statuses: 0, or a cublasStatus_t.
+// A product's operation and layouts. Failures are statuses: 0, or a cublasStatus_t.
 class Product {
  public:
   Product(const Library& library, const Shape& shape) : library_(library), shape_(shape) {}
+  ~Product();
+  Product(const Product&) = delete;
+  Product& operator=(const Product&) = delete;
   int make();
-  // What cuBLASLt proposes, the fastest first by its own estimate.
-  int propose(size_t most_workspace_bytes, std::vector<Proposal>& list) const;
+  // What cuBLASLt proposes, the fastest first by its own estimate. alignment: of every matrix that will be passed, in bytes.
+  int propose(size_t most_workspace_bytes, std::vector<Proposal>& list, uint32_t alignment = 256) const;
   int run(const Algorithm& by, const void* w, const void* x, void* y, void* workspace, size_t workspace_bytes,
           void* stream) const;
 

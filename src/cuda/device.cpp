@@ -247,8 +247,10 @@ void Queue::launch_with(Function function, int64_t blocks, int threads, int shar
   check(device.driver.cuLaunchKernel(function, static_cast<unsigned>(blocks), 1, 1, static_cast<unsigned>(threads), 1, 1,
                                      static_cast<unsigned>(shared_bytes), stream, parameters, nullptr),
         "cuLaunchKernel");
-  std::atomic_ref(launches).fetch_add(1, std::memory_order_relaxed);
+  count_launch();
 }
+
+void Queue::count_launch() { std::atomic_ref(launches).fetch_add(1, std::memory_order_relaxed); }
 
 void Queue::upload(void* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;

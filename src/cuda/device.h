@@ -98,6 +98,8 @@ struct Queue {
     launch_with(function, blocks, threads, shared_bytes, parameters);
   }
 
+  void count_launch();  // which somebody else made
+
   void upload(void* to, const void* from, int64_t bytes);
   void download(void* to, const void* from, int64_t bytes);
   // Rows of `bytes` bytes, from the device to it or to the host.

@@ -89,10 +89,11 @@ void launch_wgmma(Queue& queue, const gpu::Gemm& p) {
 bool multiply_by_cublaslt(Queue& queue, gpu::Gemm p, int32_t* sums) {
   if (sums == nullptr) return false;
   const Device& device = queue.device;
-  const CublasLt::Plan* plan = device.cublaslt->plan_for(p);
+  const std::shared_ptr<const CublasLt::Plan> plan = device.cublaslt->plan_for(p);
   if (plan == nullptr) return false;
   const int status = plan->product.run(plan->algorithm, p.w, p.codes, sums, nullptr, 0, queue.stream);
   if (status != 0) fail(INT8Q_DEVICE_FAILED, "cublasLtMatmul: cublasStatus_t %d", status);
+  queue.count_launch();
   p.partials = sums;
   const Tile& tile = device.shapes.small;
   queue.launch(device.kernels.finish, tiles_of(tile, p), tile.threads,

@@ -102,7 +102,7 @@ foreach(name IN LISTS torch_tests)
 endforeach()
 
 # No GPU and no toolkit: the kernels are compiled by NVRTC, and read.
-if(CMAKE_BUILD_TYPE STREQUAL Release AND isa_folders)
+if(CMAKE_BUILD_TYPE STREQUAL Release AND isa_folders AND "sm_70" IN_LIST INT8Q_CUDA_IMAGES)
   add_executable(check_cuda_shared_memory tests/checks/cuda_shared_memory.cpp)
   target_include_directories(check_cuda_shared_memory PRIVATE src)
   target_link_libraries(check_cuda_shared_memory PRIVATE int8q_warnings)
@@ -118,6 +118,9 @@ if(CMAKE_BUILD_TYPE STREQUAL Release AND isa_folders)
   )
 endif()
 
+# What is made of them, by an NVRTC of any version, which a few lines of C play.
+int8q_add_check(cuda_nvrtc ${INT8Q_PYTHON} ${checks}/cuda_nvrtc.py ${CMAKE_C_COMPILER} ${CMAKE_COMMAND})
+
 # torch's tensors on a GPU that a driver plays.
 if(TARGET int8q_libcuda AND NOT INT8Q_SANITIZE)
   int8q_add_check(cuda_tensors ${INT8Q_TORCH_PYTHON} ${run_pytest} ${PROJECT_SOURCE_DIR}/tests/python/test_cuda.py)
@@ -130,7 +133,7 @@ endif()
 # Which GPUs are found and what they run, by a driver that plays them.
 if(TARGET int8q_libcuda AND TARGET int8q_cli AND NOT INT8Q_SANITIZE)
   int8q_add_check(cuda_presence ${INT8Q_PYTHON} ${checks}/cuda_presence.py $<TARGET_FILE:int8q> $<TARGET_FILE:int8q_cli>
-                  ${libcuda_folder}
+                  ${libcuda_folder} ${INT8Q_CUDA_IMAGES}
   )
 endif()
 

@@ -5,6 +5,8 @@
 
 #include <cstdlib>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -102,18 +104,39 @@ std::string describe_cpu() {
 
 std::string capability(int major, int minor) { return std::to_string(major) + "." + std::to_string(minor); }
 
-std::string image_name(const cuda::Image* image) { return image == nullptr ? "null" : as_json(image->name); }
+// One GPU, which is opened, to see that it can be.
+cuda::Gpu examine_gpu(int ordinal) {
+  cuda::Gpu gpu = cuda::describe_gpu(ordinal);
+  if (!gpu.why.empty()) return gpu;
+  try {
+    cuda::Device::try_open(ordinal);
+  } catch (const Error&) {
+    gpu.state = "fails";
+    gpu.why = last_error();
+  }
+  return gpu;
+}
 
-// One GPU; whether there are kernels for it.
-std::string describe_gpu(int ordinal, bool& works) {
-  const cuda::Gpu gpu = cuda::describe_gpu(ordinal);
-  works = works || gpu.image != nullptr;
-  return Members('{')
-      .add("device", std::to_string(ordinal))
-      .add("name", as_json(gpu.name))
-      .add("capability", as_json(capability(gpu.major, gpu.minor)))
-      .add("image", image_name(gpu.image))
-      .text();
+// state and why of all GPUs that there are: at least one works, or what is wrong with the first.
+std::pair<std::string, std::string> examine_gpus(int count, Members& devices) {
+  int working = 0;
+  std::string state, why;
+  for (int i = 0; i < count; ++i) {
+    const cuda::Gpu gpu = examine_gpu(i);
+    const bool works = gpu.why.empty();
+    working += works ? 1 : 0;
+    if (!works && why.empty()) state = gpu.state, why = gpu.why;
+    devices.add(Members('{')
+                    .add("device", std::to_string(i))
+                    .add("name", as_json(gpu.name))
+                    .add("capability", as_json(capability(gpu.major, gpu.minor)))
+                    .add("image", works ? as_json(gpu.image->name) : "null")
+                    .add("why", works ? "null" : as_json(gpu.why))
+                    .text());
+  }
+  if (working == 0) return {state, why};
+  const std::string gpus = std::to_string(count) + (count == 1 ? " GPU" : " GPUs");
+  return {"works", working == count ? gpus : std::to_string(working) + " of " + gpus + "; " + why};
 }
 
 std::string describe_gpus() {
@@ -126,22 +149,18 @@ std::string describe_gpus() {
     why = "this build has no CUDA kernels, since NVRTC was not there";
   } else {
     const cuda::Presence& presence = cuda::look_for_driver();
-    const char* const states[] = {"no driver", "driver too old", "no GPU", "works"};
+    const char* const states[] = {"no driver", "driver too old", "fails", "no GPU", "works"};
     state = states[presence.state];
     why = presence.why;
     if (presence.version > 0) driver = as_json(cuda::version_text(presence.version));
-    bool works = false;
+    const std::string before = last_error();  // which success leaves as it is
     try {
-      for (int i = 0; i < presence.devices; ++i) devices.add(describe_gpu(i, works));
-      if (presence.state == cuda::Presence::kPresent) {
-        why = works ? std::to_string(presence.devices) + (presence.devices == 1 ? " GPU" : " GPUs")
-                    : "no kernels in this build for the GPU's compute capability";
-        if (!works) state = "no kernels";
-      }
+      if (presence.state == cuda::Presence::kPresent) std::tie(state, why) = examine_gpus(presence.devices, devices);
     } catch (const Error&) {  // in a forked process, say
-      state = "no GPU";
+      state = "fails";
       why = last_error();
     }
+    set_last_error("%s", before.c_str());
   }
   return Members('{')
       .add("state", as_json(state))
@@ -181,7 +200,7 @@ std::string describe_queue(const cuda::Queue& queue) {
       .add("device", std::to_string(queue.device.ordinal))
       .add("name", as_json(queue.device.name))
       .add("capability", as_json(capability(queue.device.major, queue.device.minor)))
-      .add("image", image_name(queue.device.image))
+      .add("image", as_json(queue.device.image->name))
       .add("gemm", as_json(queue.device.cublaslt == nullptr ? "int8q" : "cuBLASLt " + queue.device.cublaslt->what()))
       .add("launches", std::to_string(queue.launches))
       .text();

@@ -2,10 +2,9 @@
 #include "cuda/device.h"
 
 #include <atomic>
-#include <cstdlib>
+#include <map>
 #include <memory>
 #include <mutex>
-#include <vector>
 
 #include "cuda/kernels/shapes.h"
 
@@ -13,8 +12,7 @@ namespace int8q::cuda {
 namespace {
 
 constexpr int64_t kMostBlocks = 0x7fffffff;
-constexpr int kNoBinary = 209;  // CUDA_ERROR_NO_BINARY_FOR_GPU
-constexpr int kRelaxed = 2;     // CU_STREAM_CAPTURE_MODE_RELAXED
+constexpr int kRelaxed = 2;  // CU_STREAM_CAPTURE_MODE_RELAXED
 
 template <class T>
 constexpr Tile tile_of() {
@@ -72,26 +70,74 @@ class RelaxedCapture {
   int mode_ = kRelaxed;
 };
 
-std::string image_names() {
+template <class Which>
+std::string image_names(const Which& which) {
   std::string names;
-  for (const Image& image : images()) names += (names.empty() ? "" : ", ") + std::string(image.name);
+  for (const Image& image : images()) {
+    if (which(image)) names += (names.empty() ? "" : ", ") + std::string(image.name);
+  }
+  return names;
+}
+std::string image_names() {
+  const std::string names = image_names([](const Image&) { return true; });
   return names.empty() ? "none: this build has no CUDA kernels" : names;
+}
+
+// Why a GPU without an image has none. who: the GPU.
+std::string without_image(const std::string& who, int major, int minor) {
+  const std::string runnable = image_names([&](const Image& image) { return runs_on(image, major, minor); });
+  if (forced_image() == nullptr || runnable.empty()) return who + ", runs none of the kernels here, " + image_names();
+  return "INT8Q_CUDA_IMAGE is " + std::string(forced_image()) + "; expected one of the kernels here that " + who +
+         ", runs, " + runnable + "; or unset it";
+}
+
+// What to do where the driver does not take an image; empty: not an error of loading.
+std::string remedy_of(int error, const Image& image) {
+  switch (error) {
+    case 220: return "restart the machine: an NVLink is at fault";          // CUDA_ERROR_NVLINK_UNCORRECTABLE
+    case 221: return "install the driver's libnvidia-ptxjitcompiler.so.1";  // CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+    case 223: return "unset CUDA_DISABLE_JIT and CUDA_DISABLE_PTX_JIT";     // CUDA_ERROR_JIT_COMPILATION_DISABLED
+    case 209:                                                               // CUDA_ERROR_NO_BINARY_FOR_GPU
+    case 218:                                                               // CUDA_ERROR_INVALID_PTX
+    case 219:                                                               // CUDA_ERROR_INVALID_GRAPHICS_CONTEXT
+    case 222:                                                               // CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+      return "update the NVIDIA driver to one of CUDA " + version_text(image.driver) + " or later";
+    default: return "";
+  }
+}
+
+struct Opened {
+  std::mutex mutex;
+  std::map<int, std::unique_ptr<Device>> devices;
+};
+Opened& opened() {
+  static Opened& all = *new Opened;  // outlives everything
+  return all;
 }
 
 }  // namespace
 
 Gpu describe_gpu(int ordinal) {
   const Driver& driver = require_driver();
-  const int device = handle_of(driver, ordinal);
+  const int device = handle_of(driver, ordinal), version = look_for_driver().version;
   char name[256] = "";
   check(driver.cuDeviceGetName(name, sizeof name, device), "cuDeviceGetName");
   const int major = attribute(driver, device, kCapabilityMajor), minor = attribute(driver, device, kCapabilityMinor);
-  return {.name = name, .major = major, .minor = minor, .image = image_for(major, minor)};
+  Gpu gpu{.name = name, .major = major, .minor = minor, .image = image_for(major, minor), .state = "works", .why = ""};
+  const std::string who = "GPU " + std::to_string(ordinal) + ", " + gpu.name + ", of compute capability " +
+                          std::to_string(major) + "." + std::to_string(minor);
+  if (gpu.image == nullptr) {
+    gpu.state = "no kernels";
+    gpu.why = without_image(who, major, minor);
+  } else if (gpu.image->driver > version) {
+    gpu.state = "driver too old";
+    gpu.why = who + ", runs " + gpu.image->name + ", which takes an NVIDIA driver of CUDA " +
+              version_text(gpu.image->driver) + " or later; this one is of CUDA " + version_text(version) + "; update it";
+  }
+  return gpu;
 }
 
 Device& Device::open(int ordinal) {
-  static std::mutex mutex;
-  static auto& devices = *new std::vector<std::unique_ptr<Device>>;  // outlives everything
   const Driver& driver = require_driver();
   const int count = look_for_driver().devices;
   if (ordinal >= count) {
@@ -99,26 +145,28 @@ Device& Device::open(int ordinal) {
          "options->device is %d; expected a GPU's ordinal, 0 to %d, of those that CUDA_VISIBLE_DEVICES leaves", ordinal,
          count - 1);
   }
-  const std::lock_guard lock(mutex);
-  devices.resize(static_cast<size_t>(count));
-  auto& device = devices[static_cast<size_t>(ordinal)];
-  if (device == nullptr) {
-    std::unique_ptr<Device> opening(new Device(driver, ordinal));
-    opening->start();
-    device = std::move(opening);
-  }
+  const std::lock_guard lock(opened().mutex);
+  auto& device = opened().devices[ordinal];
+  if (device == nullptr) device = started(driver, ordinal);
   return *device;
+}
+
+void Device::try_open(int ordinal) {
+  const Driver& driver = require_driver();
+  const std::lock_guard lock(opened().mutex);
+  if (opened().devices[ordinal] == nullptr) started(driver, ordinal)->close();
+}
+
+std::unique_ptr<Device> Device::started(const Driver& driver, int ordinal) {
+  std::unique_ptr<Device> device(new Device(driver, ordinal));
+  device->start();
+  return device;
 }
 
 void Device::start() {
   const Gpu gpu = describe_gpu(ordinal);
+  if (!gpu.why.empty()) fail(INT8Q_NO_DEVICE, "no usable GPU: %s", gpu.why.c_str());
   name = gpu.name, major = gpu.major, minor = gpu.minor, image = gpu.image;
-  if (image == nullptr) {
-    const char* forced = std::getenv("INT8Q_CUDA_IMAGE");
-    fail(INT8Q_NO_DEVICE, "GPU %d, %s, has compute capability %d.%d, for which there are no kernels%s%s; here are %s",
-         ordinal, name.c_str(), major, minor,
-         forced == nullptr ? "" : " of INT8Q_CUDA_IMAGE=", forced == nullptr ? "" : forced, image_names().c_str());
-  }
   const int device = handle_of(driver, ordinal);
   multiprocessors = attribute(driver, device, kMultiprocessors);
   shared_bytes = attribute(driver, device, kSharedBytesOptin);
@@ -133,30 +181,39 @@ void Device::start() {
   }
 }
 
+void Device::close() {
+  const RelaxedCapture relaxed(driver);
+  {
+    const Current current(*this);
+    cublaslt.reset();
+    driver.cuModuleUnload(module_);
+  }
+  driver.cuDevicePrimaryCtxRelease(handle_of(driver, ordinal));
+}
+
 // With their limits, so that no launch has to load or set anything: it may be captured.
 void Device::load_kernels() {
   const Current current(*this);
-  Module module;
-  const int error = driver.cuModuleLoadData(&module, image->data);
-  if (error == kNoBinary) {
-    fail(INT8Q_NO_DEVICE, "GPU %d, %s, does not take the kernels for %s; here are %s", ordinal, name.c_str(), image->name,
-         image_names().c_str());
+  const int error = driver.cuModuleLoadData(&module_, image->data);
+  if (const std::string remedy = remedy_of(error, *image); !remedy.empty()) {
+    fail(INT8Q_NO_DEVICE, "no usable GPU: GPU %d, %s, does not take the kernels for %s: %s; %s", ordinal, name.c_str(),
+         image->name, error_text(error).c_str(), remedy.c_str());
   }
   check(error, "cuModuleLoadData");
   try {
-    find_kernels(module);
+    find_kernels();
     cublaslt = CublasLt::open();
   } catch (...) {
-    driver.cuModuleUnload(module);
+    driver.cuModuleUnload(module_);
     throw;
   }
 }
 
-void Device::find_kernels(Module module) {
+void Device::find_kernels() {
   const auto load = [&](const std::string& kernel) {
     Function function;
     const std::string full_name = kernel + "_" + image->suffix;
-    check(driver.cuModuleGetFunction(&function, module, full_name.c_str()), full_name.c_str());
+    check(driver.cuModuleGetFunction(&function, module_, full_name.c_str()), full_name.c_str());
     check(driver.cuFuncSetAttribute(function, kFunctionSharedBytes, shared_bytes), full_name.c_str());
     return function;
   };

@@ -46,8 +46,11 @@ struct Shapes {
 
 class Device {
  public:
-  // Opens it the first time. NO_DEVICE without such a GPU, or kernels for it. Never closed: its primary context may be torch's.
+  // Opens it the first time. NO_DEVICE without such a GPU, kernels for it, or a driver that takes them. Never closed: its primary
+  // context may be torch's.
   static Device& open(int ordinal);
+  // Fails as open would, and leaves nothing open that was not.
+  static void try_open(int ordinal);
 
   const Driver& driver;
   const int ordinal;
@@ -64,9 +67,13 @@ class Device {
 
  private:
   Device(const Driver& found, int which) : driver(found), ordinal(which) {}
+  static std::unique_ptr<Device> started(const Driver& driver, int ordinal);
   void start();
+  void close();
   void load_kernels();
-  void find_kernels(Module module);
+  void find_kernels();
+
+  Module module_ = nullptr;
 };
 
 // Makes the device's primary context this thread's while it lives. NO_DEVICE in a process that was forked since it was opened.
@@ -111,11 +118,13 @@ struct Queue {
   void launch_with(Function function, int64_t blocks, int threads, int shared_bytes, void** parameters);
 };
 
-// One line of diagnosis a GPU: its name, capability and image, for int8q_diagnose_json.
+// One line of diagnosis a GPU, for int8q_diagnose_json, of what is known before it is opened.
 struct Gpu {
   std::string name;
   int major, minor;
-  const Image* image;
+  const Image* image;  // NULL: none
+  const char* state;   // "works", or as why says
+  std::string why;     // for people; empty: it may work
 };
 Gpu describe_gpu(int ordinal);
 

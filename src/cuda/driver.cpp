@@ -58,8 +58,9 @@ Presence look() {
   int error = found.driver.cuInit(0);
   if (error == 0) error = found.driver.cuDeviceGetCount(&found.devices);
   if (error != 0 && error != kErrorNoDevice) {
-    return {.state = Presence::kNoGpu,
-            .why = "the NVIDIA driver does not start: " + error_text(found.driver, error),
+    return {.state = Presence::kFails,
+            .why = "the NVIDIA driver does not start: " + error_text(found.driver, error) +
+                   "; restart the machine if the driver has been updated since, else reinstall it",
             .version = version};
   }
   if (found.devices == 0) {
@@ -97,8 +98,10 @@ const Driver& require_driver() {
   return found.driver;
 }
 
+std::string error_text(int error) { return error_text(look_for_driver().driver, error); }
+
 void check(int error, const char* what) {
-  if (error != 0) fail(INT8Q_DEVICE_FAILED, "%s: %s", what, error_text(look_for_driver().driver, error).c_str());
+  if (error != 0) fail(INT8Q_DEVICE_FAILED, "%s: %s", what, error_text(error).c_str());
 }
 
 }  // namespace int8q::cuda

@@ -88,7 +88,7 @@ std::string version_text(int version);  // "12.8" of 12080
 
 // What is there of CUDA. Looked for once a process: later answers are the same.
 struct Presence {
-  enum State { kNoDriver, kDriverTooOld, kNoGpu, kPresent };
+  enum State { kNoDriver, kDriverTooOld, kFails, kNoGpu, kPresent };
 
   State state;
   std::string why;  // for people
@@ -100,6 +100,9 @@ const Presence& look_for_driver();
 
 // The driver, initialized, with a GPU or more; NO_DEVICE otherwise, and in a process that was forked from one that used it.
 const Driver& require_driver();
+
+// The name that the driver has for an error, and what it says of it. The driver is there.
+std::string error_text(int error);
 
 // DEVICE_FAILED unless a driver's call succeeded; `what` says which.
 void check(int error, const char* what);

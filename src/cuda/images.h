@@ -20,14 +20,19 @@ struct Image {
   int capability;      // 90
   int tag;             // of arch.h: whose shapes its kernels have
   Runs runs;
+  int driver;  // the oldest that takes it, by its CUDA's version: 12090
   const uint8_t* data;
 };
 
 // In ascending order of capability, PTX last. Empty in a build without kernels.
 std::span<const Image> images();
 
-// What a GPU of this capability runs: a cubin before PTX, the latest; or what INT8Q_CUDA_IMAGE of the environment names. NULL if
-// there is none.
+bool runs_on(const Image& image, int major, int minor);
+
+// INT8Q_CUDA_IMAGE of the environment; NULL: unset or empty.
+const char* forced_image();
+
+// What a GPU of this capability runs: a cubin before PTX, the latest; or what INT8Q_CUDA_IMAGE names. NULL if there is none.
 const Image* image_for(int major, int minor);
 
 }  // namespace int8q::cuda

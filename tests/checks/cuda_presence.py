@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cuda_presence.py LIBRARY COMMAND LIBCUDA_FOLDER: which GPUs are found, and what is said where there are none.
+"""cuda_presence.py LIBRARY COMMAND LIBCUDA_FOLDER IMAGE...: which GPUs are found, and what is said where there are none.
 
-LIBCUDA_FOLDER has the stub of libcuda.so.1, which plays what its environment variables say.
+LIBCUDA_FOLDER has the stub of libcuda.so.1, which plays what its environment variables say. IMAGES: what was embedded.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 
-LIBRARY, COMMAND, FOLDER = sys.argv[1:]
+LIBRARY, COMMAND, FOLDER, *IMAGES = sys.argv[1:]
 # Makes a context of GPU 0 by the C functions alone; prints status and message.
 CREATE = """
 import ctypes, os, sys
@@ -25,10 +26,12 @@ def create(device=0):
     status = lib.int8q_create_context(ctypes.byref(options), ctypes.byref(context))
     return lib.int8q_status_name(status).decode(), "" if status == 0 else lib.int8q_last_error().decode()
 """
-# capability -> image
+# capability -> what it runs, best first, of what a build has
 CHOICES = {
-    "7.0": "sm_70", "7.5": "sm_75", "8.0": "sm_80", "8.6": "sm_86", "8.7": "compute_80", "8.9": "sm_89",
-    "9.0": "sm_90", "10.0": "sm_100", "10.3": "sm_100", "11.0": "compute_80", "12.0": "sm_120", "12.1": "sm_120",
+    "7.0": ["sm_70"], "7.5": ["sm_75", "sm_70"], "8.0": ["sm_80", "compute_80"], "8.6": ["sm_86", "sm_80", "compute_80"],
+    "8.7": ["compute_80"], "8.9": ["sm_89", "sm_86", "sm_80", "compute_80"], "9.0": ["sm_90", "compute_80"],
+    "10.0": ["sm_100", "compute_80"], "10.3": ["sm_100", "compute_80"], "11.0": ["compute_80"],
+    "12.0": ["sm_120", "compute_80"], "12.1": ["sm_120", "compute_80"],
 }  # fmt: skip
 problems = []
 
@@ -58,11 +61,52 @@ def create(code="print(*create(), sep='\\n')", **played):
     return run([sys.executable, "-c", CREATE + code, LIBRARY], **played)
 
 
+# A diagnosis after an error: status, whether the error is still told, modules loaded and unloaded, contexts that are held.
+DIAGNOSED = """
+print(create(7)[0])
+before = lib.int8q_last_error()
+buffer = ctypes.create_string_buffer(100000)
+assert lib.int8q_diagnose_json(buffer, ctypes.c_uint64(100000), None) == 0
+print(lib.int8q_last_error() == before)
+stub = ctypes.CDLL("libcuda.so.1")
+stub.int8q_stub_count.restype = ctypes.c_int64
+count = lambda name: stub.int8q_stub_count(name.encode())
+held = count("cuDevicePrimaryCtxRetain") - count("cuDevicePrimaryCtxRelease_v2")
+print(count("cuModuleLoadData"), count("cuModuleUnload"), held)
+"""
+
+
+def broken_gpus():
+    """what, doctor's state, what is played, what doctor and a context's making say of it"""
+    if "compute_80" in IMAGES:
+        played = {"INT8Q_STUB_GPUS": "8.7", "INT8Q_STUB_DRIVER": "12000"}
+        wanted = re.search(r"takes an NVIDIA driver of CUDA (\d+)\.(\d+) or later", doctor(**played)["why"])
+        yield (
+            "PTX by an old driver",
+            "driver too old",
+            played,
+            ["compute_80", wanted[0] if wanted else "", "is of CUDA 12.0"],
+        )
+        version = int(wanted[1]) * 1000 + int(wanted[2]) * 10 if wanted else 0
+        state = doctor(INT8Q_STUB_GPUS="8.7", INT8Q_STUB_DRIVER=str(version))["state"]
+        expect(wanted and state == "works", f"by a driver of version {version}, as it said, doctor says {state}")
+    for forced in ("sm_99", "sm_120"):
+        played = {"INT8Q_STUB_GPUS": "8.6", "INT8Q_CUDA_IMAGE": forced}
+        runnable = ", ".join(name for name in IMAGES if name in CHOICES["8.6"])
+        yield f"image {forced}", "no kernels", played, [f"INT8Q_CUDA_IMAGE is {forced}; expected", runnable, "unset it"]
+    for error, text in ((209, "update"), (218, "update"), (220, "NVLink"), (221, "ptxjitcompiler"), (222, "update"),
+                        (223, "CUDA_DISABLE_PTX_JIT")):  # fmt: skip
+        yield f"module {error}", "fails", {"INT8Q_STUB_FAULT": f"cuModuleLoadData={error}"}, ["does not take", text]
+    played = {"INT8Q_STUB_FAULT": "cuDevicePrimaryCtxRetain"}
+    yield "Retain", "fails", played, ["cuDevicePrimaryCtxRetain: CUDA_ERROR_ILLEGAL_ADDRESS"]
+
+
 def main():
     failures = {
         "driver too old": ({"INT8Q_STUB_DRIVER": "11080"}, ["CUDA 11.8", "525"]),
         "no GPU": ({"INT8Q_STUB_GPUS": ""}, ["finds no GPU", "CUDA_VISIBLE_DEVICES"]),
-        "no kernels": ({"INT8Q_STUB_GPUS": "5.2"}, ["capability 5.2", "sm_70"]),
+        "no kernels": ({"INT8Q_STUB_GPUS": "5.2"}, ["capability 5.2", IMAGES[0], IMAGES[-1]]),
+        "fails": ({"INT8Q_STUB_FAULT": "cuInit=803"}, ["does not start", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "restart"]),
     }
     has_driver = os.path.exists("/proc/driver/nvidia/version")
     if not has_driver:
@@ -70,21 +114,43 @@ def main():
     for state, (played, texts) in failures.items():
         gpu = doctor(**played)
         expect(gpu["state"] == state, f"doctor says {gpu['state']} ({gpu['why']}); expected {state}")
-        expect(len(gpu["images"]) == 10, f"doctor lists {gpu['images']}")
+        expect(gpu["images"] == IMAGES, f"doctor lists {gpu['images']}; expected {IMAGES}")
         status, message = create(**played).strip().split("\n", 1)
         expect(status == "INT8Q_NO_DEVICE", f"{state}: a context gives {status}")
         for text in texts:
             expect(text in message, f"{state}: {text!r} is not in: {message}")
-    for capability, image in CHOICES.items():
+    for what, state, played, texts in broken_gpus():
+        gpu = doctor(**played)
+        expect((gpu["state"], gpu["devices"][0]["image"]) == (state, None), f"{what}: doctor says {gpu}; expected {state}")
+        expect(gpu["devices"][0].get("why") == gpu["why"], f"{what}: doctor gives two reasons, {gpu}")
+        status, _, message = create(**played).strip().partition("\n")
+        expected = "INT8Q_DEVICE_FAILED" if "Retain" in what else "INT8Q_NO_DEVICE"
+        expect(status == expected, f"{what}: a context gives {status}")
+        for text in texts:
+            expect(text in gpu["why"], f"{what}: doctor does not say {text!r}: {gpu['why']}")
+            expect(text in message, f"{what}: {text!r} is not in: {message}")
+    for capability, choices in CHOICES.items():
+        image = next((name for name in choices if name in IMAGES), None)
+        if image is None:
+            continue
         gpu = doctor(INT8Q_STUB_GPUS=capability)
         found = [(device["capability"], device["image"]) for device in gpu["devices"]]
         expect(gpu["state"] == "works" and found == [(capability, image)], f"{capability}: {gpu}; expected {image}")
-    gpu = doctor(INT8Q_STUB_GPUS="9.0", INT8Q_CUDA_IMAGE="sm_90a")
-    expect(gpu["devices"][0]["image"] == "sm_90a", f"INT8Q_CUDA_IMAGE is not obeyed: {gpu}")
+    if "sm_90a" in IMAGES:
+        gpu = doctor(INT8Q_STUB_GPUS="9.0", INT8Q_CUDA_IMAGE="sm_90a")
+        expect(gpu["devices"][0]["image"] == "sm_90a", f"INT8Q_CUDA_IMAGE is not obeyed: {gpu}")
+    runs = next(name for name in CHOICES["8.6"] if name in IMAGES)
     gpu = doctor(INT8Q_STUB_GPUS="5.2,8.6")
-    expect([device["image"] for device in gpu["devices"]] == [None, "sm_86"], f"of two GPUs: {gpu}")
+    expect([device["image"] for device in gpu["devices"]] == [None, runs], f"of two GPUs: {gpu}")
+    expect(gpu["state"] == "works" and gpu["why"].startswith("1 of 2 GPUs; GPU 0, "), f"of two GPUs: {gpu}")
     text = run([COMMAND, "doctor"], INT8Q_STUB_GPUS="8.6")
-    expect("0: emulated GPU of capability 8.6, capability 8.6, runs sm_86" in text and "kernels for sm_70, " in text, text)
+    expect(f"0: emulated GPU of capability 8.6, capability 8.6, runs {runs}\n" in text, text)
+    expect(f"kernels for {', '.join(IMAGES)}\n" in text, text)
+    text = run([COMMAND, "doctor"], INT8Q_STUB_GPUS="8.6", INT8Q_STUB_FAULT="cuModuleLoadData")
+    expect("fails: cuModuleLoadData: CUDA_ERROR_ILLEGAL_ADDRESS" in text and "runs nothing that is here" in text, text)
+    told = create(DIAGNOSED, INT8Q_STUB_GPUS="8.6").splitlines()
+    expect(told[:2] == ["INT8Q_NO_DEVICE", "True"], f"diagnosis changed the last error: {told}")
+    expect(told[2] == "1 1 0", f"loaded, unloaded and still retained contexts after a diagnosis: {told[2]}; expected 1 1 0")
 
     told = create("print(create()[0], *create(2), sep='\\n')", INT8Q_STUB_GPUS="9.0,8.0").split("\n")
     expect(told[:2] == ["INT8Q_OK", "INT8Q_NO_DEVICE"] and "0 to 1" in told[2], f"an ordinal beyond the GPUs: {told}")

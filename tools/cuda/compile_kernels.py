@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """compile_kernels.py OUT: the kernels of src/cuda/kernels/entries.cu by NVRTC, OUT/ARCH.cubin and OUT/compute_80.ptx.
 
-OUT/resources.json says what ptxas says of each: architecture -> kernel -> registers, stack, spills, in bytes;
-OUT/images.inc is what src/cuda/images.cpp embeds. What is newer than its sources is not made again. --nvrtc names the
-library; without it, it is that of requirements.txt beside this one in this Python, else a toolkit's.
+OUT/resources.json says what ptxas says of each: architecture -> kernel -> registers, stack, spills, in bytes; and "nvrtc",
+its version. OUT/images.inc is what src/cuda/images.cpp embeds. What is newer than its sources, by this version, is not
+made again. --nvrtc names the library; without it, it is that of requirements.txt beside this one in this Python, else a
+toolkit's.
 """
 
 import argparse
@@ -46,10 +47,37 @@ def find_nvrtc():
     return found and str(found)
 
 
+def number_of(architecture):
+    return int(re.search(r"\d+", architecture)[0])
+
+
 class Nvrtc:
     def __init__(self, path):
+        """OSError if it does not load, AttributeError for one of before CUDA 11.2."""
+        self.path = path
         self.library = ctypes.CDLL(path)
         self.library.nvrtcGetErrorString.restype = ctypes.c_char_p
+        major, minor, count = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+        self.call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
+        self.version = (major.value, minor.value)
+        self.call("nvrtcGetNumSupportedArchs", ctypes.byref(count))
+        self.numbers = (ctypes.c_int * count.value)()
+        self.call("nvrtcGetSupportedArchs", self.numbers)
+
+    def __str__(self):
+        return f"NVRTC {self.version_text} ({self.path})"
+
+    @property
+    def version_text(self):
+        return ".".join(map(str, self.version))
+
+    def knows(self, architecture):
+        return number_of(architecture) in self.numbers and (not architecture.endswith("a") or self.version >= (12, 0))
+
+    def oldest_driver(self, architecture):
+        """As cuDriverGetVersion tells: a cubin's of the same major version, PTX's of the same version."""
+        major, minor = self.version
+        return major * 1000 + (minor * 10 if architecture.startswith("compute") else 0)
 
     def call(self, name, *arguments):
         status = getattr(self.library, name)(*arguments)
@@ -120,35 +148,51 @@ def compile_one(nvrtc, architecture, out):
     return architecture, resources(log)
 
 
-def write_images(out, architectures):
-    """A line an architecture: INT8Q_IMAGE(name, suffix, capability, tag, runs, file)"""
+def write_images(out, architectures, nvrtc):
+    """A line an architecture: INT8Q_IMAGE(name, suffix, capability, tag, runs, driver, file)"""
 
     def line(architecture):
         runs = "kLater" if architecture.startswith("compute") else "kAlone" if architecture.endswith("a") else "kOnMajor"
-        capability = re.search(r"\d+", architecture)[0]
         file = json.dumps(str(file_of(out, architecture).resolve()))
-        tag = ARCHITECTURES[architecture]
-        return f"INT8Q_IMAGE({architecture}, {suffix_of(architecture)}, {capability}, {tag}, {runs}, {file})\n"
+        which = f"{architecture}, {suffix_of(architecture)}, {number_of(architecture)}, {ARCHITECTURES[architecture]}"
+        return f"INT8Q_IMAGE({which}, {runs}, {nvrtc.oldest_driver(architecture)}, {file})\n"
 
     (out / "images.inc").write_text(
         "".join(line(architecture) for architecture in ARCHITECTURES if architecture in architectures)
     )
 
 
+def load_nvrtc(path=None):
+    path = path or find_nvrtc()
+    if path is None:
+        sys.exit("compile_kernels.py: no NVRTC; pip install -r tools/cuda/requirements.txt, or name one by --nvrtc")
+    try:
+        return Nvrtc(path)
+    except (OSError, AttributeError) as error:
+        sys.exit(f"compile_kernels.py: {path} is no NVRTC to use: {error}; name one of CUDA 12 or later by --nvrtc")
+
+
 def compile_all(out, architectures, nvrtc=None):
-    """architecture -> kernel -> resources; what is in OUT and newer than the sources is not made again."""
+    """architecture -> kernel -> resources; what is newer than the sources and by this NVRTC's version is not made again."""
+    nvrtc = load_nvrtc(nvrtc)
+    unknown = [architecture for architecture in architectures if not nvrtc.knows(architecture)]
+    if unknown:
+        sys.exit(
+            f"compile_kernels.py: {nvrtc} does not know {', '.join(unknown)}; leave that out of --arch, "
+            "or pip install -r tools/cuda/requirements.txt"
+        )
     out.mkdir(parents=True, exist_ok=True)
     report = out / "resources.json"
     newest = max(path.stat().st_mtime for path in [*SOURCES.iterdir(), Path(__file__)])
     found = json.loads(report.read_text()) if report.exists() and report.stat().st_mtime >= newest else {}
+    if found.pop("nvrtc", None) != nvrtc.version_text:
+        found = {}
+    found = {architecture: kernels for architecture, kernels in found.items() if file_of(out, architecture).exists()}
     wanted = [architecture for architecture in architectures if architecture not in found]
-    nvrtc = nvrtc or find_nvrtc()
-    if nvrtc is None:
-        sys.exit("compile_kernels.py: no NVRTC; pip install -r tools/cuda/requirements.txt, or name one by --nvrtc")
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for architecture, kernels in pool.map(compile_one, [nvrtc] * len(wanted), wanted, [out] * len(wanted)):
+        for architecture, kernels in pool.map(compile_one, [nvrtc.path] * len(wanted), wanted, [out] * len(wanted)):
             found[architecture] = kernels
-    report.write_text(json.dumps(found, indent=1) + "\n")
+    report.write_text(json.dumps({"nvrtc": nvrtc.version_text, **found}, indent=1) + "\n")
     return found
 
 
@@ -157,17 +201,24 @@ def main():
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--nvrtc")
     parser.add_argument("--arch", nargs="+", choices=[*ARCHITECTURES, *READ_ONLY], default=list(ARCHITECTURES))
-    parser.add_argument("--find", action="store_true", help="only print which NVRTC is there; exit status 1 without one")
+    parser.add_argument(
+        "--find",
+        action="store_true",
+        help="only print, as JSON, which NVRTC is there and which architectures it knows; exit status 1 without one",
+    )
     args = parser.parse_args()
+    nvrtc = load_nvrtc(args.nvrtc)
     if args.find:
-        found = args.nvrtc or find_nvrtc()
-        print(found or "none")
-        sys.exit(found is None)
+        known = [architecture for architecture in args.arch if nvrtc.knows(architecture)]
+        unknown = [architecture for architecture in args.arch if architecture not in known]
+        lists = {"known": ";".join(known), "unknown": ";".join(unknown)}
+        print(json.dumps({"path": nvrtc.path, "version": nvrtc.version_text, **lists}))
+        return
     if args.out is None:
         parser.error("OUT is missing")
     for architecture, kernels in compile_all(args.out, args.arch, args.nvrtc).items():
         print(f"{architecture}: {len(kernels)} kernels")
-    write_images(args.out, args.arch)
+    write_images(args.out, args.arch, nvrtc)
 
 
 if __name__ == "__main__":

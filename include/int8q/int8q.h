@@ -19,8 +19,11 @@
  *  - With a CUDA context, what matrices' data, arrays and workspaces point to is memory of its device; handles, structs,
  *    what structs point to but for kept_weights' data, and single results that are returned through a pointer to a scalar
  *    are host memory, outlier_count of int8q_quantize_rows excepted. Work is put on the context's stream, behind what is
- *    there, and the call returns before it is done, so outputs may be read once the stream has reached it. A fault in a
- *    kernel is seen by a later call (INT8Q_DEVICE_FAILED).
+ *    there, and the call returns before it is done: outputs may be read once the stream has passed it, and until then inputs,
+ *    outputs and workspace must stay as they are. So a workspace is for one stream or captured graph at a time, as it is for
+ *    one call. A fault in a kernel is seen by a later call (INT8Q_DEVICE_FAILED).
+ *  - INT8Q_CUDA_IMAGE and INT8Q_CUDA_GEMM of the environment are read when a GPU is first opened in the process, for the first
+ *    context on it.
  *  - Outputs must not overlap inputs or each other, unless it is said (else INT8Q_OVERLAP).
  *  - A handle that is NULL, destroyed or foreign gives INT8Q_INVALID_HANDLE, on best effort.
  *  - A struct's first member is its size: set it to sizeof(struct). Smaller than in the level that brought the struct, or,
@@ -140,9 +143,10 @@ typedef struct int8q_matrix {
 } int8q_matrix;
 
 /* The caller's memory for everything that a context allocates; of a CUDA context, for everything on its device,
- * which is the calling thread's current one then. Thread-safe if
- * contexts are used from several threads. allocate returns `bytes` bytes aligned to `alignment` (a power of two, at most
- * 4096), or NULL. What deallocate gets may still be in use by work on the context's stream. */
+ * which is the calling thread's current one then. Thread-safe if contexts are used from several threads. Both functions may
+ * call the library, with another context. allocate returns `bytes` bytes aligned to `alignment` (a power of two, at most
+ * 4096), or NULL; NULL, or memory that is not so aligned, which deallocate then gets, makes the call return
+ * INT8Q_OUT_OF_MEMORY. What deallocate gets may still be in use by work on the context's stream. */
 typedef struct int8q_allocator {
   uint32_t size;
   uint32_t reserved;
@@ -276,10 +280,12 @@ INT8Q_API const char* int8q_status_name(int32_t status);
 INT8Q_API const char* int8q_version_string(void);
 
 /* Writes a JSON object, NUL-terminated, that describes library, CPU, ISAs (found, runnable, chosen and why), threads and
- * GPUs: {"state": "works", "no driver", "driver too old", "no GPU", "no kernels" or "not built", "why":, "driver": CUDA's version,
- * "images": [the architectures that it has kernels for], "devices": [{"device":, "name":, "capability":, "image":}, ...]}.
- * Looking for GPUs initializes CUDA in this process, if it is there. *length (may be NULL) is set to the needed bytes without the NUL, also when the text does not fit in
- * `capacity` bytes (buffer may be NULL if capacity is 0): then BUFFER_TOO_SMALL.
+ * GPUs: {"state": "works", "no driver", "driver too old", "fails" (the driver or the GPU does not start), "no GPU", "no kernels"
+ * or "not built", "why":, "driver": CUDA's version, "images": [the architectures that it has kernels for], "devices":
+ * [{"device":, "name":, "capability":, "image": what it runs, "why": null, or why it does not work}, ...]}. Each GPU is opened
+ * for it and closed again, unless a context has opened it; CUDA stays initialized in this process. *length (may be NULL) is set
+ * to the needed bytes without the NUL, also when the text does not fit in `capacity` bytes (buffer may be NULL if capacity is
+ * 0): then BUFFER_TOO_SMALL.
  * Returns INVALID_ARGUMENT, OUT_OF_MEMORY, BUFFER_TOO_SMALL. */
 INT8Q_API int32_t int8q_diagnose_json(char* buffer, uint64_t capacity, uint64_t* length);
 
@@ -297,8 +303,8 @@ INT8Q_API int32_t int8q_diagnose_json(char* buffer, uint64_t capacity, uint64_t*
  * context  receives the handle; INT8Q_OK only.
  *
  * Returns INVALID_ARGUMENT, ABI_MISMATCH, OUT_OF_MEMORY; UNSUPPORTED for an ISA that is unknown (the message lists the
- * names) or that this CPU lacks; NO_DEVICE for the CUDA backend without a usable GPU: no driver, one before CUDA 12.0, no
- * such GPU, no kernels for it.
+ * names) or that this CPU lacks; NO_DEVICE for the CUDA backend without a usable GPU: no driver, one before CUDA 12.0 or that
+ * does not take the kernels, no such GPU, no kernels for it, another INT8Q_CUDA_IMAGE than it runs.
  *
  * Thread safety: a context belongs to one call at a time; make one a thread. What happens if it is shared all the same is
  * still defined: int8q_forward, int8q_forward_many and int8q_backward find the pool busy and run serially on their own
@@ -469,7 +475,8 @@ INT8Q_API int32_t int8q_get_blob(const int8q_linear* linear, const void** blob, 
 INT8Q_API int32_t int8q_describe_linear(const int8q_linear* linear, int8q_linear_info* info);
 
 /* Unpacks without loss. Each output may be NULL: codes S8 [N,K]; col_stats [N]; bias F32 [1,N] (INVALID_ARGUMENT if the
- * linear has none); kept_cols [kept_count]; kept_weights F16 [N, kept_count].
+ * linear has none); kept_cols [kept_count]; kept_weights F16 [N, kept_count]. A CUDA context waits for its stream where a borrowed
+ * bias is F16 or BF16: not within a capture.
  * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, MISALIGNED, OVERLAP,
  * RUNNER_FAILED. */
 INT8Q_API int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, const int8q_matrix* codes,
@@ -497,8 +504,9 @@ INT8Q_API int32_t int8q_query_workspace(int8q_context* context, const int8q_line
  *            after; one a concurrent call
  *
  * A row of x with NaN gives a NaN row, alone; Inf counts as in floating point, but in mode OFF as NaN.
- * Allocates nothing and takes no lock, but for starting the threads at the
- * first call, which int8q_prepare_context can do before.
+ * Allocates nothing and takes no lock, but for starting the threads at the first call, which int8q_prepare_context can do
+ * before, and for INT8Q_CUDA_GEMM=cublaslt, which is to compare with: it takes a lock, and its first call of a size cannot be
+ * captured.
  * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, BUFFER_TOO_SMALL, MISALIGNED,
  * OVERLAP, RUNNER_FAILED. */
 INT8Q_API int32_t int8q_forward(int8q_context* context, const int8q_linear* linear, const int8q_matrix* x, uint32_t flags,

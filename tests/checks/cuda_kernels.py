@@ -4,7 +4,7 @@
 Of each kernel and architecture: no stack and no spills, registers, threads and shared memory for the blocks an SM that it
 claims; SHARED_MEMORY, a program, says how much that is. In its disassembly no access to local memory; of the products and
 of quantize_rows the instructions that they are made for, in the innermost loop, and 16-byte accesses (docs/cuda.md lists
-them).
+them); of the epilogue that its gathered loads overlap.
 """
 
 import re
@@ -99,6 +99,7 @@ extern "C" __global__ void __launch_bounds__(WgmmaTile::kBlockThreads, 1) gemm(c
 }  // namespace int8q::gpu
 """
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)(.*?);")
+SECOND_HALF = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/")
 errors = []
 
 
@@ -118,9 +119,19 @@ def nvdisasm(version):
     sys.exit(f"cuda_kernels.py: no {of_this_version}; pip install -r tests/checks/cuda-requirements.txt")
 
 
+class Instruction:
+    """Of 128 bits; bits 105 to 125 tell how it is issued: which of six barriers it completes, and which it waits for."""
+
+    def __init__(self, labels, opcode, operands):
+        self.labels, self.opcode, self.operands = labels, opcode, operands
+
+    def take_second_half(self, bits):
+        self.completes, self.waits = bits >> 46 & 7, bits >> 52 & 63
+
+
 def functions(cubin, version):
-    """kernel -> [(label or None, opcode, operands)]"""
-    command = [nvdisasm(version), "-c", cubin]
+    """kernel -> its instructions"""
+    command = [nvdisasm(version), "-c", "-hex", cubin]
     text = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
     found = {}
     for name, body in re.findall(r"\.text\.(\w+):(.*?)(?=\n\s*\.section|\Z)", text, re.S):
@@ -131,29 +142,44 @@ def functions(cubin, version):
                 labels.append(label[1])
             instruction = INSTRUCTION.search(line)
             if instruction:
-                code.append((labels, *instruction.groups()))
+                code.append(Instruction(labels, *instruction.groups()))
                 labels = []
+            second = SECOND_HALF.match(line)
+            if second:
+                code[-1].take_second_half(int(second[1], 16))
         found[name] = code
     return found
 
 
 def loop_around(code, opcode):
     """The instructions of the first loop that holds `opcode`."""
-    places = {label: place for place, (labels, *_) in enumerate(code) for label in labels}
-    for end, (_, operation, operands) in enumerate(code):
-        target = re.search(r"`\((\.L_x_\d+)\)", operands)
-        if operation.startswith("BRA") and target and places[target[1]] <= end:
+    places = {label: place for place, instruction in enumerate(code) for label in instruction.labels}
+    for end, last in enumerate(code):
+        target = re.search(r"`\((\.L_x_\d+)\)", last.operands)
+        if last.opcode.startswith("BRA") and target and places[target[1]] <= end:
             body = code[places[target[1]] : end + 1]
-            if any(instruction.startswith(opcode) for _, instruction, _ in body):
+            if any(instruction.opcode.startswith(opcode) for instruction in body):
                 return body
     return []
+
+
+def expect_overlap(kernel, code):
+    """Columns are gathered by loads of a byte, all under way before one is waited for; schedulers have a few others."""
+    loads = [place for place, instruction in enumerate(code) if instruction.opcode.startswith("LDG.E.U8")]
+    waited_for = sum(
+        any(later.waits >> code[place].completes & 1 for later in code[place + 1 : place + 3]) for place in loads
+    )
+    expect(
+        loads and waited_for <= len(loads) / 10,
+        f"{kernel}: {waited_for} of {len(loads)} loads of a byte are waited for at once; expected a tenth at most",
+    )
 
 
 def count(code, opcode):
     """Instructions whose name begins so; of OPCODE*128 those of 16 bytes."""
     name, wide, _ = opcode.partition("*128")
     pattern = re.compile(re.escape(name) + r"\b" + (r".*\b128\b" if wide else ""))
-    return sum(bool(pattern.match(instruction)) for _, instruction, _ in code)
+    return sum(bool(pattern.match(instruction.opcode)) for instruction in code)
 
 
 def expect_counts(where, code, numbers):
@@ -168,8 +194,8 @@ def from_version(numbers, version):
 def check_skinny(architecture, version, loop_of):
     for rows in (8, 16, 32, 64) if version >= 75 else (8, 16):
         # Of four steps at once, from 64 rows on of two: two loads of 16 bytes of W, one of codes an eighth of the rows, and
-        # two products. With dp4a, of 16 rows one step: two rows of W and each of x, 16 bytes of both.
-        steps = (2 if rows == 64 else 4) if version >= 75 else (4 if rows == 8 else 1)
+        # two products. With dp4a of two steps, of 16 rows one: two rows of W and each of x, 16 bytes of both.
+        steps = (2 if rows == 64 else 4) if version >= 75 else (2 if rows == 8 else 1)
         products = {"IMMA": steps * rows // 4 * (4 if version < 80 else 1)}
         codes = steps * rows // 8
         if version < 75:
@@ -206,6 +232,7 @@ def check_wgmma(kernel):
     loop = loop_around(kernel, "IGMMA")
     expect_counts("the loop of gemm_wgmma_s8", loop, WGMMA_LOOP)
     expect_counts("gemm_wgmma_s8", kernel, WGMMA_KERNEL)
+    expect_overlap("gemm_wgmma_s8", kernel)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "gemm_wgmma.cu"
         source.write_text(WGMMA_SOURCE)
@@ -228,6 +255,7 @@ def check_code(architecture, version, code):
     expect_counts(f"the loop of gemm_s8 of {architecture}", gemm, from_version(GEMM_LOOP, version))
     small = loop_of("gemm_small_s8", product)
     expect_counts(f"the loop of gemm_small_s8 of {architecture}", small, from_version(GEMM_SMALL_LOOP, version))
+    expect_overlap(f"finish_s8{suffix}", code[f"finish_s8{suffix}"])
     check_skinny(architecture, version, loop_of)
     # Eight elements at a time, in two loops, for the greatest and for the codes.
     for dtype, loads in (("f32", 4), ("f16", 2), ("bf16", 2)):
@@ -238,7 +266,7 @@ def check_code(architecture, version, code):
         check_float_products(architecture, version, loop_of)
     if architecture == "sm_90a":
         check_wgmma(code["gemm_wgmma_s8_sm90a"])
-    most = ", ".join(f"{n} {opcode}" for opcode, n in Counter(i.split(".")[0] for _, i, _ in gemm).most_common(6))
+    most = ", ".join(f"{n} {opcode}" for opcode, n in Counter(i.opcode.split(".")[0] for i in gemm).most_common(6))
     print(f"{architecture}: loop of gemm_s8 {len(gemm)} instructions, {most}")
 
 

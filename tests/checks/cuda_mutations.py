@@ -134,7 +134,7 @@ RULES = {
     "kept columns in the product": (r"!kCodes && column >= 0 && is_kept\(p_, column\)", "false"),
     "ratios of another stage": (r"store_ratio\(step \+ 1", "store_ratio(step"),
     "words of a lane alike": (r"before \+= static_cast<uint32_t>\(count_bits\(bits\)\);", ";"),
-    "the first rows of W again": (r"load_ahead\(next_col", "load_ahead(col"),
+    "the first rows of W again": (r"same_rows \? col : next_col", "col"),
     "no row's scale": (r"load\(p_\.row_stats \+ row\)", "load(p_.row_stats)"),
 }
 # (file, rule, a part of the line) -> why it changes nothing

@@ -158,6 +158,16 @@ struct OnDevice {
   }
 };
 
+void expect_forward(int8q_context* context, Case& c) {
+  const OnDevice layer(context, c);
+  ASSERT_NE(layer.linear, nullptr);
+  const DeviceGrid x(c.x), y(c.before);
+  const DeviceWorkspace workspace(context, layer.linear.get(), c.x.rows());
+  ASSERT_CALL(int8q_forward(context, layer.linear.get(), x.view(), c.accumulate ? INT8Q_ACCUMULATE : 0, y.view(),
+                            workspace.get(), workspace.bytes()));
+  c.expect(y.download());
+}
+
 TEST(CudaLayer, EveryShapeDtypeMode) {
   const std::vector<Shape> list = device_shapes();
   const ContextPtr context = make_gpu_context();
@@ -169,17 +179,26 @@ TEST(CudaLayer, EveryShapeDtypeMode) {
       SCOPED_TRACE(::testing::Message() << "M " << list[s].m << " N " << list[s].n << " K " << list[s].k << " drawn "
                                         << ::testing::PrintToString(drawn));
       Case c(list[s], ++cells, drawn);
-      const OnDevice layer(context.get(), c);
-      ASSERT_NE(layer.linear, nullptr);
-      const DeviceGrid x(c.x), y(c.before);
-      const DeviceWorkspace workspace(context.get(), layer.linear.get(), c.x.rows());
-      ASSERT_CALL(int8q_forward(context.get(), layer.linear.get(), x.view(), c.accumulate ? INT8Q_ACCUMULATE : 0, y.view(),
-                                workspace.get(), workspace.bytes()));
-      c.expect(y.download());
+      expect_forward(context.get(), c);
       if (HasFatalFailure()) return;
     }
   }
   std::printf("%zu cells: %zu shapes x 4 modes on %s\n", cells, list.size(), gpu().name.c_str());
+}
+
+// More large tiles than there are SMs, of 128 x 256 at most, whatever the GPU: smaller results have smaller tiles.
+TEST(CudaLayer, LargeTilesFillTheGpu) {
+  const ContextPtr context = make_gpu_context();
+  const Shape shape{128 * int64_t{gpu().multiprocessors}, 260, 80};
+  Draw draw = layer_draw();
+  for (size_t mode = 0; mode < std::size(kModes); ++mode) {
+    Draw::Cell drawn = draw.cell(mode, {mode, mode % 3});
+    for (const size_t place : {kXGap, kXOffset, kWGap, kWOffset}) drawn[place] = 0;  // aligned
+    SCOPED_TRACE(::testing::PrintToString(drawn));
+    Case c(shape, mode, drawn);
+    expect_forward(context.get(), c);
+    if (HasFatalFailure()) return;
+  }
 }
 
 }  // namespace

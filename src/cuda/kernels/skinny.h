@@ -46,7 +46,7 @@ class SkinnyBlock {
   static constexpr int kAhead = kAligned ? kMostAhead : (kMostAhead + 1) / 2;
   // The first loads are on their way while activations are prepared, those of the next 16 rows while results are finished: more
   // rows have no registers for it.
-  static constexpr bool kEarly = kEights == 1 || (kEights == 2 && kHasInt8Mma<Arch>);
+  static constexpr bool kEarly = kAligned && (kEights == 1 || (kEights == 2 && kHasInt8Mma<Arch>));
   // Of four outlier columns; 64 rows have no registers for more than one.
   static constexpr int kGroupsAtOnce = kEights == 8 ? 1 : 4;
   static_assert(kHasInt8Mma<Arch> || kEights <= 2);
@@ -190,7 +190,8 @@ class SkinnyBlock {
         if (k < p_.k) multiply_step(now.low[s], now.high[s], k + lane_index() % 4 * kCodeChunk, acc);
       }
       const int64_t next = first + kStride * kAhead;
-      if (kEarly) next < p_.k ? load_ahead(col, next, ahead) : load_ahead(next_col, first_k(), ahead);
+      const bool same_rows = next < p_.k;
+      if (kEarly) load_ahead(same_rows ? col : next_col, same_rows ? next : first_k(), ahead);
     }
     add_sums(acc);
   }

@@ -145,6 +145,7 @@ EQUIVALENT = {
     ("epilogue.h", "one row, column or k too many", "first < columns.count"): ZEROS,
     ("skinny.h", "one row, column or k too many", "for (int64_t col"): "nothing of it is stored",
     ("skinny.h", "one row, column or k too many", "for (int64_t first"): ZEROS,
+    ("backward.h", "one too few", "return load_words"): "elements come one by one, too",
     ("w8a16_skinny.h", "one row, column or k too many", "for (int64_t col"): "nothing of it is stored",
     ("w8a16_skinny.h", "one row, column or k too many", "for (int64_t first"): ZEROS,
     ("skinny.h", "one row, column or k too many", "multiply_step(now"): ZEROS,

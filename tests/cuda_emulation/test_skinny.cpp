@@ -61,6 +61,16 @@ TYPED_TEST(SkinnyOnGpu, AccumulatorsAreExact) {
   }
 }
 
+// A block takes the next 16 rows of W while it finishes those before, where K ends with a warp's steps or one k later.
+TYPED_TEST(SkinnyOnGpu, OneBlockTakesAllRows) {
+  for (const int64_t k : {1024, 1025, 2048, 2049}) {
+    for (const bool fused : {true, false}) {
+      const Case c{.m = 2, .n = 40, .k = k, .mode = INT8Q_OUTLIERS_OFF, .accumulators = true, .seed = 3};  // % 3 is 0
+      check<TypeParam>(c, skinny_gemm<TypeParam, 1>(c, fused));
+    }
+  }
+}
+
 // Outlier columns are brought 32 at a time: once a block, or where there are more for each 16 rows of W.
 TYPED_TEST(SkinnyOnGpu, NumbersOfOutlierColumns) {
   uint64_t seed = 1;

@@ -190,16 +190,28 @@ def run(compiler, build, scratch, mutant):
         shutil.rmtree(folder)
 
 
+OPTIONS = ["-std=c++20", "-Og", "-w", "-ffp-contract=off", "-DINT8Q_FEW_ARCHITECTURES"]
+OPTIONS += [f'-DINT8Q_{name}_DIR="{ROOT}"' for name in ("SOURCE", "BINARY")]
+INCLUDES = [f"-I{path}" for path in (ROOT / "src", ROOT / "tests", ROOT / "include", "/usr/include/eigen3")]
+
+
+def compile_prelude(compiler, scratch):
+    """What all tests include and no mutation touches, compiled once."""
+    prelude = Path(scratch) / "prelude.h"
+    headers = ("gtest/gtest.h", "support/kernel_cases.h", "support/oracle.h")
+    prelude.write_text("".join(f"#include <{header}>\n" for header in headers))
+    command = [compiler, *OPTIONS, *INCLUDES, "-x", "c++-header", prelude, "-o", f"{prelude}.gch"]
+    subprocess.run(command, check=True)
+
+
 def run_test(compiler, build, folder, source, tests):
     if source == "entries.cpp":
         return run_as_libcuda(compiler, build, folder, tests)
-    includes = [folder, ROOT / "src", ROOT / "tests", ROOT / "include", "/usr/include/eigen3"]
     libraries = [
         build / f"lib/lib{name}.a" for name in ("int8q_cuda_emulation", "int8q_test_support_objects", "int8q_testing")
     ]
-    command = [compiler, "-std=c++20", "-Og", "-w", "-ffp-contract=off", "-DINT8Q_FEW_ARCHITECTURES"]
-    command += [f'-DINT8Q_{name}_DIR="{ROOT}"' for name in ("SOURCE", "BINARY")]
-    command += [f"-I{path}" for path in includes] + [ROOT / "tests/cuda_emulation" / source, *libraries]
+    command = [compiler, *OPTIONS, "-include", folder.parent / "prelude.h", f"-I{folder}", *INCLUDES]
+    command += [ROOT / "tests/cuda_emulation" / source, *libraries]
     command += ["-lboost_context", "-lgtest", "-lgtest_main", "-lpthread", "-ldl", "-o", folder / "test"]
     if subprocess.run(command, capture_output=True).returncode:
         return "compiler"
@@ -253,6 +265,7 @@ def main():
     wanted = [mutant for mutant in mutants() if only in mutant[0]]
     caught, survivors, per_file = [], [], Counter()
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
+        compile_prelude(compiler, scratch)
         for mutant, caught_by in zip(wanted, pool.map(lambda m: run(compiler, build, scratch, m), wanted)):
             file, rule, number, line, _ = mutant
             reason = next((why for key, why in EQUIVALENT.items() if key[:2] == (file, rule) and key[2] in line), None)

@@ -33,7 +33,6 @@ ARCHITECTURES = {
     "sm_120": 120,
     "compute_80": 86,
 }
-READ_ONLY = {"compute_70": 70}  # for tests, since no disassembler takes sm_70 any more
 OPTIONS = ["-std=c++17", "-fmad=false", "-Xptxas=-v", f"-I{ROOT / 'src'}"]
 
 
@@ -98,7 +97,7 @@ class Nvrtc:
         try:
             options = [
                 f"-arch={architecture}",
-                f"-DINT8Q_ARCH={ {**ARCHITECTURES, **READ_ONLY}[architecture]}",
+                f"-DINT8Q_ARCH={ARCHITECTURES[architecture]}",
                 f"-DINT8Q_SUFFIX={suffix_of(architecture)}",
             ]
             options = [option.encode() for option in OPTIONS + options]
@@ -200,7 +199,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--nvrtc")
-    parser.add_argument("--arch", nargs="+", choices=[*ARCHITECTURES, *READ_ONLY], default=list(ARCHITECTURES))
+    parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
     parser.add_argument(
         "--find",
         action="store_true",

@@ -62,6 +62,12 @@ told_to_end() { echo $((seconds > 2 * $1 ? seconds - $1 : (seconds + 1) / 2)); }
 finish() { # STEP STATUS WHAT_CAME_OF_IT
   if [ "$2" -eq 0 ]; then note "$1" "$3"; else fault "$1" "$3; $(why "$2")"; fi
 }
+finish_rows() { # STEP STATUS LOG WHAT_EACH_ROW_HAS
+  local came
+  came="$(grep -c "$4" "$3") rows"
+  [ "$2" -eq 0 ] || came+="; $(tail -n 1 "$3")"
+  finish "$1" "$2" "$came"
+}
 why() { # STATUS
   case $1 in
     124 | 137) echo "cut off, since time was up" ;;
@@ -155,7 +161,7 @@ run_tests() { # STEP FOLDER
 }
 
 run_benchmark() { # STEP FOLDER OPTION...
-  local step=$1 folder=$2 status came
+  local step=$1 folder=$2 status
   shift 2
   say "$step"
   if [ -z "$bench" ]; then
@@ -170,9 +176,7 @@ run_benchmark() { # STEP FOLDER OPTION...
     "$@" "${bench_options[@]}" >/dev/null
   status=$?
   grep -E '^(no rows|cuBLASLt|--seconds|.*: no usable)' "$folder/bench_linear.log"
-  came="$(grep -c '_median' "$folder/bench_linear.log") rows"
-  [ $status -eq 0 ] || came+="; $(tail -n 1 "$folder/bench_linear.log")"
-  finish "$step" $status "$came"
+  finish_rows "$step" $status "$folder/bench_linear.log" _median
   ! grep -q "^cuBLASLt's s8 product equals int8q's: NO" "$folder/bench_linear.log" ||
     fault "$step" "int8q's product is not cuBLASLt's"
   ! grep -E '^[a-z_]+/int8q.*ERROR OCCURRED' "$folder/bench_linear.log" | grep -v "'not reached in" ||
@@ -180,7 +184,7 @@ run_benchmark() { # STEP FOLDER OPTION...
 }
 
 run_comparison() { # STEP FOLDER OPTION...
-  local step=$1 folder=$2 status came
+  local step=$1 folder=$2
   shift 2
   say "$step"
   if [ -z "$wheel" ]; then
@@ -193,10 +197,7 @@ run_comparison() { # STEP FOLDER OPTION...
   ran=$((ran + 1))
   timed "$folder/compare_cuda.log" "$python" "$root/bench/compare_cuda.py" --json "$folder/compare_cuda.json" \
     --seconds "$(told_to_end 40)" "$@" "${compare_options[@]}"
-  status=$?
-  came="$(grep -c ' us ' "$folder/compare_cuda.log") rows"
-  [ $status -eq 0 ] || came+="; $(tail -n 1 "$folder/compare_cuda.log")"
-  finish "$step" $status "$came"
+  finish_rows "$step" $? "$folder/compare_cuda.log" ' us '
 }
 
 begin tests

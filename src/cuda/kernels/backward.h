@@ -42,30 +42,29 @@ class BackwardBlock {
 
   INT8Q_DEVICE void run() {
     if constexpr (kHow == Multiply::kF16) {
-      run<Dtype::kF16>();
+      multiply<uint16_t>();
     } else {
-      if (p_.dy_dtype == Dtype::kF32) return run<Dtype::kF32>();
-      if (kHow == Multiply::kF32 && p_.dy_dtype == Dtype::kF16) return run<Dtype::kF16>();
-      run<Dtype::kBf16>();
+      p_.dy_dtype == Dtype::kF32 ? multiply<uint32_t>() : multiply<uint16_t>();
     }
+    store_result();
   }
 
  private:
   // ---- Stages
 
-  // What a thread brings of a stage, as it comes from memory: nobody waits for it before it is stored.
-  template <Dtype D>
+  // What a thread brings of a stage, as it comes from memory: nobody waits for it before it is stored. G: the bits of an element of dY.
+  template <class G>
   struct Held {
-    uint32_t dy[kChunksG][kPerChunk * kElementBytes<D> / 4];
+    uint32_t dy[kChunksG][kPerChunk * sizeof(G) / 4];
     U32x4 w[kChunksW];
     float stats[2];  // col_stats: fp16's of two rows of W; one of the stage behind this one
   };
 
-  template <Dtype D>
-  INT8Q_DEVICE void run() {
-    constexpr int kTerms = kHow == Multiply::kBf16 && D == Dtype::kF32 ? 3 : 1;
+  template <class G>
+  INT8Q_DEVICE void multiply() {
+    constexpr int kTerms = kHow == Multiply::kBf16 && sizeof(G) == 4 ? 3 : 1;
     const int depth_steps = static_cast<int>((p_.n + Tile::kDepth - 1) / Tile::kDepth), steps = depth_steps * kTerms;
-    Held<D> held;
+    Held<G> held;
     if constexpr (kHow != Multiply::kF16) {
       store_ratio(0, stat(thread_index()));
       block_barrier();
@@ -74,7 +73,7 @@ class BackwardBlock {
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       const uint32_t stage = stage_at(step);
-      store_stage<D>(step, step / depth_steps, held);
+      store_stage<G>(step, step / depth_steps, held);
       block_barrier();  // this step is there for all, and all are done with the one before
       if (step + 1 < steps) load_stage(step + 1, depth_steps, held);
       if constexpr (kHow == Multiply::kF32) {
@@ -84,7 +83,6 @@ class BackwardBlock {
         for (int half = 0; half < 2; ++half) multiply_halves(stage, half);
       }
     }
-    store_result();
   }
 
   INT8Q_DEVICE static uint32_t w_at(int n, int chunk) {
@@ -98,8 +96,8 @@ class BackwardBlock {
     store_shared(stage_at(step) + static_cast<uint32_t>(Tile::kRatiosAt + thread_index() * 4), stat * scale_);
   }
 
-  template <Dtype D>
-  INT8Q_DEVICE void load_stage(int step, int depth_steps, Held<D>& held) const {
+  template <class G>
+  INT8Q_DEVICE void load_stage(int step, int depth_steps, Held<G>& held) const {
     const int64_t first = static_cast<int64_t>(step % depth_steps) * Tile::kDepth;
     const int64_t n = first + thread_index() % 4 * kPerChunk;
     if constexpr (kHow == Multiply::kF16) {
@@ -109,29 +107,19 @@ class BackwardBlock {
       held.stats[0] = stat(static_cast<int64_t>((step + 1) % depth_steps) * Tile::kDepth + thread_index());
     }
 #pragma unroll
-    for (int c = 0; c < kChunksG; ++c) load_gradients<D>(row_ + (thread_index() + c * Tile::kThreads) / 4, n, held.dy[c]);
+    for (int c = 0; c < kChunksG; ++c) {
+      const int64_t row = row_ + (thread_index() + c * Tile::kThreads) / 4;
+      load_bits(reinterpret_cast<const G*>(p_.dy + row * p_.dy_stride), n, row < p_.m ? p_.n : 0, kAligned, held.dy[c]);
+    }
 #pragma unroll
     for (int c = 0; c < kChunksW; ++c) {
       const int i = thread_index() + c * Tile::kThreads;
       held.w[c] = weights(first + i / 8, col_ + i % 8 * kCodeChunk);
     }
   }
-  // kPerChunk elements of a row of dY, 0 outside of it.
-  template <Dtype D, int kWords>
-  INT8Q_DEVICE void load_gradients(int64_t row, int64_t n, uint32_t (&dy)[kWords]) const {
-    constexpr int kPerWord = 4 / kElementBytes<D>;
-    const auto* from = reinterpret_cast<const BitsOf<D>*>(p_.dy + row * p_.dy_stride) + n;
-    if (kAligned && row < p_.m && n + kPerChunk <= p_.n) return load_words(from, dy);
-#pragma unroll
-    for (int word = 0; word < kWords; ++word) dy[word] = 0;
-#pragma unroll
-    for (int e = 0; e < kPerChunk; ++e) {
-      if (row < p_.m && n + e < p_.n) dy[e / kPerWord] |= static_cast<uint32_t>(load(from + e)) << e % kPerWord * 16;
-    }
-  }
 
-  template <Dtype D>
-  INT8Q_DEVICE void store_stage(int step, int term, const Held<D>& held) const {
+  template <class G>
+  INT8Q_DEVICE void store_stage(int step, int term, const Held<G>& held) const {
     const uint32_t stage = stage_at(step);
     [[maybe_unused]] float ratios[kPerChunk];
     if constexpr (kHow == Multiply::kF16) {
@@ -149,7 +137,7 @@ class BackwardBlock {
 #pragma unroll
     for (int c = 0; c < kChunksG; ++c) {
       const int i = thread_index() + c * Tile::kThreads;
-      store_shared(stage + swizzled(i / 4, i % 4), gradients<D>(held.dy[c], ratios, term));
+      store_shared(stage + swizzled(i / 4, i % 4), gradients<G>(held.dy[c], ratios, term));
     }
 #pragma unroll
     for (int c = 0; c < kChunksW; ++c) {
@@ -159,31 +147,26 @@ class BackwardBlock {
   }
 
   // 16 bytes of g.
-  template <Dtype D, int kWords>
-  INT8Q_DEVICE static U32x4 gradients(const uint32_t (&dy)[kWords], const float (&ratios)[kPerChunk], int term) {
+  template <class G, int kWords>
+  INT8Q_DEVICE U32x4 gradients(const uint32_t (&dy)[kWords], const float (&ratios)[kPerChunk], int term) const {
     if constexpr (kHow == Multiply::kF16) {
       return {dy[0], dy[1], dy[2], dy[3]};
     } else {
-      constexpr int kPerWord = 4 / kElementBytes<D>;
+      // Where there are products of bf16, 16 bits are bf16.
+      const Dtype dtype = sizeof(G) == 4 ? Dtype::kF32 : kHow == Multiply::kBf16 ? Dtype::kBf16 : p_.dy_dtype;
       float g[kPerChunk];
-      uint32_t words[4];
 #pragma unroll
-      for (int e = 0; e < kPerChunk; ++e) {
-        const uint32_t bits = dy[e / kPerWord] >> e % kPerWord * 16;
-        g[e] = float_of_bits<D>(D == Dtype::kF32 ? bits : bits & 0xffffu) * ratios[e];
+      for (int e = 0; e < kPerChunk; ++e) g[e] = float_of_bits(dtype, bits_at<G>(dy, e)) * ratios[e];
+      if constexpr (kHow == Multiply::kF32) {
+        return {bits_of(g[0]), bits_of(g[1]), bits_of(g[2]), bits_of(g[3])};
+      } else if constexpr (sizeof(G) == 2) {
+        return {ptx::round_to_bf16(g[0], g[1]), ptx::round_to_bf16(g[2], g[3]), ptx::round_to_bf16(g[4], g[5]),
+                ptx::round_to_bf16(g[6], g[7])};
+      } else {
+#pragma unroll 1
+        for (; term > 0; --term) take_term(g);
+        return take_term(g);
       }
-#pragma unroll
-      for (int word = 0; word < 4; ++word) {
-        if constexpr (kHow == Multiply::kF32) {
-          words[word] = bits_of(g[word]);
-        } else if constexpr (D == Dtype::kBf16) {
-          words[word] = ptx::round_to_bf16(g[word * 2], g[word * 2 + 1]);
-        } else {
-          words[word] = static_cast<uint32_t>(bf16_term(g[word * 2], term)) |
-                        static_cast<uint32_t>(bf16_term(g[word * 2 + 1], term)) << 16;
-        }
-      }
-      return {words[0], words[1], words[2], words[3]};
     }
   }
 

@@ -10,15 +10,7 @@ namespace int8q::gpu {
 
 inline constexpr int kChunk = 8;  // 16 bytes of 16-bit elements, 8 bytes of codes
 
-template <Dtype D>
-inline constexpr int kElementBytes = D == Dtype::kF32 ? 4 : 2;
-
-template <Dtype D>
-INT8Q_DEVICE float float_of_16_bits(uint32_t h) {
-  return D == Dtype::kF16 ? half_to_float(static_cast<uint16_t>(h)) : float_of(h << 16);
-}
-
-// An element's bits, wherever they came from.
+// Dtypes are constants here, or known when the kernel runs and the same for all threads. T is an unsigned integer of an element's size.
 template <Dtype D>
 struct BitsOfElement {
   using Type = uint16_t;
@@ -29,29 +21,22 @@ struct BitsOfElement<Dtype::kF32> {
 };
 template <Dtype D>
 using BitsOf = typename BitsOfElement<D>::Type;
-template <Dtype D>
-INT8Q_DEVICE float float_of_bits(uint32_t bits) {
-  if constexpr (D == Dtype::kF32) {
-    return float_of(bits);
-  } else {
-    return float_of_16_bits<D>(bits);
-  }
+INT8Q_DEVICE int bytes_of(Dtype dtype) { return dtype == Dtype::kF32 ? 4 : 2; }
+
+INT8Q_DEVICE float float_of_bits(Dtype dtype, uint32_t bits) {
+  return dtype == Dtype::kF32   ? float_of(bits)
+         : dtype == Dtype::kF16 ? half_to_float(static_cast<uint16_t>(bits))
+                                : float_of(bits << 16);
 }
 
-template <Dtype D>
-INT8Q_DEVICE float load_element(const uint8_t* row, int64_t i) {
-  return float_of_bits<D>(load(reinterpret_cast<const BitsOf<D>*>(row + i * kElementBytes<D>)));
+INT8Q_DEVICE float load_element(Dtype dtype, const uint8_t* row, int64_t i) {
+  const uint8_t* from = row + i * bytes_of(dtype);
+  return float_of_bits(dtype, dtype == Dtype::kF32 ? load(reinterpret_cast<const uint32_t*>(from))
+                                                   : load(reinterpret_cast<const uint16_t*>(from)));
 }
 
 INT8Q_DEVICE uint32_t magnitude(float x) { return bits_of(x) & 0x7fffffffu; }
 INT8Q_DEVICE bool is_outlier(uint32_t bits, uint32_t limit) { return bits >= limit && bits <= kInfBits; }
-
-// Where the dtype is known when the kernel runs, and the same for all threads.
-INT8Q_DEVICE float load_element(Dtype dtype, const uint8_t* row, int64_t i) {
-  return dtype == Dtype::kF32   ? load_element<Dtype::kF32>(row, i)
-         : dtype == Dtype::kF16 ? load_element<Dtype::kF16>(row, i)
-                                : load_element<Dtype::kBf16>(row, i);
-}
 
 // Rounds half to even.
 INT8Q_DEVICE uint16_t to_bf16(float f) {
@@ -60,14 +45,25 @@ INT8Q_DEVICE uint16_t to_bf16(float f) {
   return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
 }
 
-// What the first eight bits of x leave: nothing of Inf.
+// fp32 as a sum of three bf16 terms, exactly but for what is below 2^-133. They are cut, since the largest floats would round to Inf;
+// a NaN whose first bits are Inf's is one in the next term.
+//
+// What is left behind a term: nothing of Inf.
 INT8Q_DEVICE float rest_of_term(float x) {
   return magnitude(x) == kInfBits ? 0.0f : x - float_of(bits_of(x) & 0xffff0000u);
 }
-// x = term 0 + term 1 + term 2, exactly but for what is below 2^-133: terms are cut, since the largest floats would round to Inf.
-INT8Q_DEVICE uint16_t bf16_term(float x, int term) {
-  for (; term > 0; --term) x = rest_of_term(x);
-  return static_cast<uint16_t>((magnitude(x) > kInfBits ? 0x7fc00000u : bits_of(x)) >> 16);
+INT8Q_DEVICE uint32_t bf16_term(float x, int term) {
+  const float second = rest_of_term(x), third = rest_of_term(second);
+  return bits_of(term == 0 ? x : term == 1 ? second : third) >> 16;
+}
+// The next term of each of eight, which become what is left.
+INT8Q_DEVICE U32x4 take_term(float (&v)[kChunk]) {
+  uint32_t words[4];
+#pragma unroll
+  for (int e = 0; e < kChunk; e += 2) words[e / 2] = byte_permute(bits_of(v[e]), bits_of(v[e + 1]), 0x7632);
+#pragma unroll
+  for (int e = 0; e < kChunk; ++e) v[e] = rest_of_term(v[e]);
+  return {words[0], words[1], words[2], words[3]};
 }
 
 // kWords words at `from`, a multiple of their size or of 16 bytes.
@@ -87,72 +83,59 @@ INT8Q_DEVICE void load_words(const void* from, uint32_t (&words)[kWords]) {
   }
 }
 
-INT8Q_DEVICE void store_element(Dtype dtype, uint8_t* row, int64_t i, float value) {
-  if (dtype == Dtype::kF32) return store(reinterpret_cast<float*>(row + i * 4), value);
-  store(reinterpret_cast<uint16_t*>(row + i * 2), dtype == Dtype::kF16 ? float_to_half(value) : to_bf16(value));
+// Element e of those in `words`.
+template <class T, int kWords>
+INT8Q_DEVICE uint32_t bits_at(const uint32_t (&words)[kWords], int e) {
+  constexpr int kPerWord = 4 / sizeof(T), kBits = 8 * sizeof(T);
+  return words[e / kPerWord] >> e % kPerWord * kBits & 0xffffffffu >> (32 - kBits);
 }
 
-// Elements [i, i + 8) of a row that begins at a multiple of 16 bytes, i a multiple of 8, as they lie there.
-template <Dtype D>
-struct ChunkBits {
-  U32x4 words[D == Dtype::kF32 ? 2 : 1];
-};
-template <Dtype D>
-INT8Q_DEVICE ChunkBits<D> load_bits(const uint8_t* row, int64_t i) {
-  const auto* from = reinterpret_cast<const U32x4*>(row + i * kElementBytes<D>);
-  if constexpr (D == Dtype::kF32) {
-    return {{load(from), load(from + 1)}};
+// As many elements of a row of k, from i on, as there is room for; those from k on are 0. aligned: all of them lie at a multiple of 16
+// bytes.
+template <class T, int kWords>
+INT8Q_DEVICE void load_bits(const T* row, int64_t i, int64_t k, bool aligned, uint32_t (&words)[kWords]) {
+  constexpr int kPerWord = 4 / sizeof(T);
+  if (aligned && i + kWords * kPerWord <= k) return load_words(row + i, words);
+#pragma unroll
+  for (int w = 0; w < kWords; ++w) words[w] = 0;
+#pragma unroll
+  for (int e = 0; e < kWords * kPerWord; ++e) {
+    if (i + e < k) words[e / kPerWord] |= static_cast<uint32_t>(load(row + i + e)) << e % kPerWord * 8 * sizeof(T);
+  }
+}
+
+template <class T>
+INT8Q_DEVICE void floats_of(Dtype dtype, const uint32_t (&words)[kChunk * sizeof(T) / 4], float (&v)[kChunk]) {
+  if (dtype == Dtype::kF16) {
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) v[e] = float_of_bits(Dtype::kF16, bits_at<T>(words, e));
   } else {
-    return {{load(from)}};
-  }
-}
-template <Dtype D>
-INT8Q_DEVICE void floats_of(const ChunkBits<D>& bits, float (&v)[kChunk]) {
 #pragma unroll
-  for (int e = 0; e < kChunk; ++e) {
-    constexpr int kPerWord = 4 / kElementBytes<D>;
-    const U32x4& four = bits.words[e / kPerWord / 4];
-    const uint32_t words[4] = {four.x, four.y, four.z, four.w}, word = words[e / kPerWord % 4];
-    if constexpr (D == Dtype::kF32) {
-      v[e] = float_of(word);
-    } else {
-      v[e] = float_of_16_bits<D>(word >> e % 2 * 16 & 0xffffu);
-    }
+    for (int e = 0; e < kChunk; ++e)
+      v[e] = float_of_bits(sizeof(T) == 4 ? Dtype::kF32 : Dtype::kBf16, bits_at<T>(words, e));
   }
 }
 
-// Elements [i, i + 8) of a row of k, i a multiple of 8; those from k on are 0. kAligned: rows begin at multiples of 16 bytes.
-template <Dtype D, bool kAligned>
-INT8Q_DEVICE void load_chunk(const uint8_t* row, int64_t i, int64_t k, float (&v)[kChunk]) {
-  if (kAligned && i + kChunk <= k) return floats_of<D>(load_bits<D>(row, i), v);
-#pragma unroll
-  for (int e = 0; e < kChunk; ++e) v[e] = i + e < k ? load_element<D>(row, i + e) : 0.0f;
+// Elements [i, i + 8) as floats, with load_bits' zeros and alignment.
+template <class T>
+INT8Q_DEVICE void load_chunk(Dtype dtype, const T* row, int64_t i, int64_t k, bool aligned, float (&v)[kChunk]) {
+  uint32_t words[kChunk * sizeof(T) / 4];
+  load_bits(row, i, k, aligned, words);
+  floats_of<T>(dtype, words, v);
 }
-
-// The same where the dtype is known when the kernel runs.
-template <bool kAligned>
+INT8Q_DEVICE void load_chunk(Dtype dtype, const uint8_t* row, int64_t i, int64_t k, bool aligned, float (&v)[kChunk]) {
+  if (dtype == Dtype::kF32) return load_chunk(dtype, reinterpret_cast<const uint32_t*>(row), i, k, aligned, v);
+  load_chunk(dtype, reinterpret_cast<const uint16_t*>(row), i, k, aligned, v);
+}
+// The same, at once wherever that is possible.
 INT8Q_DEVICE void load_chunk(Dtype dtype, const uint8_t* row, int64_t i, int64_t k, float (&v)[kChunk]) {
-  if (dtype == Dtype::kF32) return load_chunk<Dtype::kF32, kAligned>(row, i, k, v);
-  if (dtype == Dtype::kF16) return load_chunk<Dtype::kF16, kAligned>(row, i, k, v);
-  load_chunk<Dtype::kBf16, kAligned>(row, i, k, v);
-}
-
-// Elements [i, i + 8) of a row of k, i a multiple of 8, at once where their place is a multiple of 16 bytes; those from k on are 0.
-template <Dtype D>
-INT8Q_DEVICE void load_chunk_anywhere(const uint8_t* row, int64_t i, int64_t k, float (&v)[kChunk]) {
-  const bool aligned = reinterpret_cast<uint64_t>(row + i * kElementBytes<D>) % 16 == 0;
-  aligned ? load_chunk<D, true>(row, i, k, v) : load_chunk<D, false>(row, i, k, v);
-}
-INT8Q_DEVICE void load_chunk_anywhere(Dtype dtype, const uint8_t* row, int64_t i, int64_t k, float (&v)[kChunk]) {
-  if (dtype == Dtype::kF32) return load_chunk_anywhere<Dtype::kF32>(row, i, k, v);
-  if (dtype == Dtype::kF16) return load_chunk_anywhere<Dtype::kF16>(row, i, k, v);
-  load_chunk_anywhere<Dtype::kBf16>(row, i, k, v);
+  load_chunk(dtype, row, i, k, reinterpret_cast<uint64_t>(row + i * bytes_of(dtype)) % 16 == 0, v);
 }
 
 // v += these.
 INT8Q_DEVICE void add_chunk(Dtype dtype, const uint8_t* row, int64_t i, int64_t k, float (&v)[kChunk]) {
   float more[kChunk];
-  load_chunk_anywhere(dtype, row, i, k, more);
+  load_chunk(dtype, row, i, k, more);
 #pragma unroll
   for (int e = 0; e < kChunk; ++e) v[e] += more[e];
 }
@@ -186,28 +169,43 @@ INT8Q_DEVICE uint32_t swizzled(int row, int chunk) {
   return static_cast<uint32_t>(row * 64 + (chunk ^ (row / 2 % 4)) * kCodeChunk);
 }
 
-// Stores elements [i, i + 8) of a row of k, i a multiple of 8, at once where their place is a multiple of 16 bytes.
-INT8Q_DEVICE void store_chunk(Dtype dtype, uint8_t* row, int64_t i, int64_t k, const float (&v)[kChunk]) {
-  uint8_t* to = row + i * (dtype == Dtype::kF32 ? 4 : 2);
-  if (i + kChunk > k || reinterpret_cast<uint64_t>(to) % 16 != 0) {
+INT8Q_DEVICE uint16_t round_to_16_bits(Dtype dtype, float value) {
+  return dtype == Dtype::kF16 ? float_to_half(value) : to_bf16(value);
+}
+
+INT8Q_DEVICE void store_element(Dtype dtype, uint8_t* row, int64_t i, float value) {
+  if (dtype == Dtype::kF32) return store(reinterpret_cast<float*>(row + i * 4), value);
+  store(reinterpret_cast<uint16_t*>(row + i * 2), round_to_16_bits(dtype, value));
+}
+
+// Elements [i, i + 8) of a row of k, i a multiple of 8, at once where their place is a multiple of 16 bytes.
+template <class T>
+INT8Q_DEVICE void store_bits(T* row, int64_t i, int64_t k, const uint32_t (&words)[kChunk * sizeof(T) / 4]) {
+  if (i + kChunk <= k && reinterpret_cast<uint64_t>(row + i) % 16 == 0) {
 #pragma unroll
-    for (int e = 0; e < kChunk; ++e) {
-      if (i + e < k) store_element(dtype, row, i + e, v[e]);
-    }
+    for (int w = 0; w < static_cast<int>(kChunk * sizeof(T) / 4); w += 4)
+      store(reinterpret_cast<U32x4*>(row + i) + w / 4, U32x4{words[w], words[w + 1], words[w + 2], words[w + 3]});
     return;
   }
-  if (dtype == Dtype::kF32) {
-    store(reinterpret_cast<U32x4*>(to), U32x4{bits_of(v[0]), bits_of(v[1]), bits_of(v[2]), bits_of(v[3])});
-    store(reinterpret_cast<U32x4*>(to) + 1, U32x4{bits_of(v[4]), bits_of(v[5]), bits_of(v[6]), bits_of(v[7])});
-    return;
-  }
-  uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int e = 0; e < kChunk; ++e) {
-    const uint32_t h = dtype == Dtype::kF16 ? float_to_half(v[e]) : to_bf16(v[e]);
-    words[e / 2] |= h << e % 2 * 16;
+    if (i + e < k) store(row + i + e, static_cast<T>(bits_at<T>(words, e)));
   }
-  store(reinterpret_cast<U32x4*>(to), U32x4{words[0], words[1], words[2], words[3]});
+}
+INT8Q_DEVICE void store_chunk(Dtype dtype, uint8_t* row, int64_t i, int64_t k, const float (&v)[kChunk]) {
+  if (dtype == Dtype::kF32) {
+    uint32_t words[kChunk];
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) words[e] = bits_of(v[e]);
+    return store_bits(reinterpret_cast<uint32_t*>(row), i, k, words);
+  }
+  uint32_t words[kChunk / 2];
+#pragma unroll
+  for (int e = 0; e < kChunk; e += 2) {
+    words[e / 2] = static_cast<uint32_t>(round_to_16_bits(dtype, v[e])) |
+                   static_cast<uint32_t>(round_to_16_bits(dtype, v[e + 1])) << 16;
+  }
+  store_bits(reinterpret_cast<uint16_t*>(row), i, k, words);
 }
 
 }  // namespace int8q::gpu

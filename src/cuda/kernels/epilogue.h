@@ -47,19 +47,19 @@ class GemmEpilogue {
 
   // What stands behind acc_, by all threads.
   INT8Q_DEVICE void finish() {
-    if (p_.accumulators && p_.found == nullptr) return store_accumulators();
     if (p_.found == nullptr) {
+      if (p_.accumulators) return store_accumulators();
       scale_rows();
-      return store_floats();
+    } else {
+      block_barrier();  // all have read the last stages
+      ColumnList columns(static_cast<uint32_t>(Tile::list_at(p_.kept_count > 0)), p_.k, Tile::kThreads);
+      columns.merge(p_.found, p_.bitmaps, p_.found_blocks, Tile::kThreads);
+      columns.close();
+      if (p_.scope == OutlierScope::kColumns) subtract_columns(columns);
+      if (p_.accumulators) return store_accumulators();
+      scale_rows();  // not behind the else, where it would take more registers than there are
+      add_columns(columns);
     }
-    block_barrier();  // all have read the last stages
-    ColumnList columns(static_cast<uint32_t>(Tile::list_at(p_.kept_count > 0)), p_.k, Tile::kThreads);
-    columns.merge(p_.found, p_.bitmaps, p_.found_blocks, Tile::kThreads);
-    columns.close();
-    if (p_.scope == OutlierScope::kColumns) subtract_columns(columns);
-    if (p_.accumulators) return store_accumulators();
-    scale_rows();
-    add_columns(columns);
     store_floats();
   }
 
@@ -205,47 +205,42 @@ class GemmEpilogue {
   INT8Q_DEVICE void add_columns(const ColumnList& columns) {
     if constexpr (kElements) {
       if (elements() || Arch::kVersion < 80) {
-        if (p_.x_dtype == Dtype::kF32) return add_elements<Dtype::kF32>(columns);
-        if (p_.x_dtype == Dtype::kF16) return add_elements<Dtype::kF16>(columns);
-        return add_elements<Dtype::kBf16>(columns);
+        return p_.x_dtype == Dtype::kF32 ? add_elements<uint32_t>(columns) : add_elements<uint16_t>(columns);
       }
     }
     if constexpr (Arch::kVersion >= 80) {
-      if (p_.x_dtype == Dtype::kF32) return add_terms<Dtype::kF32>(columns);
-      if (p_.x_dtype == Dtype::kF16) return add_terms<Dtype::kF16>(columns);
-      add_terms<Dtype::kBf16>(columns);
+      p_.x_dtype == Dtype::kF32 ? add_terms<uint32_t>(columns) : add_terms<uint16_t>(columns);
     }
   }
 
-  // fp16 and bf16 as they are, fp32 as three bf16 terms.
-  template <Dtype D>
+  // fp16 and bf16 as they are, fp32 as three bf16 terms. X: an element's bits.
+  template <class X>
   INT8Q_DEVICE void add_terms(const ColumnList& columns) {
-    constexpr bool kF16 = D == Dtype::kF16;
-    const auto w = [](uint32_t code) {
-      return kF16 ? static_cast<uint32_t>(float_to_half(code_of(code))) : bits_of(code_of(code)) >> 16;
+    constexpr bool kF32 = sizeof(X) == 4;
+    const bool f16 = !kF32 && p_.x_dtype == Dtype::kF16;
+    const auto w = [f16](uint32_t code) {
+      return f16 ? static_cast<uint32_t>(float_to_half(code_of(code))) : bits_of(code_of(code)) >> 16;
     };
 #pragma unroll 1
     for (uint32_t first = 0; first < columns.count; first += 16) {
 #pragma unroll 1
-      for (int term = 0; term < (D == Dtype::kF32 ? 3 : 1); ++term) {
-        const auto x = [term](uint32_t bits) {
-          return D == Dtype::kF32 ? static_cast<uint32_t>(bf16_term(float_of(bits), term)) : bits;
-        };
-        bring_columns<16>(columns, first, rows_of_x<BitsOf<D>>(), x, w);
-        multiply_halves<kF16>();
+      for (int term = 0; term < (kF32 ? 3 : 1); ++term) {
+        const auto x = [term](uint32_t bits) { return kF32 ? bf16_term(float_of(bits), term) : bits; };
+        bring_columns<16>(columns, first, rows_of_x<X>(), x, w);
+        f16 ? multiply_halves<true>() : multiply_halves<false>();
       }
     }
   }
 
-  template <Dtype D>
+  template <class X>
   INT8Q_DEVICE void add_elements(const ColumnList& columns) {
     const auto x = [this](uint32_t bits) {
-      const float value = float_of_bits<D>(bits);
+      const float value = float_of_bits(sizeof(X) == 4 ? Dtype::kF32 : p_.x_dtype, bits);
       return elements() && !is_outlier(magnitude(value), p_.limit) ? 0 : bits_of(value);
     };
     const auto w = [](uint32_t code) { return bits_of(code_of(code)); };
     for (uint32_t first = 0; first < columns.count; first += 8) {
-      bring_columns<8>(columns, first, rows_of_x<BitsOf<D>>(), x, w);
+      bring_columns<8>(columns, first, rows_of_x<X>(), x, w);
       const uint32_t left = columns.count - first;
       for (uint32_t t = 0; t < (left < 8 ? left : 8); ++t) add_element(static_cast<int>(t));
     }

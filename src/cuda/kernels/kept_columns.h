@@ -40,11 +40,10 @@ INT8Q_DEVICE float add_kept_columns(const Gemm& p, uint32_t bitmap, int64_t m, i
 // The same for columns [n, n + 8) of y, n a multiple of 8.
 INT8Q_DEVICE void add_kept_columns(const Gemm& p, uint32_t bitmap, int64_t m, int64_t n, float (&value)[kChunk]) {
   for_each_kept(p, bitmap, m, [&](float x, const uint16_t* w) {
-    const U32x4 eight = load(reinterpret_cast<const U32x4*>(w + n));
-    const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+    uint32_t words[kChunk / 2];
+    load_words(w + n, words);
 #pragma unroll
-    for (int e = 0; e < kChunk; ++e)
-      value[e] = fma(x, float_of_16_bits<Dtype::kF16>(words[e / 2] >> e % 2 * 16 & 0xffffu), value[e]);
+    for (int e = 0; e < kChunk; ++e) value[e] = fma(x, float_of_bits(Dtype::kF16, bits_at<uint16_t>(words, e)), value[e]);
   });
 }
 

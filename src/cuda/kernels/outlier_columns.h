@@ -75,14 +75,14 @@ INT8Q_DEVICE void store_found(uint32_t bitmap, int words, FoundColumns* found, u
 // other.
 template <class T, int kCount>
 INT8Q_DEVICE void gather(const T* row, const int (&columns)[kCount], uint32_t (&v)[kCount]) {
-  constexpr int kPerWord = 4 / sizeof(T), kBits = 32 / kPerWord, kWords = kCount / kPerWord;
+  constexpr int kWords = kCount * sizeof(T) / 4;
   const T* first = row + (columns[0] < 0 ? 0 : columns[0]);
   const bool neighbours = columns[0] >= 0 && columns[kCount - 1] - columns[0] == kCount - 1;
   if (neighbours && reinterpret_cast<uint64_t>(first) % (kWords < 4 ? kWords * 4 : 16) == 0) {
     uint32_t words[kWords];
     load_words(first, words);
 #pragma unroll
-    for (int e = 0; e < kCount; ++e) v[e] = words[e / kPerWord] >> e % kPerWord * kBits & (0xffffffffu >> (32 - kBits));
+    for (int e = 0; e < kCount; ++e) v[e] = bits_at<T>(words, e);
   } else {
 #pragma unroll
     for (int e = 0; e < kCount; ++e) v[e] = load(columns[e] < 0 ? first : row + columns[e]);

@@ -89,24 +89,29 @@ INT8Q_DEVICE uint32_t block_maximum(uint32_t value, uint32_t at) {
 template <Dtype D, bool kAligned, int kAhead, class Body>
 INT8Q_DEVICE void for_each_chunk(const uint8_t* x, int64_t first, int64_t step, int64_t k, int64_t padded,
                                  const Body& body) {
+  constexpr int kWords = kChunk * sizeof(BitsOf<D>) / 4;
+  const auto* row = reinterpret_cast<const BitsOf<D>*>(x);
 #pragma unroll 1
   for (int64_t i = first; i < padded; i += kAhead * step) {
-    ChunkBits<D> bits[kAhead];
+    uint32_t bits[kAhead][kWords] = {};
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
-      if (kAligned && i + a * step + kChunk <= k) bits[a] = load_bits<D>(x, i + a * step);
+      if (kAligned && i + a * step + kChunk <= k) load_words(row + i + a * step, bits[a]);
     }
-#pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      const int64_t at = i + a * step;
-      if (at >= padded) break;
+#pragma unroll 1
+    for (int64_t at = i; at < padded && at < i + kAhead * step; at += step) {
       float v[kChunk];
       if (kAligned && at + kChunk <= k) {
-        floats_of<D>(bits[a], v);
+        floats_of<BitsOf<D>>(D, bits[0], v);
       } else {
-        load_chunk<D, false>(x, at, k, v);
+        load_chunk(D, row, at, k, false, v);
       }
       body(at, v);
+#pragma unroll
+      for (int a = 0; a + 1 < kAhead; ++a) {  // so that the body is there once
+#pragma unroll
+        for (int w = 0; w < kWords; ++w) bits[a][w] = bits[a + 1][w];
+      }
     }
   }
 }

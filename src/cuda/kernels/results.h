@@ -43,12 +43,15 @@ INT8Q_DEVICE void store_results(const Gemm& p, int64_t row, int64_t col, const u
                                 uint32_t bitmap) {
   uint8_t* y = p.y + row * p.y_stride;
   float value[kChunk];
-  load_chunk_anywhere<Dtype::kF32>(reinterpret_cast<const uint8_t*>(p.col_stats), col, p.n, value);
+  load_chunk(Dtype::kF32, reinterpret_cast<const uint8_t*>(p.col_stats), col, p.n, value);
 #pragma unroll
   for (int e = 0; e < kChunk; ++e) value[e] = float_of(f[e]) * (value[e] * (1.0f / 127.0f));
   if (keeps) add_kept_columns(p, bitmap, row, col, value);
-  if (p.bias != nullptr) add_chunk(p.bias_dtype, static_cast<const uint8_t*>(p.bias), col, p.n, value);
-  if (p.accumulate) add_chunk(p.y_dtype, y, col, p.n, value);
+#pragma unroll 1
+  for (int t = 0; t < 2; ++t) {  // the bias, then what Y held
+    const auto* row_of_both = t == 0 ? static_cast<const uint8_t*>(p.bias) : p.accumulate ? y : nullptr;
+    if (row_of_both != nullptr) add_chunk(t == 0 ? p.bias_dtype : p.y_dtype, row_of_both, col, p.n, value);
+  }
   store_chunk(p.y_dtype, y, col, p.n, value);
 }
 

@@ -96,17 +96,16 @@ class SkinnyBlock {
   // ---- Codes
 
   INT8Q_DEVICE void quantize() {
-    // Chunks of a lane: it has one or two of a row, where there are 32 in 16 KiB. Sm_70 and sm_120 are short of registers for more.
-    constexpr int kChunksAhead = kEights > 2 ? 1 : Arch::kVersion >= 120 || !kHasInt8Mma<Arch> ? 2 : 4;
-    if (p_.x_dtype == Dtype::kF32) return quantize<Dtype::kF32, (kChunksAhead + 1) / 2>();
-    if (p_.x_dtype == Dtype::kF16) return quantize<Dtype::kF16, kChunksAhead>();
-    quantize<Dtype::kBf16, kChunksAhead>();
+    if (p_.x_dtype == Dtype::kF32) return quantize<Dtype::kF32>();
+    if (p_.x_dtype == Dtype::kF16) return quantize<Dtype::kF16>();
+    quantize<Dtype::kBf16>();
   }
 
   // A warp takes a row, whose second reading comes from L1; where there are fewer rows than warps, all of them share what there
   // is in one turn, and learn of each other's maxima behind the only barrier.
-  template <Dtype D, int kChunksAhead>
+  template <Dtype D>
   INT8Q_DEVICE void quantize() {
+    constexpr int kChunksAhead = D == Dtype::kF32 ? 2 : 4;  // 64 bytes a lane
     const auto maximum_at = [this](int warp) { return static_cast<uint32_t>(Shape::maxima_at(kRows, p_.k) + warp * 4); };
     int sharers = Shape::kWarps;
     while (sharers > 1 && p_.m * sharers > Shape::kWarps) sharers /= 2;

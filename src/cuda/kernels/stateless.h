@@ -111,11 +111,7 @@ INT8Q_DEVICE void count_outliers(const CountOutliers& p) {
   for (int64_t row = block_index() / groups * kWarps + warp_index(); row < p.rows; row += step) {
     const uint8_t* x = p.x + row * p.x_stride;
     float v[kChunk];
-    if (reinterpret_cast<uint64_t>(x) % 16 == 0) {
-      load_chunk<true>(p.x_dtype, x, k, p.k, v);
-    } else {
-      load_chunk<false>(p.x_dtype, x, k, p.k, v);
-    }
+    load_chunk(p.x_dtype, x, k, p.k, v);
 #pragma unroll
     for (int e = 0; e < kChunk; ++e) counts[e] += is_outlier(magnitude(v[e]), p.limit) ? 1 : 0;
   }

@@ -46,7 +46,7 @@ INT8Q_DEVICE void load_floats(const Gemm& p, int64_t row, int64_t k, float (&v)[
     for (int e = 0; e < kChunk; ++e) v[e] = 0.0f;
     return;
   }
-  load_chunk<kAligned>(p.x_dtype, p.x + row * p.x_stride, k, p.k, v);
+  load_chunk(p.x_dtype, p.x + row * p.x_stride, k, p.k, kAligned, v);
   const uint32_t kept = kept_of_chunk(p, k);
   if (kept == 0) return;
 #pragma unroll
@@ -57,33 +57,13 @@ INT8Q_DEVICE void load_floats(const Gemm& p, int64_t row, int64_t k, float (&v)[
 template <bool kAligned>
 INT8Q_DEVICE U32x4 load_halves(const Gemm& p, int64_t row, int64_t k) {
   if (row >= p.m || k >= p.k) return {0, 0, 0, 0};
-  const uint8_t* from = p.x + row * p.x_stride + k * 2;
-  uint32_t words[4] = {0, 0, 0, 0};
-  if (kAligned && k + kChunk <= p.k) {
-    const U32x4 all = load(reinterpret_cast<const U32x4*>(from));
-    words[0] = all.x, words[1] = all.y, words[2] = all.z, words[3] = all.w;
-  } else {
-#pragma unroll
-    for (int e = 0; e < kChunk; ++e) {
-      if (k + e < p.k)
-        words[e / 2] |= static_cast<uint32_t>(load(reinterpret_cast<const uint16_t*>(from) + e)) << e % 2 * 16;
-    }
-  }
+  uint32_t words[kChunk / 2];
+  load_bits(reinterpret_cast<const uint16_t*>(p.x + row * p.x_stride), k, p.k, kAligned, words);
   const uint32_t kept = kept_of_chunk(p, k);
   if (kept != 0) {
 #pragma unroll
     for (int e = 0; e < kChunk; ++e) words[e / 2] &= (kept >> e & 1) != 0 ? 0xffff0000u >> e % 2 * 16 : 0xffffffffu;
   }
-  return {words[0], words[1], words[2], words[3]};
-}
-
-// The next bf16 terms of eight floats, which become what is left.
-INT8Q_DEVICE U32x4 take_term(float (&v)[kChunk]) {
-  uint32_t words[4];
-#pragma unroll
-  for (int e = 0; e < kChunk; e += 2) words[e / 2] = byte_permute(bits_of(v[e]), bits_of(v[e + 1]), 0x7632);
-#pragma unroll
-  for (int e = 0; e < kChunk; ++e) v[e] = rest_of_term(v[e]);
   return {words[0], words[1], words[2], words[3]};
 }
 

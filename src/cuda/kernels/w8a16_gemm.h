@@ -109,6 +109,7 @@ class W8a16Block {
     if (kHow == Multiply::kF16 || p_.x_dtype == Dtype::kBf16) return load_halves<kAligned>(p_, row, k);
     float v[kChunk];
     load_floats<kAligned>(p_, row, k, v);
+#pragma unroll 1
     for (; term > 0; --term) take_term(v);
     return take_term(v);
   }

@@ -15,6 +15,7 @@ breathe_default_members = ("members",)
 breathe_domain_by_extension = {"h": "c", "hpp": "cpp"}
 c_id_attributes = ["INT8Q_API"]
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 2  # page.md#heading, as GitHub has it
 exclude_patterns = ["abi/functions.md"]
 html_theme = "furo"
 html_title = f"int8q {release}"

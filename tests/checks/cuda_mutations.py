@@ -283,7 +283,7 @@ def main():
     few = [file for file in TESTS if only in file and file not in OF_ALL and per_file[file] < 3]
     if survivors or few or unknown:
         sys.exit(
-            f"{len(survivors)} survived; too few mutants of: {few or 'none'}; equivalent, but no mutant: {unknown or 'none'}"
+            f"{len(survivors)} survived; too few mutants of: {few or 'none'}; equivalent and no mutant: {unknown or 'none'}"
         )
 
 

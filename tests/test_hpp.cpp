@@ -299,7 +299,7 @@ TEST(Hpp, TheLastErrorIsTheHeadersOrTheLibrarys) {
   std::string message;
   for (const int32_t count : {-1, 65, 1 << 30}) {
     EXPECT_EQ(INT8Q_INVALID_ARGUMENT,
-              status_of([&] { forward_many(context, nullptr, count, x.c(), nullptr, workspace); }, &message));
+              status_of([&] { forward_many(context, &one, count, x.c(), &out, workspace); }, &message));
     EXPECT_EQ("count is " + std::to_string(count) + "; expected 0 to 64", message);
     EXPECT_EQ(message, v1::last_error());
   }

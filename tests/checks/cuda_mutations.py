@@ -48,6 +48,7 @@ RULES = {
     ),
     "one too few": (r"(?<=[\w)] )<(?= (?:p_?\.(?:m|n|k|rows)|columns_?\.count)\b)", "+ 1 <"),
     "elements beyond a row": (r"if \(i \+ e < k\)", "if (i + e <= k)"),
+    "a chunk beyond a row": (r"i \+ (?:a \* step \+ )?(?:kChunk|kWords \* kPerWord) <= k\b", "i < k"),
     "results beyond a tile": (r"row >= rows \|\| col >= cols", "row > rows || col >= cols"),
     "another half of a fragment": (r"\bmatrix % 2\b", "matrix / 2"),
     "fragments swapped": (r"two\[0\], b\[j\]\[1\] = two\[1\]", "two[1], b[j][1] = two[0]"),

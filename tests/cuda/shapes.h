@@ -18,7 +18,7 @@ inline bool full_grid() {
 }
 
 inline std::vector<Shape> device_shapes() {
-  const std::vector<Shape> all = shapes();
+  std::vector<Shape> all = shapes();
   if (full_grid()) return all;
   constexpr size_t kEvery = 5;
   constexpr int64_t kMostProducts = 400000;

@@ -226,7 +226,7 @@ STUB int cuStreamSynchronize(void* stream) {
 
 STUB int cuStreamCreate(void** stream, unsigned) {
   ENTER(kContext);
-  *stream = state().streams.emplace_back(std::make_unique<FakeStream>(current.back())).get();
+  *stream = state().streams.emplace_back(std::make_unique<FakeStream>(FakeStream{current.back(), nullptr})).get();
   return kSuccess;
 }
 STUB int cuStreamBeginCapture_v2(void* stream, int) {

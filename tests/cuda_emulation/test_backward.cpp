@@ -5,6 +5,9 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
+#include <optional>
+
 #include "cuda_emulation/cases.h"
 
 namespace int8q::gpu {
@@ -19,6 +22,7 @@ struct Case {
   Dtype dy, dx;
   bool accumulate, aligned;
   uint64_t seed;
+  std::optional<float> special;  // an element of dY's row 0
 };
 
 template <class Arch>
@@ -67,6 +71,7 @@ void check(const Case& c) {
     col_stats[static_cast<size_t>(n)] = random.below(9) == 0 ? 0.0f : random.uniform(0.1f, 2.0f);
     greatest = std::max(greatest, col_stats[static_cast<size_t>(n)]);
   }
+  if (c.special) dy.set(0, c.n / 2, *c.special);
   for (int64_t i = 0; i < c.m; ++i) {
     for (int64_t j = 0; j < c.k; ++j) dx.set(i, j, random.uniform(-5, 5));
   }
@@ -101,12 +106,17 @@ void check(const Case& c) {
         lost += std::fabs(static_cast<double>(dy.at(i, n))) * (1 + std::abs(w.integer(n, j)));
       }
       const double before = c.accumulate ? static_cast<double>(dx.at(i, j)) : 0, want = sum + before;
+      const float got = dx_device.element(abi(c.dx), i, j);
+      if (!std::isfinite(want)) {
+        ASSERT_TRUE(std::isnan(want) ? std::isnan(got) : static_cast<double>(got) == want) << got << " for " << want;
+        continue;
+      }
       // dY's ratio or, of fp16, the weights' is rounded (denormals absolutely), each of n sums and the factors in fp32, the
       // result to dX's type.
       const double bound = (rounding(c.dy) + (static_cast<double>(c.n) + 8) * 0x1p-24) * magnitudes +
                            (c.dy == Dtype::kF16 ? 0x1p-25 * lost * static_cast<double>(greatest) / 127 : 0) +
                            1.01 * eps * std::fabs(want) + 0x1p-24 * (1 + std::fabs(before));
-      ASSERT_NEAR(dx_device.element(abi(c.dx), i, j), want, bound) << "row " << i << ", column " << j;
+      ASSERT_NEAR(got, want, bound) << "row " << i << ", column " << j;
     }
   }
 }
@@ -128,9 +138,29 @@ TYPED_TEST(BackwardOnGpu, IsCloseToFloat64) {
                           .dx = static_cast<Dtype>(seed % 3),
                           .accumulate = seed % 2 == 0,
                           .aligned = aligned,
-                          .seed = seed});
+                          .seed = seed,
+                          .special = {}});
         ++seed;
       }
+    }
+  }
+}
+
+// Also a NaN whose upper half is that of Inf.
+TYPED_TEST(BackwardOnGpu, NanAndInfStayInTheirRow) {
+  uint64_t seed = 1;
+  for (const uint32_t bits : {0x7f800000u, 0xff800000u, 0x7f800001u, 0x7fc00000u}) {
+    for (const Dtype dy : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
+      check<TypeParam>({.m = 3,
+                        .n = 40,
+                        .k = 17,
+                        .dy = dy,
+                        .dx = static_cast<Dtype>(seed % 3),
+                        .accumulate = false,
+                        .aligned = seed % 2 == 0,
+                        .seed = seed,
+                        .special = std::bit_cast<float>(bits)});
+      ++seed;
     }
   }
 }

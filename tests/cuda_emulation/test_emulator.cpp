@@ -206,7 +206,7 @@ TEST(Emulator, Divergence) {
   expect_fault(FaultKind::kDivergence, {.threads = 64}, [] {
     if (warp_index() == 0) {
       block_barrier();
-    } else {
+    } else {  // NOLINT(bugprone-branch-clone): another barrier
       block_barrier();
     }
   });

@@ -93,7 +93,7 @@ TYPED_TEST(GemmOnGpu, SplitsOfK) {
         check<TypeParam>(c, [&](const Gemm& p) {
           once(p);
           if (!accumulators) return;
-          std::memset(p.y, 0x5a, static_cast<size_t>(m * n) * 4);
+          std::memset(p.y, 0x5a, static_cast<size_t>(p.m * p.n) * 4);
           once(p);
         });
       }

@@ -155,8 +155,9 @@ class BackwardBlock {
       // Where there are products of bf16, 16 bits are bf16.
       const Dtype dtype = sizeof(G) == 4 ? Dtype::kF32 : kHow == Multiply::kBf16 ? Dtype::kBf16 : p_.dy_dtype;
       float g[kPerChunk];
+      floats_of<G>(dtype, dy, g);
 #pragma unroll
-      for (int e = 0; e < kPerChunk; ++e) g[e] = float_of_bits(dtype, bits_at<G>(dy, e)) * ratios[e];
+      for (int e = 0; e < kPerChunk; ++e) g[e] *= ratios[e];
       if constexpr (kHow == Multiply::kF32) {
         return {bits_of(g[0]), bits_of(g[1]), bits_of(g[2]), bits_of(g[3])};
       } else if constexpr (sizeof(G) == 2) {

@@ -11,6 +11,8 @@ namespace int8q::gpu {
 inline constexpr int kChunk = 8;  // 16 bytes of 16-bit elements, 8 bytes of codes
 
 // Dtypes are constants here, or known when the kernel runs and the same for all threads. T is an unsigned integer of an element's size.
+template <class T>
+inline constexpr int kChunkWords = kChunk* static_cast<int>(sizeof(T)) / 4;
 template <Dtype D>
 struct BitsOfElement {
   using Type = uint16_t;
@@ -90,8 +92,8 @@ INT8Q_DEVICE uint32_t bits_at(const uint32_t (&words)[kWords], int e) {
   return words[e / kPerWord] >> e % kPerWord * kBits & 0xffffffffu >> (32 - kBits);
 }
 
-// As many elements of a row of k, from i on, as there is room for; those from k on are 0. aligned: all of them lie at a multiple of 16
-// bytes.
+// As many elements of a row of k, from i on, as there is room for; those from k on are 0. aligned: they lie at a multiple of their size
+// in all, or of 16 bytes.
 template <class T, int kWords>
 INT8Q_DEVICE void load_bits(const T* row, int64_t i, int64_t k, bool aligned, uint32_t (&words)[kWords]) {
   constexpr int kPerWord = 4 / sizeof(T);
@@ -104,14 +106,15 @@ INT8Q_DEVICE void load_bits(const T* row, int64_t i, int64_t k, bool aligned, ui
   }
 }
 
-template <class T>
-INT8Q_DEVICE void floats_of(Dtype dtype, const uint32_t (&words)[kChunk * sizeof(T) / 4], float (&v)[kChunk]) {
-  if (dtype == Dtype::kF16) {
+template <class T, int kWords, int kCount>
+INT8Q_DEVICE void floats_of(Dtype dtype, const uint32_t (&words)[kWords], float (&v)[kCount]) {
+  static_assert(kWords * 4 == kCount * sizeof(T));
+  if (dtype == Dtype::kF16) {  // decided once
 #pragma unroll
-    for (int e = 0; e < kChunk; ++e) v[e] = float_of_bits(Dtype::kF16, bits_at<T>(words, e));
+    for (int e = 0; e < kCount; ++e) v[e] = float_of_bits(Dtype::kF16, bits_at<T>(words, e));
   } else {
 #pragma unroll
-    for (int e = 0; e < kChunk; ++e)
+    for (int e = 0; e < kCount; ++e)
       v[e] = float_of_bits(sizeof(T) == 4 ? Dtype::kF32 : Dtype::kBf16, bits_at<T>(words, e));
   }
 }
@@ -119,7 +122,7 @@ INT8Q_DEVICE void floats_of(Dtype dtype, const uint32_t (&words)[kChunk * sizeof
 // Elements [i, i + 8) as floats, with load_bits' zeros and alignment.
 template <class T>
 INT8Q_DEVICE void load_chunk(Dtype dtype, const T* row, int64_t i, int64_t k, bool aligned, float (&v)[kChunk]) {
-  uint32_t words[kChunk * sizeof(T) / 4];
+  uint32_t words[kChunkWords<T>];
   load_bits(row, i, k, aligned, words);
   floats_of<T>(dtype, words, v);
 }
@@ -178,12 +181,12 @@ INT8Q_DEVICE void store_element(Dtype dtype, uint8_t* row, int64_t i, float valu
   store(reinterpret_cast<uint16_t*>(row + i * 2), round_to_16_bits(dtype, value));
 }
 
-// Elements [i, i + 8) of a row of k, i a multiple of 8, at once where their place is a multiple of 16 bytes.
+// Stores elements [i, i + 8) of a row of k, at once where their place is a multiple of 16 bytes.
 template <class T>
-INT8Q_DEVICE void store_bits(T* row, int64_t i, int64_t k, const uint32_t (&words)[kChunk * sizeof(T) / 4]) {
+INT8Q_DEVICE void store_bits(T* row, int64_t i, int64_t k, const uint32_t (&words)[kChunkWords<T>]) {
   if (i + kChunk <= k && reinterpret_cast<uint64_t>(row + i) % 16 == 0) {
 #pragma unroll
-    for (int w = 0; w < static_cast<int>(kChunk * sizeof(T) / 4); w += 4)
+    for (int w = 0; w < kChunkWords<T>; w += 4)
       store(reinterpret_cast<U32x4*>(row + i) + w / 4, U32x4{words[w], words[w + 1], words[w + 2], words[w + 3]});
     return;
   }

@@ -57,7 +57,7 @@ class GemmEpilogue {
       columns.close();
       if (p_.scope == OutlierScope::kColumns) subtract_columns(columns);
       if (p_.accumulators) return store_accumulators();
-      scale_rows();  // not behind the else, where it would take more registers than there are
+      scale_rows();  // here and above: one call between two tests of p_.found would spill
       add_columns(columns);
     }
     store_floats();

@@ -86,41 +86,42 @@ INT8Q_DEVICE uint32_t block_maximum(uint32_t value, uint32_t at) {
 
 // body(i, v) of a thread's chunks of a row of k elements, elements [i, i + 8) for i = first, first + step, ... below `padded`; those
 // from k on are 0. kAhead of them are on their way before the first is looked at.
-template <Dtype D, bool kAligned, int kAhead, class Body>
-INT8Q_DEVICE void for_each_chunk(const uint8_t* x, int64_t first, int64_t step, int64_t k, int64_t padded,
+template <bool kAligned, int kAhead, class T, class Body>
+INT8Q_DEVICE void for_each_chunk(Dtype dtype, const T* row, int64_t first, int64_t step, int64_t k, int64_t padded,
                                  const Body& body) {
-  constexpr int kWords = kChunk * sizeof(BitsOf<D>) / 4;
-  const auto* row = reinterpret_cast<const BitsOf<D>*>(x);
 #pragma unroll 1
   for (int64_t i = first; i < padded; i += kAhead * step) {
-    uint32_t bits[kAhead][kWords] = {};
+    uint32_t bits[kAhead][kChunkWords<T>] = {};
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
       if (kAligned && i + a * step + kChunk <= k) load_words(row + i + a * step, bits[a]);
     }
 #pragma unroll 1
-    for (int64_t at = i; at < padded && at < i + kAhead * step; at += step) {
+    for (int t = 0; t < kAhead; ++t) {
+      const int64_t at = i + t * step;
+      if (at >= padded) break;
       float v[kChunk];
       if (kAligned && at + kChunk <= k) {
-        floats_of<BitsOf<D>>(D, bits[0], v);
+        floats_of<T>(dtype, bits[0], v);
       } else {
-        load_chunk(D, row, at, k, false, v);
+        load_chunk(dtype, row, at, k, false, v);
       }
       body(at, v);
 #pragma unroll
       for (int a = 0; a + 1 < kAhead; ++a) {  // so that the body is there once
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) bits[a][w] = bits[a + 1][w];
+        for (int w = 0; w < kChunkWords<T>; ++w) bits[a][w] = bits[a + 1][w];
       }
     }
   }
 }
 
 // absmax of the inliers among them; mark(i, bits) hears of the outliers.
-template <Dtype D, bool kAligned, int kAhead, class Mark>
-INT8Q_DEVICE uint32_t scan_row(const uint8_t* x, int64_t first, int64_t step, int64_t k, uint32_t limit, const Mark& mark) {
+template <bool kAligned, int kAhead, class T, class Mark>
+INT8Q_DEVICE uint32_t scan_row(Dtype dtype, const T* row, int64_t first, int64_t step, int64_t k, uint32_t limit,
+                               const Mark& mark) {
   uint32_t absmax = 0;
-  for_each_chunk<D, kAligned, kAhead>(x, first, step, k, k, [&](int64_t i, const float(&v)[kChunk]) {
+  for_each_chunk<kAligned, kAhead>(dtype, row, first, step, k, k, [&](int64_t i, const float(&v)[kChunk]) {
     const ChunkScan scan = scan_chunk(v, limit);
     absmax = scan.absmax > absmax ? scan.absmax : absmax;
     if (scan.outliers != 0) mark(i, scan.outliers);
@@ -139,13 +140,13 @@ INT8Q_DEVICE void quantize_rows(const QuantizeRows& p) {
   }
   block_barrier();
   for (int64_t row = block_index(); row < p.rows; row += block_count()) {
-    const uint8_t* x = p.x + row * p.x_stride;
+    const auto* x = reinterpret_cast<const BitsOf<D>*>(p.x + row * p.x_stride);
     int8_t* codes = p.codes + row * p.codes_stride;
     const int64_t first = thread_index() * kChunk, step = kThreads * kChunk;
-    const uint32_t absmax = scan_row<D, kAligned, 1>(
-        x, first, step, p.k, p.limit, [&](int64_t k, uint32_t outliers) { mark_columns(bitmap, k, outliers); });
+    const uint32_t absmax = scan_row<kAligned, 1>(D, x, first, step, p.k, p.limit,
+                                                  [&](int64_t k, uint32_t outliers) { mark_columns(bitmap, k, outliers); });
     const RowScale scale(block_maximum<kThreads>(absmax, maxima));
-    for_each_chunk<D, kAligned, 1>(x, first, step, p.k, p.padded, [&](int64_t k, const float(&v)[kChunk]) {
+    for_each_chunk<kAligned, 1>(D, x, first, step, p.k, p.padded, [&](int64_t k, const float(&v)[kChunk]) {
       store(reinterpret_cast<U32x2*>(codes + k), encode_chunk(v, scale, p.limit));
     });
     if (thread_index() == 0) store(&p.row_stats[row], scale.stat);

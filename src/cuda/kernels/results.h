@@ -49,8 +49,8 @@ INT8Q_DEVICE void store_results(const Gemm& p, int64_t row, int64_t col, const u
   if (keeps) add_kept_columns(p, bitmap, row, col, value);
 #pragma unroll 1
   for (int t = 0; t < 2; ++t) {  // the bias, then what Y held
-    const auto* row_of_both = t == 0 ? static_cast<const uint8_t*>(p.bias) : p.accumulate ? y : nullptr;
-    if (row_of_both != nullptr) add_chunk(t == 0 ? p.bias_dtype : p.y_dtype, row_of_both, col, p.n, value);
+    const auto* addend = t == 0 ? static_cast<const uint8_t*>(p.bias) : p.accumulate ? y : nullptr;
+    if (addend != nullptr) add_chunk(t == 0 ? p.bias_dtype : p.y_dtype, addend, col, p.n, value);
   }
   store_chunk(p.y_dtype, y, col, p.n, value);
 }

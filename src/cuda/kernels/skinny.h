@@ -95,17 +95,14 @@ class SkinnyBlock {
  private:
   // ---- Codes
 
-  INT8Q_DEVICE void quantize() {
-    if (p_.x_dtype == Dtype::kF32) return quantize<Dtype::kF32>();
-    if (p_.x_dtype == Dtype::kF16) return quantize<Dtype::kF16>();
-    quantize<Dtype::kBf16>();
-  }
+  INT8Q_DEVICE void quantize() { p_.x_dtype == Dtype::kF32 ? quantize<uint32_t>() : quantize<uint16_t>(); }
 
   // A warp takes a row, whose second reading comes from L1; where there are fewer rows than warps, all of them share what there
   // is in one turn, and learn of each other's maxima behind the only barrier.
-  template <Dtype D>
+  template <class X>
   INT8Q_DEVICE void quantize() {
-    constexpr int kChunksAhead = D == Dtype::kF32 ? 2 : 4;  // 64 bytes a lane
+    constexpr int kChunksAhead = sizeof(X) == 4 ? 2 : 4;  // 64 bytes a lane
+    const Dtype dtype = sizeof(X) == 4 ? Dtype::kF32 : p_.x_dtype;
     const auto maximum_at = [this](int warp) { return static_cast<uint32_t>(Shape::maxima_at(kRows, p_.k) + warp * 4); };
     int sharers = Shape::kWarps;
     while (sharers > 1 && p_.m * sharers > Shape::kWarps) sharers /= 2;
@@ -114,11 +111,11 @@ class SkinnyBlock {
 #pragma unroll 1
     for (int turn = 0; turn < p_.m; turn += Shape::kWarps / sharers) {
       const int row = turn + warp_index() / sharers;
-      const uint8_t* x = p_.x + row * p_.x_stride;
+      const auto* x = reinterpret_cast<const X*>(p_.x + row * p_.x_stride);
       uint32_t absmax = 0;
       if (row < p_.m) {
-        absmax = warp_maximum(scan_row<D, true, kChunksAhead>(
-            x, first, step, p_.k, p_.limit, [&](int64_t k, uint32_t outliers) { columns_.mark(k, outliers); }));
+        absmax = warp_maximum(scan_row<true, kChunksAhead>(
+            dtype, x, first, step, p_.k, p_.limit, [&](int64_t k, uint32_t outliers) { columns_.mark(k, outliers); }));
       }
       if (sharers > 1) {
         if (lane_index() == 0) store_shared(maximum_at(warp_index()), absmax);
@@ -130,9 +127,10 @@ class SkinnyBlock {
       }
       if (row >= p_.m) continue;
       const RowScale scale(absmax);
-      for_each_chunk<D, true, kChunksAhead>(x, first, step, p_.k, code_stride_, [&](int64_t k, const float(&v)[kChunk]) {
-        store_shared(code_at(row, static_cast<uint32_t>(k)), encode_chunk(v, scale, p_.limit));
-      });
+      for_each_chunk<true, kChunksAhead>(
+          dtype, x, first, step, p_.k, code_stride_, [&](int64_t k, const float(&v)[kChunk]) {
+            store_shared(code_at(row, static_cast<uint32_t>(k)), encode_chunk(v, scale, p_.limit));
+          });
       if (lane_index() == 0 && part == 0) store_shared(stats_ + static_cast<uint32_t>(row) * 4, scale.stat);
     }
   }

@@ -40,13 +40,13 @@ INT8Q_DEVICE uint32_t kept_of_chunk(const Gemm& p, int64_t k) {
 }
 
 template <bool kAligned>
-INT8Q_DEVICE void load_floats(const Gemm& p, int64_t row, int64_t k, float (&v)[kChunk]) {
+INT8Q_DEVICE void load_floats(const Gemm& p, Dtype dtype, int64_t row, int64_t k, float (&v)[kChunk]) {
   if (row >= p.m || k >= p.k) {
 #pragma unroll
     for (int e = 0; e < kChunk; ++e) v[e] = 0.0f;
     return;
   }
-  load_chunk(p.x_dtype, p.x + row * p.x_stride, k, p.k, kAligned, v);
+  load_chunk(dtype, p.x + row * p.x_stride, k, p.k, kAligned, v);
   const uint32_t kept = kept_of_chunk(p, k);
   if (kept == 0) return;
 #pragma unroll

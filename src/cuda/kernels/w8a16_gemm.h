@@ -101,14 +101,14 @@ class W8a16Block {
   INT8Q_DEVICE U32x4 activations(int64_t row, int64_t k, int term) const {
     if constexpr (kHow == Multiply::kF32) {
       float v[kChunk];
-      load_floats<kAligned>(p_, row, k / kChunk * kChunk, v);
+      load_floats<kAligned>(p_, p_.x_dtype, row, k / kChunk * kChunk, v);
       const bool upper = k % kChunk != 0;
       return {bits_of(upper ? v[4] : v[0]), bits_of(upper ? v[5] : v[1]), bits_of(upper ? v[6] : v[2]),
               bits_of(upper ? v[7] : v[3])};
     }
     if (kHow == Multiply::kF16 || p_.x_dtype == Dtype::kBf16) return load_halves<kAligned>(p_, row, k);
     float v[kChunk];
-    load_floats<kAligned>(p_, row, k, v);
+    load_floats<kAligned>(p_, Dtype::kF32, row, k, v);
 #pragma unroll 1
     for (; term > 0; --term) take_term(v);
     return take_term(v);

@@ -92,7 +92,7 @@ class W8a16SkinnyBlock {
         };
         if (kHow == Multiply::kBf16 && p_.x_dtype == Dtype::kF32) {
           float v[kChunk];
-          load_floats<kAligned>(p_, row, k + t * 4, v);
+          load_floats<kAligned>(p_, Dtype::kF32, row, k + t * 4, v);
 #pragma unroll 1
           for (int term = 0; term < 3; ++term) multiply_chunk(take_term(v));
         } else {
@@ -114,7 +114,7 @@ class W8a16SkinnyBlock {
       for (int m = 0; m < kRows; ++m) {
         if (m >= p_.m) continue;
         float v[kChunk];
-        load_floats<kAligned>(p_, m, k + t * 4, v);
+        load_floats<kAligned>(p_, p_.x_dtype, m, k + t * 4, v);
 #pragma unroll
         for (int e = 0; e < kChunk; ++e) {
 #pragma unroll

@@ -73,7 +73,8 @@ if(NOT CMAKE_CROSSCOMPILING AND NOT INT8Q_SANITIZE MATCHES thread)
   # A stack frame of ASan's own for each call of each fiber takes minutes; the emulator's memory is checked all the same.
   set(emulation_environment "ASAN_OPTIONS=strict_string_checks=1:allocator_may_return_null=1")
   if(INT8Q_SANITIZE)
-    target_compile_definitions(int8q_cuda_emulation PUBLIC INT8Q_FEW_ARCHITECTURES)
+    # No two of these run the same code.
+    target_compile_definitions(int8q_cuda_emulation PUBLIC INT8Q_EMULATED_ARCHITECTURES=Sm70,Sm75,Sm80)
   endif()
   file(GLOB emulation_sources CONFIGURE_DEPENDS tests/cuda_emulation/test_*.cpp)
   # Fragments are judged by CuTe's layouts, where tests/cuda_emulation/requirements.txt is installed.

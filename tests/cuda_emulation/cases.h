@@ -32,11 +32,10 @@ namespace int8q::gpu {
 
 inline int32_t abi(Dtype dtype) { return test::kFloatDtypes[static_cast<int>(dtype)]; }
 
-#if defined(INT8Q_FEW_ARCHITECTURES)
-using Architectures = testing::Types<Sm70, Sm75, Sm80>;  // no two run the same code
-#else
-using Architectures = testing::Types<Sm70, Sm75, Sm80, Sm86, Sm90, Sm120>;
+#if !defined(INT8Q_EMULATED_ARCHITECTURES)
+#define INT8Q_EMULATED_ARCHITECTURES Sm70, Sm75, Sm80, Sm86, Sm90, Sm120
 #endif
+using Architectures = testing::Types<INT8Q_EMULATED_ARCHITECTURES>;
 
 }  // namespace int8q::gpu
 

@@ -204,9 +204,9 @@ TEST(Emulator, Divergence) {
     if (thread_index() < 40) block_barrier();
   });
   expect_fault(FaultKind::kDivergence, {.threads = 64}, [] {
-    if (warp_index() == 0) {
+    if (warp_index() == 0) {  // NOLINT(bugprone-branch-clone): each a barrier of its own
       block_barrier();
-    } else {  // NOLINT(bugprone-branch-clone): another barrier
+    } else {
       block_barrier();
     }
   });

@@ -593,7 +593,7 @@ TEST_F(Failures, EveryThreadsSystemCall) {
       EXPECT_EQ(status, fired ? INT8Q_IO : INT8Q_OK) << int8q_last_error();
       if (!fired) return true;
       EXPECT_TRUE(message_has(strerror(EIO))) << int8q_last_error();
-      EXPECT_TRUE(contents(folder_.path()) == before) << int8q_last_error();
+      EXPECT_TRUE(contents(folder_.path()) == before) << "call " << armed << ": " << int8q_last_error();
       return false;
     });
     EXPECT_EQ(made, calls) << call;

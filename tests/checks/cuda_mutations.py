@@ -263,10 +263,15 @@ def catcher(command, environment=None):
     return next((name for words, name in names.items() if words in fault[1]), "fault")
 
 
+def fits(key, mutant):
+    """Whether this key of EQUIVALENT names it."""
+    file, rule, _, line, _ = mutant
+    return key[:2] == (file, rule) and key[2] in line
+
+
 def equivalent(mutant):
     """Why it changes nothing, or None."""
-    file, rule, _, line, _ = mutant
-    return next((why for key, why in EQUIVALENT.items() if key[:2] == (file, rule) and key[2] in line), None)
+    return next((why for key, why in EQUIVALENT.items() if fits(key, mutant)), None)
 
 
 def main():
@@ -288,7 +293,7 @@ def main():
             elif not reason:
                 survivors.append(mutant)
     print(f"{len(caught)} of {len(wanted)} mutants caught: {dict(Counter(caught))}; by file: {dict(per_file)}")
-    unknown = [key for key in EQUIVALENT if only in key[0] and not any(key[:2] == m[:2] and key[2] in m[3] for m in wanted)]
+    unknown = [key for key in EQUIVALENT if only in key[0] and not any(fits(key, m) for m in wanted)]
     few = [file for file in TESTS if only in file and file not in OF_ALL and per_file[file] < 3]
     if survivors or few or unknown:
         sys.exit(

@@ -50,6 +50,7 @@ RULES = {
     "elements beyond a row": (r"if \(i \+ e < k\)", "if (i + e <= k)"),
     "a chunk beyond a row": (r"i \+ (?:a \* step \+ )?(?:kChunk|kWords \* kPerWord) <= k\b", "i < k"),
     "results beyond a tile": (r"row >= rows \|\| col >= cols", "row > rows || col >= cols"),
+    "results of a warp's first tile": (r"\bat\(0, beside\)", "0"),
     "another half of a fragment": (r"\bmatrix % 2\b", "matrix / 2"),
     "fragments swapped": (r"two\[0\], b\[j\]\[1\] = two\[1\]", "two[1], b[j][1] = two[0]"),
     "operands of one k swapped": (r"\{x\.x, x\.y\}", "{x.y, x.x}"),

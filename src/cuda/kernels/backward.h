@@ -153,9 +153,8 @@ class BackwardBlock {
       return {dy[0], dy[1], dy[2], dy[3]};
     } else {
       // Where there are products of bf16, 16 bits are bf16.
-      const Dtype dtype = sizeof(G) == 4 ? Dtype::kF32 : kHow == Multiply::kBf16 ? Dtype::kBf16 : p_.dy_dtype;
       float g[kPerChunk];
-      floats_of<G>(dtype, dy, g);
+      floats_of<G>(kHow == Multiply::kBf16 ? Dtype::kBf16 : p_.dy_dtype, dy, g);
 #pragma unroll
       for (int e = 0; e < kPerChunk; ++e) g[e] *= ratios[e];
       if constexpr (kHow == Multiply::kF32) {
@@ -227,7 +226,7 @@ class BackwardBlock {
       }
 #pragma unroll
       for (int pair = 0; pair < kPairsN; ++pair) {
-        const int col = warp_col_ + pair * 16 + lane_index() % 4 * 4;
+        const int col = local_col() + pair * 16;
         const auto codes =
             load_shared<uint32_t>(stage + w_at(n, col / kCodeChunk) + static_cast<uint32_t>(col % kCodeChunk));
 #pragma unroll
@@ -249,6 +248,8 @@ class BackwardBlock {
   // ---- Results
 
   INT8Q_DEVICE int local_row(int tile, int half) const { return warp_row_ + tile * 16 + lane_index() / 4 + half * 8; }
+  // Of four neighbours; the next are 16 behind.
+  INT8Q_DEVICE int local_col() const { return warp_col_ + lane_index() % 4 * 4; }
 
   INT8Q_DEVICE void store_result() const {
     const auto write = [&](int first) {
@@ -261,9 +262,9 @@ class BackwardBlock {
           for (int r = 0; r < 2; ++r) {
             const auto& even = f_[i][pair * 2];
             const auto& odd = f_[i][pair * 2 + 1];
-            const int col = warp_col_ + pair * 16 + lane_index() % 4 * 4;
-            store_shared(Results<Tile>::at(local_row(i, r), col), U32x4{bits_of(even[r * 2]), bits_of(odd[r * 2]),
-                                                                        bits_of(even[r * 2 + 1]), bits_of(odd[r * 2 + 1])});
+            store_shared(
+                Results<Tile>::at(local_row(i, r), local_col(), pair * 16),
+                U32x4{bits_of(even[r * 2]), bits_of(odd[r * 2]), bits_of(even[r * 2 + 1]), bits_of(odd[r * 2 + 1])});
           }
         }
       }

@@ -10,9 +10,8 @@ namespace int8q::gpu {
 
 inline constexpr int kChunk = 8;  // 16 bytes of 16-bit elements, 8 bytes of codes
 
-// Dtypes are constants here, or known when the kernel runs and the same for all threads. T is an unsigned integer of an element's size.
-template <class T>
-inline constexpr int kChunkWords = kChunk* static_cast<int>(sizeof(T)) / 4;
+// Dtypes are constants here, or known when the kernel runs and the same for all threads. T is an unsigned integer of an element's
+// size; one of 32 bits is fp32, whatever the dtype beside it.
 template <Dtype D>
 struct BitsOfElement {
   using Type = uint16_t;
@@ -23,18 +22,20 @@ struct BitsOfElement<Dtype::kF32> {
 };
 template <Dtype D>
 using BitsOf = typename BitsOfElement<D>::Type;
+template <class T>
+inline constexpr int kChunkWords = static_cast<int>(sizeof(T)) * kChunk / 4;
 INT8Q_DEVICE int bytes_of(Dtype dtype) { return dtype == Dtype::kF32 ? 4 : 2; }
 
+template <class T>
 INT8Q_DEVICE float float_of_bits(Dtype dtype, uint32_t bits) {
-  return dtype == Dtype::kF32   ? float_of(bits)
-         : dtype == Dtype::kF16 ? half_to_float(static_cast<uint16_t>(bits))
-                                : float_of(bits << 16);
+  if constexpr (sizeof(T) == 4) return float_of(bits);
+  return dtype == Dtype::kF16 ? half_to_float(static_cast<uint16_t>(bits)) : float_of(bits << 16);
 }
 
 INT8Q_DEVICE float load_element(Dtype dtype, const uint8_t* row, int64_t i) {
   const uint8_t* from = row + i * bytes_of(dtype);
-  return float_of_bits(dtype, dtype == Dtype::kF32 ? load(reinterpret_cast<const uint32_t*>(from))
-                                                   : load(reinterpret_cast<const uint16_t*>(from)));
+  if (dtype == Dtype::kF32) return load(reinterpret_cast<const float*>(from));
+  return float_of_bits<uint16_t>(dtype, load(reinterpret_cast<const uint16_t*>(from)));
 }
 
 INT8Q_DEVICE uint32_t magnitude(float x) { return bits_of(x) & 0x7fffffffu; }
@@ -109,13 +110,12 @@ INT8Q_DEVICE void load_bits(const T* row, int64_t i, int64_t k, bool aligned, ui
 template <class T, int kWords, int kCount>
 INT8Q_DEVICE void floats_of(Dtype dtype, const uint32_t (&words)[kWords], float (&v)[kCount]) {
   static_assert(kWords * 4 == kCount * sizeof(T));
-  if (dtype == Dtype::kF16) {  // decided once
+  if (sizeof(T) == 2 && dtype == Dtype::kF16) {  // decided once
 #pragma unroll
-    for (int e = 0; e < kCount; ++e) v[e] = float_of_bits(Dtype::kF16, bits_at<T>(words, e));
+    for (int e = 0; e < kCount; ++e) v[e] = float_of_bits<T>(Dtype::kF16, bits_at<T>(words, e));
   } else {
 #pragma unroll
-    for (int e = 0; e < kCount; ++e)
-      v[e] = float_of_bits(sizeof(T) == 4 ? Dtype::kF32 : Dtype::kBf16, bits_at<T>(words, e));
+    for (int e = 0; e < kCount; ++e) v[e] = float_of_bits<T>(Dtype::kBf16, bits_at<T>(words, e));
   }
 }
 

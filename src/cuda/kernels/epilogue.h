@@ -235,7 +235,7 @@ class GemmEpilogue {
   template <class X>
   INT8Q_DEVICE void add_elements(const ColumnList& columns) {
     const auto x = [this](uint32_t bits) {
-      const float value = float_of_bits(sizeof(X) == 4 ? Dtype::kF32 : p_.x_dtype, bits);
+      const float value = float_of_bits<X>(p_.x_dtype, bits);
       return elements() && !is_outlier(magnitude(value), p_.limit) ? 0 : bits_of(value);
     };
     const auto w = [](uint32_t code) { return bits_of(code_of(code)); };
@@ -300,7 +300,7 @@ class GemmEpilogue {
         for (int j = 0; j < kTilesN; ++j) {
 #pragma unroll
           for (int c = 0; c < 4; c += 2) {
-            store_shared(Results<Tile>::at(local_row(i, c), local_col(j, c)),
+            store_shared(Results<Tile>::at(local_row(i, c), local_col(0, 0), j * 8),
                          U32x2{element(i, j, c), element(i, j, c + 1)});
           }
         }

@@ -43,7 +43,8 @@ INT8Q_DEVICE void add_kept_columns(const Gemm& p, uint32_t bitmap, int64_t m, in
     uint32_t words[kChunk / 2];
     load_words(w + n, words);
 #pragma unroll
-    for (int e = 0; e < kChunk; ++e) value[e] = fma(x, float_of_bits(Dtype::kF16, bits_at<uint16_t>(words, e)), value[e]);
+    for (int e = 0; e < kChunk; ++e)
+      value[e] = fma(x, float_of_bits<uint16_t>(Dtype::kF16, bits_at<uint16_t>(words, e)), value[e]);
   });
 }
 

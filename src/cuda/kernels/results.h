@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A tile of results goes through shared memory, kRowsAtOnce rows at a time, so that a thread has eight neighbours to store:
-// element (row, col) lies at column col ^ 8 (row % 8), which spreads the eight rows of a fragment over the banks.
+// A tile of results goes through shared memory, kRowsAtOnce rows at a time, so that a thread has eight neighbours to store.
+//
+// Element (row, col) lies at column col ^ 16 (row % 2) ^ 8 (row / 2 % 2) ^ 4 (col / 32 % 2). What goes through the 32 banks at once is
+// in all of them then: of a fragment four rows of 8 columns, written by 8 bytes a lane, or two rows of 16, by 16 bytes; and half of
+// each of eight neighbours of a row, read by 16 bytes.
 #pragma once
 
 #include "cuda/kernels/kept_columns.h"
@@ -13,8 +16,12 @@ struct Results {
   static constexpr int kRowsAtOnce = Tile::kRowsAtOnce;
 
   INT8Q_DEVICE static uint32_t at(int row, int col) {
-    return static_cast<uint32_t>((row % kRowsAtOnce * Tile::kN + (col ^ row % 8 * 8)) * 4);
+    const int column = col ^ row % 2 * 16 ^ row / 2 % 2 * 8 ^ col / 32 % 2 * 4;
+    return static_cast<uint32_t>((row % kRowsAtOnce * Tile::kN + column) * 4);
   }
+
+  // The same of row and col + beside, which have no bit in common: one instruction from tile to tile of a warp.
+  INT8Q_DEVICE static uint32_t at(int row, int col, int beside) { return at(row, col) ^ at(0, beside); }
 
   // write(first) stores the bits of this thread's elements of rows [first, first + kRowsAtOnce) to at(row, col). Then
   // body(row, col, bits) of each eighth of a row of the tile, inside of rows x cols or partly. Begins with a barrier.
@@ -29,7 +36,7 @@ struct Results {
       for (int i = thread_index(); i < kRowsAtOnce * Tile::kN / kChunk; i += Tile::kThreads) {
         const int row = first + i / (Tile::kN / kChunk), col = i % (Tile::kN / kChunk) * kChunk;
         if (row >= rows || col >= cols) continue;
-        const U32x4 low = load_shared<U32x4>(at(row, col)), high = load_shared<U32x4>(at(row, col) + 16);
+        const U32x4 low = load_shared<U32x4>(at(row, col)), high = load_shared<U32x4>(at(row, col + 4));
         const uint32_t bits[kChunk] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
         body(row, col, bits);
       }

@@ -34,7 +34,7 @@ struct GemmTile {
 // for which warps are 64 x 32.
 template <class Arch>
 struct LargeTileOf {
-  using Tile = GemmTile < 128, 128, 64, 64, Arch::kSharedBytes<128 * 1024 ? 3 : 4>;
+  using Tile = GemmTile<128, 128, 64, 64, (Arch::kSharedBytes < 128 * 1024) ? 3 : 4>;
 };
 template <>
 struct LargeTileOf<Sm75> {

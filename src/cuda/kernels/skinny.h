@@ -102,7 +102,6 @@ class SkinnyBlock {
   template <class X>
   INT8Q_DEVICE void quantize() {
     constexpr int kChunksAhead = sizeof(X) == 4 ? 2 : 4;  // 64 bytes a lane
-    const Dtype dtype = sizeof(X) == 4 ? Dtype::kF32 : p_.x_dtype;
     const auto maximum_at = [this](int warp) { return static_cast<uint32_t>(Shape::maxima_at(kRows, p_.k) + warp * 4); };
     int sharers = Shape::kWarps;
     while (sharers > 1 && p_.m * sharers > Shape::kWarps) sharers /= 2;
@@ -115,7 +114,7 @@ class SkinnyBlock {
       uint32_t absmax = 0;
       if (row < p_.m) {
         absmax = warp_maximum(scan_row<true, kChunksAhead>(
-            dtype, x, first, step, p_.k, p_.limit, [&](int64_t k, uint32_t outliers) { columns_.mark(k, outliers); }));
+            p_.x_dtype, x, first, step, p_.k, p_.limit, [&](int64_t k, uint32_t outliers) { columns_.mark(k, outliers); }));
       }
       if (sharers > 1) {
         if (lane_index() == 0) store_shared(maximum_at(warp_index()), absmax);
@@ -128,7 +127,7 @@ class SkinnyBlock {
       if (row >= p_.m) continue;
       const RowScale scale(absmax);
       for_each_chunk<true, kChunksAhead>(
-          dtype, x, first, step, p_.k, code_stride_, [&](int64_t k, const float(&v)[kChunk]) {
+          p_.x_dtype, x, first, step, p_.k, code_stride_, [&](int64_t k, const float(&v)[kChunk]) {
             store_shared(code_at(row, static_cast<uint32_t>(k)), encode_chunk(v, scale, p_.limit));
           });
       if (lane_index() == 0 && part == 0) store_shared(stats_ + static_cast<uint32_t>(row) * 4, scale.stat);

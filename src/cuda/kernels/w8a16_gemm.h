@@ -183,7 +183,7 @@ class W8a16Block {
         for (int j = 0; j < kTilesN; ++j) {
 #pragma unroll
           for (int c = 0; c < 4; c += 2) {
-            store_shared(Results<Tile>::at(local_row(i, c), local_col(j, c)),
+            store_shared(Results<Tile>::at(local_row(i, c), local_col(0, 0), j * 8),
                          U32x2{bits_of(f_[i][j][c]), bits_of(f_[i][j][c + 1])});
           }
         }

@@ -88,6 +88,6 @@ extern "C" int32_t int8q_find_openmp_runner(const char* library, int32_t threads
     openmp->next = made.load(std::memory_order_relaxed);
     while (!made.compare_exchange_weak(openmp->next, openmp.get(), std::memory_order_release)) {
     }
-    openmp.release();
+    static_cast<void>(openmp.release());  // the list has it now
   });
 }

@@ -61,7 +61,7 @@ test: ## build and run every test that is not slow, with the ABI and packaging c
 	@echo 'What the grids of tests ran:'
 	@grep -hE '^[a-z0-9, ]+: [0-9]+ cells|cells: |cells of|^skipped:' build/release/Testing/Temporary/LastTest.log | sort -u
 
-test-full: ## the slow tests, then all under AddressSanitizer + UBSan, under ThreadSanitizer, and on Arm under qemu
+test-full: docs ## the documentation, the slow tests, then all under AddressSanitizer + UBSan, under ThreadSanitizer, and on Arm under qemu
 	@$(deps) build test full demo
 	@$(nvrtc)
 	$(call configure,release)

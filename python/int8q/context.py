@@ -246,34 +246,39 @@ class Context:
 
 
 class _Gpu:
-    """The native contexts of one GPU; each call has one to itself, on the stream that it names.
+    """The native contexts of one GPU. A call has one to itself, of the stream that it names: a context's scratch memory is free
+    for the next call on that stream alone.
 
     Raises StatusError INT8Q_NO_DEVICE, which says what is missing: a driver, a GPU, kernels for it.
     """
 
     def __init__(self, device):
-        self.options = _abi.int8q_context_options(
-            ctypes.sizeof(_abi.int8q_context_options), backend=_abi.INT8Q_BACKEND_CUDA, device=device
-        )
-        self._free = [self._make()]  # append and pop are atomic
+        self._device = device
+        self._free = {0: [self._make(0)]}  # stream -> contexts; append and pop are atomic
 
-    def _make(self):
+    def _make(self, stream):
+        options = _abi.int8q_context_options(
+            ctypes.sizeof(_abi.int8q_context_options), backend=_abi.INT8Q_BACKEND_CUDA, device=self._device, stream=stream
+        )
         handle = ctypes.POINTER(_abi.int8q_context)()
-        check(library().int8q_create_context(self.options, handle))
+        check(library().int8q_create_context(options, handle))
         return handle
 
     def call(self, stream, function, *arguments):
         """Calls a function of the ABI that takes a context first; stream: a number, CUDA's."""
+        free = self._free.get(stream)
+        if free is None:
+            free = self._free.setdefault(stream, [])
         try:
-            handle = self._free.pop()
+            handle = free.pop()
         except IndexError:
-            handle = self._make()
+            handle = self._make(stream)
         try:
-            status = library().int8q_set_stream(handle, stream) or function(handle, *arguments)
+            status = function(handle, *arguments)
             if status:
                 check(status)
         finally:
-            self._free.append(handle)
+            free.append(handle)
 
 
 _gpus = {}

@@ -162,7 +162,8 @@ void ShardWriter::copy(const Shard& shard, const PlannedTensor& t) {
 // of `count` columns, then transposed into place.
 void ShardWriter::read_transposed(const Shard& shard, const PlannedTensor& t, int64_t begin, int64_t count) {
   const int64_t element = dtype_bytes(t.in.dtype), piece = count * element;
-  const int64_t rows = std::max<int64_t>(1, kStripBytes / piece);  // NOLINT(clang-analyzer-core.DivideZero): a block has rows
+  const int64_t rows =
+      std::max<int64_t>(1, kStripBytes / piece);  // NOLINT(clang-analyzer-core.DivideZero): a block has rows
   for (int64_t i = 0; i < t.k; i += rows) {
     const int64_t here = std::min(rows, t.k - i);
     for (int64_t r = 0; r < here; ++r) {

@@ -22,7 +22,8 @@ enum Attribute : int {
   kCapabilityMinor = 76,
   kSharedBytesOptin = 97,
 };
-inline constexpr int kFunctionSharedBytes = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+// Of cuFuncSetAttribute: the most dynamic shared memory of a block, and the percentage of an SM's that all shall have.
+inline constexpr int kFunctionSharedBytes = 8, kFunctionCarveout = 9;
 
 // Of cuTensorMapEncodeTiled.
 enum TensorMapOptions : int { kOfBytes = 0, kNotInterleaved = 0, kSwizzled128 = 3, kPromotedTo256 = 3, kZerosOutside = 0 };

@@ -33,7 +33,7 @@ std::span<const Image> images() { return std::span(kImages).first(std::size(kIma
 bool runs_on(const Image& image, int major, int minor) {
   const int capability = major * 10 + minor;
   // Tegra's GPUs, Orin's say, do not run the cubins of others.
-  const bool tegra = capability == 72 || capability == 87 || capability == 101 || capability == 110;
+  const bool tegra = capability == 72 || capability == 87 || capability == 88 || capability == 101 || capability == 110;
   switch (image.runs) {
     case Runs::kOnMajor: return !tegra && image.capability / 10 == major && image.capability <= capability;
     case Runs::kAlone: return image.capability == capability;

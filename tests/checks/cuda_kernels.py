@@ -257,8 +257,8 @@ def check_code(architecture, version, code):
     expect_counts(f"the loop of gemm_small_s8 of {architecture}", small, from_version(GEMM_SMALL_LOOP, version))
     expect_overlap(f"finish_s8{suffix}", code[f"finish_s8{suffix}"])
     check_skinny(architecture, version, loop_of)
-    # Eight elements at a time, in two loops, for the greatest and for the codes.
-    for dtype, loads in (("f32", 4), ("f16", 2), ("bf16", 2)):
+    # 64 bytes of a row ahead for the greatest, eight elements for the codes.
+    for dtype, loads in (("f32", 6), ("f16", 5), ("bf16", 5)):
         for tail, wanted in (("", loads), ("_unaligned", 0)):
             kernel = f"quantize_rows_{dtype}{tail}{suffix}"
             expect_counts(kernel, code[kernel], {"LDG*128": wanted})

@@ -2,7 +2,8 @@
 """cuda_nvcc.py [FOLDER]: compiles the CUDA kernels by a toolkit's nvcc, a second opinion beside NVRTC's.
 
 Of each architecture that this nvcc knows: no warning, no stack, no spills, and the kernels that NVRTC compiled into FOLDER;
-without FOLDER one architecture is compiled by NVRTC. Exit status 77 where there is no nvcc.
+without FOLDER one architecture is compiled by NVRTC. FOLDER's PTX is assembled for Orin, one of the GPUs that take it,
+without spills. Exit status 77 where there is no nvcc.
 """
 
 import json
@@ -51,6 +52,14 @@ def compile_one(nvcc, architecture):
     return (None, done.stdout) if done.returncode else (compile_kernels.resources(done.stdout), "")
 
 
+def assemble(nvcc, ptx):
+    """(kernel -> resources, or None; what went wrong), as a driver does it on a GPU that has no cubin."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [Path(nvcc).with_name("ptxas"), "-v", "-arch=sm_87", f"-o={folder}/sm_87.cubin", str(ptx)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return (None, done.stdout) if done.returncode else (compile_kernels.resources(done.stdout), "")
+
+
 def kernels_by_nvrtc(folder):
     """architecture -> its kernels"""
     if folder:
@@ -74,7 +83,8 @@ def main():
     if nvcc is None:
         print("cuda_nvcc.py: no nvcc in PATH or in /usr/local/cuda/bin; nothing was compiled")
         sys.exit(77)
-    by_nvrtc = kernels_by_nvrtc(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    by_nvrtc = kernels_by_nvrtc(folder)
     architectures = known_architectures(nvcc)
     errors = [] if architectures else [f"{nvcc} knows none of {', '.join(compile_kernels.ARCHITECTURES)}"]
     compared = 0
@@ -88,6 +98,14 @@ def main():
             errors += errors_of(architecture, kernels, by_nvrtc.get(architecture))
             most = max((found["registers"] for found in kernels.values()), default=0)
             print(f"{architecture}: {len(kernels)} kernels, at most {most} registers", flush=True)
+    if folder:
+        kernels, log = assemble(nvcc, folder / "compute_80.ptx")
+        if kernels is None:
+            errors.append(f"compute_80.ptx: ptxas failed\n{log}")
+        else:
+            of_sm_80 = {kernel.replace("_sm80", "_ptx80") for kernel in by_nvrtc["sm_80"]}
+            errors += errors_of("sm_87 of compute_80.ptx", kernels, of_sm_80)
+            print(f"sm_87 of compute_80.ptx: {len(kernels)} kernels")
     if not compared and not errors:
         errors.append("no architecture was compiled by both nvcc and NVRTC")
     if errors:

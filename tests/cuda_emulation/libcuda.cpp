@@ -136,6 +136,7 @@ STUB int cuFuncSetAttribute(void* function, int attribute, int value) {
   ENTER(kSafe);
   const auto* gpu = static_cast<const Gpu*>(current.back());
   if (is_foreign(static_cast<const Kernel*>(function))) return kInvalidHandle;
+  if (attribute == int8q::cuda::kFunctionCarveout) return value >= -1 && value <= 100 ? kSuccess : kInvalidValue;
   if (attribute != int8q::cuda::kFunctionSharedBytes || value > gpu->shared_kib() << 10) return kInvalidValue;
   static_cast<Kernel*>(function)->shared_bytes = value;
   return kSuccess;

@@ -345,6 +345,22 @@ def test_the_first_call_can_be_captured(layer, to_gpu):
     assert differs_by(y, layer(x), x, layer) <= 1
 
 
+@emulated
+def test_each_stream_has_scratch_memory_of_its_own(to_gpu):
+    driver, stream = Emulated.driver, ctypes.c_void_p()
+    driver.call("cuStreamCreate", ctypes.byref(stream), 0)
+    weight, codes = to_gpu(torch.randn(8, 100)), to_gpu(torch.zeros(8, 100, dtype=torch.int8))  # not in place: K % 16
+    col_stats, allocated = to_gpu(torch.zeros(8)), []
+    try:
+        for number in (0, stream.value, 0, stream.value):
+            driver.stream, before = number, driver.count("cuMemAlloc_v2")
+            _packed.quantize_weights(weight, codes, col_stats)
+            allocated.append(driver.count("cuMemAlloc_v2") - before)
+    finally:
+        driver.stream = 0
+    assert allocated[1:] == [1, 0, 0]
+
+
 @on_a_gpu
 def test_gradients_are_the_cpus(layer):
     moved = copy.deepcopy(layer).cuda()

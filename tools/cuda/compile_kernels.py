@@ -109,7 +109,9 @@ class Nvrtc:
             warnings = [line for line in log.splitlines() if "warning" in line and "prior to '<compute/sm>_75'" not in line]
             if warnings:
                 raise RuntimeError(f"{architecture}: warnings are errors\n{log}")
-            return self.text(program, "PTX" if architecture.startswith("compute") else "CUBIN"), log
+            if architecture.startswith("compute"):
+                return self.text(program, "PTX").removesuffix(b"\0"), log
+            return self.text(program, "CUBIN"), log
         finally:
             self.call("nvrtcDestroyProgram", ctypes.byref(program))
 

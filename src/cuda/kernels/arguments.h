@@ -20,7 +20,7 @@ INT8Q_CONSTEXPR int list_bytes(int64_t k) { return (2 * bitmap_words(k) + 2) * 4
 inline constexpr int kListed = 15;
 struct alignas(16) FoundColumns {
   uint32_t count;
-  uint32_t first[kListed];  // ascending; [min(count, kListed)]
+  uint32_t first[kListed];  // ascending; 0 from count on
 };
 
 struct QuantizeRows {

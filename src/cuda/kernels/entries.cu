@@ -18,7 +18,7 @@ namespace int8q::gpu {
 #define INT8Q_JOIN(a, b) INT8Q_PASTE(a, b)
 using Arch = INT8Q_JOIN(Sm, INT8Q_ARCH);
 
-// A kernel with at most `threads` threads a block, `blocks` of which share an SM.
+// A kernel with at most `threads` threads a block, `blocks` of which share an SM by their registers.
 #if defined(__CUDACC__)
 #define INT8Q_KERNEL(name, threads, blocks, Arguments) \
   extern "C" __global__ void __launch_bounds__(threads, blocks) INT8Q_JOIN(name##_, INT8Q_SUFFIX)(const __grid_constant__ Arguments p)

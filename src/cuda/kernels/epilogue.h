@@ -313,11 +313,7 @@ class GemmEpilogue {
   INT8Q_DEVICE void store_accumulators() const {
     const auto bits_of_sum = [&](int i, int j, int c) { return static_cast<uint32_t>(acc_[i][j][c]); };
     exchange(bits_of_sum, [&](int64_t row, int64_t col, const uint32_t(&bits)[kChunk]) {
-      auto* y = reinterpret_cast<uint32_t*>(p_.y + row * p_.y_stride);
-#pragma unroll
-      for (int e = 0; e < kChunk; ++e) {
-        if (col + e < p_.n) store(y + col + e, bits[e]);
-      }
+      store_bits(reinterpret_cast<uint32_t*>(p_.y + row * p_.y_stride), col, p_.n, bits);
     });
   }
 

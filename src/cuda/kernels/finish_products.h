@@ -6,7 +6,7 @@
 //   y   = what epilogue.h makes of it
 //
 // Bound by memory: 4 bytes an element are read beside what the epilogue reads and writes. A thread takes two neighbours, so four of
-// them the 32 bytes of a sector. Tiles are the small ones, of which four share an SM.
+// them the 32 bytes of a sector. Tiles are the small ones, of which four share an SM, or three before sm_75.
 #pragma once
 
 #include "cuda/kernels/epilogue.h"

@@ -67,6 +67,7 @@ INT8Q_DEVICE void store_found(uint32_t bitmap, int words, FoundColumns* found, u
       store(&found->first[rank++], static_cast<uint32_t>(w * 32 + lowest_bit(bits)));
   });
   if (lane_index() == 0) store(&found->count, count);
+  if (lane_index() < kListed && static_cast<uint32_t>(lane_index()) >= count) store(&found->first[lane_index()], 0u);
   for (int w = lane_index(); w < words; w += kWarp)
     store(&whole[w], load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4));
 }
@@ -111,12 +112,16 @@ struct ColumnList {
   // Marks what any block found, by the whole block.
   INT8Q_DEVICE void merge(const FoundColumns* found, const uint32_t* bitmaps, int blocks, int threads) const {
     for (int b = thread_index(); b < blocks; b += threads) {
-      const uint32_t listed = load(&found[b].count);
-      if (listed > kListed) {
+      uint32_t parts[1 + kListed];  // at once, of which few are needed
+      load_words(&found[b], parts);
+      if (parts[0] > kListed) {
         atomic_or_shared(any_whole(), 1);
         continue;
       }
-      for (uint32_t t = 0; t < listed; ++t) mark(load(&found[b].first[t]), 1);
+#pragma unroll
+      for (uint32_t t = 0; t < kListed; ++t) {
+        if (t < parts[0]) mark(parts[1 + t], 1);
+      }
     }
     block_barrier();
     if (load_shared<uint32_t>(any_whole()) == 0) return;

@@ -46,7 +46,7 @@ struct LargeTileOf<Sm70> : LargeTileOf<Sm75> {};
 template <class Arch>
 using LargeTile = typename LargeTileOf<Arch>::Tile;
 
-// For few rows, more than skinny.h's: a quarter of the registers, so that four blocks share an SM, and K can be split.
+// For few rows, more than skinny.h's: a quarter of the registers, so that four blocks share an SM (three of sm_70's), and K can be split.
 template <class Arch>
 using SmallTile = GemmTile<64, 64, 32, 32, kHasAsyncCopy<Arch> ? 3 : 2>;
 static_assert(2 * LargeTile<Sm75>::shared_bytes(0, false, false) <= Sm75::kSharedBytes);

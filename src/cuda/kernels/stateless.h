@@ -79,19 +79,23 @@ INT8Q_DEVICE void dequantize(const Dequantize& p) {
     const int64_t row = i / chunks, col = i % chunks * kChunk;
     const float stat = load(p.row_stats + row);
     float v[kChunk];
+    if constexpr (kCodes) {
+      const auto* codes = reinterpret_cast<const uint8_t*>(p.codes + row * p.stride);
+      uint32_t words[kChunk / 4];
+      load_bits(codes, col, p.cols, reinterpret_cast<uint64_t>(codes + col) % kChunk == 0, words);
 #pragma unroll
-    for (int e = 0; e < kChunk; ++e) {
-      const int64_t k = col + e;
-      if (k >= p.cols) {
-        v[e] = 0.0f;
-      } else if constexpr (kCodes) {
-        v[e] = static_cast<float>(load(p.codes + row * p.stride + k)) * stat * (1.0f / 127.0f);
-      } else {
-        const auto acc =
-            load(reinterpret_cast<const int32_t*>(reinterpret_cast<const uint8_t*>(p.accumulators) + row * p.stride) + k);
-        v[e] = static_cast<float>(acc) * (stat * load(p.col_stats + k) * (1.0f / 16129.0f));
-        if (p.bias != nullptr) v[e] += load_element(p.bias_dtype, static_cast<const uint8_t*>(p.bias), k);
-      }
+      for (int e = 0; e < kChunk; ++e)
+        v[e] = static_cast<float>(static_cast<int8_t>(bits_at<uint8_t>(words, e))) * stat * (1.0f / 127.0f);
+    } else {
+      const auto* sums =
+          reinterpret_cast<const uint32_t*>(reinterpret_cast<const uint8_t*>(p.accumulators) + row * p.stride);
+      uint32_t words[kChunk];
+      load_bits(sums, col, p.cols, reinterpret_cast<uint64_t>(sums + col) % 16 == 0, words);
+      load_chunk(Dtype::kF32, reinterpret_cast<const uint8_t*>(p.col_stats), col, p.cols, v);
+#pragma unroll
+      for (int e = 0; e < kChunk; ++e)
+        v[e] = static_cast<float>(static_cast<int32_t>(words[e])) * (stat * v[e] * (1.0f / 16129.0f));
+      if (p.bias != nullptr) add_chunk(p.bias_dtype, static_cast<const uint8_t*>(p.bias), col, p.cols, v);
     }
     store_chunk(p.y_dtype, p.y + row * p.y_stride, col, p.cols, v);
   }

@@ -8,7 +8,7 @@
 // beside them are a lane's share of one m16n8k16: its k is permuted, alike for both operands, and neither is shuffled. X
 // comes through L1: of row g 32 bytes of 16-bit elements, or 64 of fp32, which three MMAs take. A warp takes every
 // kWarps-th j, and issues eight loads of 16 bytes before it touches one, so that 8 warps of two blocks have 64 KiB on their
-// way (above 16 rows half of that).
+// way (above 16 rows, and by fp32, half of that).
 //
 // By fp32 a lane multiplies the same bytes, and four lanes add up.
 //

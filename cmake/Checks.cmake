@@ -133,7 +133,7 @@ endif()
 # Which GPUs are found and what they run, by a driver that plays them.
 if(TARGET int8q_libcuda AND TARGET int8q_cli AND NOT INT8Q_SANITIZE)
   int8q_add_check(cuda_presence ${INT8Q_PYTHON} ${checks}/cuda_presence.py $<TARGET_FILE:int8q> $<TARGET_FILE:int8q_cli>
-                  ${libcuda_folder} ${INT8Q_CUDA_IMAGES}
+                  ${libcuda_folder} ${CMAKE_C_COMPILER} ${INT8Q_CUDA_IMAGES}
   )
 endif()
 

@@ -2,6 +2,7 @@
 #include "cuda/driver.h"
 
 #include <dlfcn.h>
+#include <link.h>
 
 #include "core/error.h"
 #include "core/pool.h"
@@ -9,7 +10,9 @@
 namespace int8q::cuda {
 namespace {
 
-constexpr int kErrorNoDevice = 100;  // CUDA_ERROR_NO_DEVICE
+constexpr int kErrorStubLibrary = 34;  // CUDA_ERROR_STUB_LIBRARY
+constexpr int kErrorNoDevice = 100;    // CUDA_ERROR_NO_DEVICE
+constexpr char kLibrary[] = "libcuda.so.1";
 
 // cuGetProcAddress of CUDA 12.0: takes names without _v2, gives what belongs to that version.
 using GetProcAddress = int (*)(const char* name, void** function, int version, uint64_t flags, int* symbol_status);
@@ -18,58 +21,98 @@ Presence without_driver(const std::string& why) { return {.state = Presence::kNo
 
 Presence too_old(int version) {
   return {.state = Presence::kDriverTooOld,
-          .why = "the NVIDIA driver is of CUDA " + (version > 0 ? version_text(version) : std::string("11 or before")) +
-                 "; int8q's kernels need CUDA " + version_text(kOldestDriver) + ", driver 525, or later",
+          .why = "the NVIDIA driver is of CUDA " + version_text(version) + "; int8q's kernels need CUDA " +
+                 version_text(kOldestDriver) + ", driver 525, or later; update it",
           .version = version};
 }
 
+Presence stub_library(const std::string& path, const char* call, int version) {
+  const size_t slash = path.rfind('/');
+  return {.state = Presence::kFails,
+          .why = path + " is the CUDA toolkit's stub, to link with, and was found before a driver (" + call +
+                 ": CUDA_ERROR_STUB_LIBRARY); take " + (slash == std::string::npos ? "its folder" : path.substr(0, slash)) +
+                 " out of LD_LIBRARY_PATH, or remove the file where it was copied; the driver brings its own " + kLibrary,
+          .version = version};
+}
+
+// The driver may lack the functions that tell.
 std::string error_text(const Driver& driver, int error) {
   const char *name = nullptr, *text = nullptr;
-  driver.cuGetErrorName(error, &name);
-  driver.cuGetErrorString(error, &text);
+  if (driver.cuGetErrorName != nullptr) driver.cuGetErrorName(error, &name);
+  if (driver.cuGetErrorString != nullptr) driver.cuGetErrorString(error, &text);
   return (name == nullptr ? "CUDA error " + std::to_string(error) : std::string(name)) +
          (text == nullptr ? "" : std::string(" (") + text + ")");
 }
 
+Presence does_not_start(const std::string& path, const Driver& driver, const char* call, int error, int version) {
+  if (error == kErrorStubLibrary) return stub_library(path, call, version);
+  return {.state = Presence::kFails,
+          .why = std::string("the NVIDIA driver does not start: ") + call + ": " + error_text(driver, error) +
+                 "; restart the machine if the driver has been updated since, else reinstall it",
+          .version = version};
+}
+
+template <class F>
+void find_exported(void* library, const char* name, F& function) {
+  function = reinterpret_cast<F>(dlsym(library, name));
+}
+
+// All functions of `driver`; returns the name of the first that is missing, NULL if none is.
+const char* resolve(void* library, Driver& driver) {
+  GetProcAddress find;
+  find_exported(library, "cuGetProcAddress_v2", find);
+  if (find == nullptr) return "cuGetProcAddress_v2";
+  const char* missing = nullptr;
+  const auto resolve_one = [&](const char* name, auto& function) {
+    void* address = nullptr;
+    const int error = find(name, &address, kOldestDriver, 0, nullptr);
+    if (missing == nullptr && (error != 0 || address == nullptr)) missing = name;
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(address);
+  };
+#define INT8Q_RESOLVE(name, ...) resolve_one(#name, driver.name);
+  INT8Q_DRIVER_FUNCTIONS(INT8Q_RESOLVE)
+#undef INT8Q_RESOLVE
+  return missing;
+}
+
+// `found` with its GPUs counted, or what is wrong.
+Presence start(const std::string& path, Presence found) {
+  int error = found.driver.cuInit(0);
+  if (error != 0 && error != kErrorNoDevice) return does_not_start(path, found.driver, "cuInit", error, found.version);
+  if (error == 0) error = found.driver.cuDeviceGetCount(&found.devices);
+  if (error != 0 && error != kErrorNoDevice) {
+    return does_not_start(path, found.driver, "cuDeviceGetCount", error, found.version);
+  }
+  if (found.devices == 0) {
+    return {.state = Presence::kNoGpu,
+            .why = "the NVIDIA driver, of CUDA " + version_text(found.version) +
+                   ", finds no GPU; is one plugged in, and does CUDA_VISIBLE_DEVICES name it?",
+            .version = found.version};
+  }
+  return found;
+}
+
 Presence look() {
-  void* library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  void* library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     const char* error = dlerror();
     return without_driver("no NVIDIA driver: " + std::string(error == nullptr ? "libcuda.so.1 does not load" : error));
   }
-  int version = 0;
-  if (auto* get_version = reinterpret_cast<int (*)(int*)>(dlsym(library, "cuDriverGetVersion")); get_version != nullptr)
-    get_version(&version);
-  auto* find = reinterpret_cast<GetProcAddress>(dlsym(library, "cuGetProcAddress_v2"));
-  if (find == nullptr || version < kOldestDriver) return too_old(version);
-
-  Presence found{.state = Presence::kPresent, .why = "", .version = version};
-  const char* missing = nullptr;
-  const auto resolve = [&](const char* name, auto& function) {
-    void* address = nullptr;
-    if (find(name, &address, kOldestDriver, 0, nullptr) != 0 || address == nullptr) missing = name;
-    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(address);
-  };
-#define INT8Q_RESOLVE(name, ...) resolve(#name, found.driver.name);
-  INT8Q_DRIVER_FUNCTIONS(INT8Q_RESOLVE)
-#undef INT8Q_RESOLVE
-  if (missing != nullptr) return without_driver(std::string("libcuda.so.1 lacks ") + missing);
-
-  int error = found.driver.cuInit(0);
-  if (error == 0) error = found.driver.cuDeviceGetCount(&found.devices);
-  if (error != 0 && error != kErrorNoDevice) {
-    return {.state = Presence::kFails,
-            .why = "the NVIDIA driver does not start: " + error_text(found.driver, error) +
-                   "; restart the machine if the driver has been updated since, else reinstall it",
-            .version = version};
+  const link_map* map = nullptr;
+  const std::string path = dlinfo(library, RTLD_DI_LINKMAP, &map) == 0 ? map->l_name : kLibrary;
+  Presence found{.state = Presence::kPresent, .why = ""};
+  Driver& driver = found.driver;
+  find_exported(library, "cuGetErrorName", driver.cuGetErrorName);
+  find_exported(library, "cuGetErrorString", driver.cuGetErrorString);
+  find_exported(library, "cuDriverGetVersion", driver.cuDriverGetVersion);
+  if (driver.cuDriverGetVersion == nullptr) return without_driver("libcuda.so.1 lacks cuDriverGetVersion");
+  const int error = driver.cuDriverGetVersion(&found.version);
+  if (error != 0) return does_not_start(path, driver, "cuDriverGetVersion", error, 0);
+  if (found.version < kOldestDriver) return too_old(found.version);
+  if (const char* missing = resolve(library, driver); missing != nullptr) {
+    return without_driver(std::string("libcuda.so.1 lacks ") + missing);
   }
-  if (found.devices == 0) {
-    return {.state = Presence::kNoGpu,
-            .why = "the NVIDIA driver, of CUDA " + version_text(version) +
-                   ", finds no GPU; is one plugged in, and does CUDA_VISIBLE_DEVICES name it?",
-            .version = version};
-  }
-  return found;
+  return start(path, found);
 }
 
 uint64_t generation_of_driver;

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cuda_presence.py LIBRARY COMMAND LIBCUDA_FOLDER IMAGE...: which GPUs are found, and what is said where there are none.
+"""cuda_presence.py LIBRARY COMMAND LIBCUDA_FOLDER C_COMPILER IMAGE...: which GPUs are found, and what is said where there
+are none.
 
-LIBCUDA_FOLDER has the stub of libcuda.so.1, which plays what its environment variables say. IMAGES: what was embedded.
+LIBCUDA_FOLDER has the stub of libcuda.so.1, which plays what its environment variables say; files that are no driver are
+made by C_COMPILER. IMAGES: what was embedded.
 """
 
 import json
@@ -9,8 +11,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-LIBRARY, COMMAND, FOLDER, *IMAGES = sys.argv[1:]
+LIBRARY, COMMAND, FOLDER, COMPILER, *IMAGES = sys.argv[1:]
 # Makes a context of GPU 0 by the C functions alone; prints status and message.
 CREATE = """
 import ctypes, os, sys
@@ -33,6 +37,14 @@ CHOICES = {
     "10.0": ["sm_100", "compute_80"], "10.3": ["sm_100", "compute_80"], "11.0": ["compute_80"],
     "12.0": ["sm_120", "compute_80"], "12.1": ["sm_120", "compute_80"],
 }  # fmt: skip
+# As the CUDA toolkit's stub, whose functions all give CUDA_ERROR_STUB_LIBRARY, and name no error.
+TOOLKITS_STUB = """
+int cuDriverGetVersion(int* version) { return 34; }
+int cuInit(unsigned flags) { return 34; }
+int cuGetErrorName(int error, const char** name) { return 34; }
+int cuGetErrorString(int error, const char** text) { return 34; }
+int cuGetProcAddress_v2(const char* name, void** function, int version, unsigned long flags, int* status) { return 34; }
+"""
 problems = []
 
 
@@ -101,16 +113,54 @@ def broken_gpus():
     yield "Retain", "fails", played, ["cuDevicePrimaryCtxRetain: CUDA_ERROR_ILLEGAL_ADDRESS"]
 
 
+def compiled(folder, text):
+    """`folder`, with the library of a few lines of C."""
+    folder.mkdir(exist_ok=True)
+    command = [COMPILER, "-shared", "-fPIC", "-w", "-x", "c", "-", "-o", folder / "libcuda.so.1"]
+    subprocess.run(command, input=text, text=True, check=True)
+    return folder
+
+
+def broken_drivers(folder):
+    """what, the driver's version, what is played, what doctor and a context's making say of it"""
+
+    for call, version in (("cuDriverGetVersion", None), ("cuInit", "13.9")):
+        told = [f"{FOLDER}/libcuda.so.1 is the CUDA toolkit's stub", call, f"take {FOLDER} out of LD_LIBRARY_PATH"]
+        yield f"{call} of a stub", version, {"INT8Q_STUB_FAULT": f"{call}=34"}, told
+        told = ["does not start", f"{call}: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (", "restart"]
+        yield f"{call} fails", version, {"INT8Q_STUB_FAULT": f"{call}=803"}, told
+    told = ["does not start", "cuDeviceGetCount: CUDA_ERROR_ILLEGAL_ADDRESS"]
+    yield "cuDeviceGetCount fails", "13.9", {"INT8Q_STUB_FAULT": "cuDeviceGetCount"}, told
+    stub = compiled(folder / "stubs", TOOLKITS_STUB)
+    told = [f"{stub}/libcuda.so.1 is the CUDA toolkit's stub", f"take {stub} out of LD_LIBRARY_PATH"]
+    yield "the toolkit's stub", None, {"LD_LIBRARY_PATH": str(stub)}, told
+
+
+def check_broken_drivers():
+    with tempfile.TemporaryDirectory() as folder:
+        cases = list(broken_drivers(Path(folder)))
+        for what, version, played, texts in cases:
+            gpu = doctor(**played)
+            found = (gpu["state"], gpu["driver"], gpu["devices"])
+            expect(found == ("fails", version, []), f"{what}: doctor says {gpu}; expected fails, driver {version}")
+            status, _, message = create(**played).strip().partition("\n")
+            expect(status == "INT8Q_NO_DEVICE", f"{what}: a context gives {status}")
+            for text in texts:
+                expect(text in gpu["why"], f"{what}: doctor does not say {text!r}: {gpu['why']}")
+                expect(text in message, f"{what}: {text!r} is not in: {message}")
+    return len(cases)
+
+
 def main():
     failures = {
-        "driver too old": ({"INT8Q_STUB_DRIVER": "11080"}, ["CUDA 11.8", "525"]),
+        "driver too old": ({"INT8Q_STUB_DRIVER": "11080"}, ["of CUDA 11.8", "525"]),
         "no GPU": ({"INT8Q_STUB_GPUS": ""}, ["finds no GPU", "CUDA_VISIBLE_DEVICES"]),
         "no kernels": ({"INT8Q_STUB_GPUS": "5.2"}, ["capability 5.2", IMAGES[0], IMAGES[-1]]),
         "fails": ({"INT8Q_STUB_FAULT": "cuInit=803"}, ["does not start", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "restart"]),
     }
     has_driver = os.path.exists("/proc/driver/nvidia/version")
     if not has_driver:
-        failures["no driver"] = ({"stub": False}, ["libcuda.so.1"])
+        failures["no driver"] = ({"stub": False}, ["libcuda.so.1: cannot open"])
     for state, (played, texts) in failures.items():
         gpu = doctor(**played)
         expect(gpu["state"] == state, f"doctor says {gpu['state']} ({gpu['why']}); expected {state}")
@@ -119,6 +169,7 @@ def main():
         expect(status == "INT8Q_NO_DEVICE", f"{state}: a context gives {status}")
         for text in texts:
             expect(text in message, f"{state}: {text!r} is not in: {message}")
+    drivers = check_broken_drivers()
     for what, state, played, texts in broken_gpus():
         gpu = doctor(**played)
         expect((gpu["state"], gpu["devices"][0]["image"]) == (state, None), f"{what}: doctor says {gpu}; expected {state}")
@@ -172,7 +223,7 @@ os.wait()
     if problems:
         sys.exit("\n".join(problems))
     skipped = " (no driver: skipped, since this machine has one)" if has_driver else ""
-    print(f"{len(failures)} failures told apart{skipped}, {len(CHOICES)} capabilities, two GPUs, a fork")
+    print(f"{len(failures)} failures told apart{skipped}, {drivers} broken drivers, {len(CHOICES)} capabilities, a fork")
 
 
 main()

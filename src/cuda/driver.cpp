@@ -26,6 +26,17 @@ Presence too_old(int version) {
           .version = version};
 }
 
+// A container's image that was made of a running container keeps empty files, or folders, in place of the driver's.
+Presence does_not_load(const std::string& why, int version = 0) {
+  return {
+      .state = Presence::kFails,
+      .why = "the NVIDIA driver does not load: " + why +
+             "; expected the driver's own library for this architecture, with what it needs; if the driver did not put " +
+             "that file there, remove it or take its folder out of LD_LIBRARY_PATH, else reinstall the driver; a " +
+             "container gets the host's by `docker run --gpus all`",
+      .version = version};
+}
+
 Presence stub_library(const std::string& path, const char* call, int version) {
   const size_t slash = path.rfind('/');
   return {.state = Presence::kFails,
@@ -105,12 +116,14 @@ Presence look() {
   find_exported(library, "cuGetErrorName", driver.cuGetErrorName);
   find_exported(library, "cuGetErrorString", driver.cuGetErrorString);
   find_exported(library, "cuDriverGetVersion", driver.cuDriverGetVersion);
-  if (driver.cuDriverGetVersion == nullptr) return without_driver("libcuda.so.1 lacks cuDriverGetVersion");
+  if (driver.cuDriverGetVersion == nullptr) return does_not_load(path + " lacks cuDriverGetVersion");
   const int error = driver.cuDriverGetVersion(&found.version);
   if (error != 0) return does_not_start(path, driver, "cuDriverGetVersion", error, 0);
   if (found.version < kOldestDriver) return too_old(found.version);
   if (const char* missing = resolve(library, driver); missing != nullptr) {
-    return without_driver(std::string("libcuda.so.1 lacks ") + missing);
+    return does_not_load(path + ", of CUDA " + version_text(found.version) + ", lacks " + missing +
+                             ", which drivers have since CUDA " + version_text(kOldestDriver),
+                         found.version);
   }
   return start(path, found);
 }

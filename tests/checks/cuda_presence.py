@@ -45,6 +45,14 @@ int cuGetErrorName(int error, const char** name) { return 34; }
 int cuGetErrorString(int error, const char** text) { return 34; }
 int cuGetProcAddress_v2(const char* name, void** function, int version, unsigned long flags, int* status) { return 34; }
 """
+VERSION = "int cuDriverGetVersion(int* version) { return *version = 12080, 0; }\n"
+WITHOUT_TENSOR_MAPS = """
+#include <string.h>
+int cuGetProcAddress_v2(const char* name, void** function, int version, unsigned long flags, int* status) {
+  *function = strcmp(name, "cuTensorMapEncodeTiled") ? (void*)cuDriverGetVersion : 0;
+  return 0;
+}
+"""
 problems = []
 
 
@@ -124,6 +132,10 @@ def compiled(folder, text):
 def broken_drivers(folder):
     """what, the driver's version, what is played, what doctor and a context's making say of it"""
 
+    def failing(what, where, *texts, version=None):
+        told = [f"does not load: {where}/libcuda.so.1", *texts, "LD_LIBRARY_PATH", "reinstall"]
+        return what, version, {"LD_LIBRARY_PATH": str(where)}, told
+
     for call, version in (("cuDriverGetVersion", None), ("cuInit", "13.9")):
         told = [f"{FOLDER}/libcuda.so.1 is the CUDA toolkit's stub", call, f"take {FOLDER} out of LD_LIBRARY_PATH"]
         yield f"{call} of a stub", version, {"INT8Q_STUB_FAULT": f"{call}=34"}, told
@@ -134,6 +146,11 @@ def broken_drivers(folder):
     stub = compiled(folder / "stubs", TOOLKITS_STUB)
     told = [f"{stub}/libcuda.so.1 is the CUDA toolkit's stub", f"take {stub} out of LD_LIBRARY_PATH"]
     yield "the toolkit's stub", None, {"LD_LIBRARY_PATH": str(stub)}, told
+    yield failing("no functions", compiled(folder / "empty", ""), "lacks cuDriverGetVersion")
+    where = compiled(folder / "12.8", VERSION)
+    yield failing("no cuGetProcAddress_v2", where, "of CUDA 12.8", "lacks cuGetProcAddress_v2", version="12.8")
+    where = compiled(folder / "no_tensor_maps", VERSION + WITHOUT_TENSOR_MAPS)
+    yield failing("no cuTensorMapEncodeTiled", where, "of CUDA 12.8", "lacks cuTensorMapEncodeTiled", version="12.8")
 
 
 def check_broken_drivers():

@@ -280,12 +280,13 @@ INT8Q_API const char* int8q_status_name(int32_t status);
 INT8Q_API const char* int8q_version_string(void);
 
 /* Writes a JSON object, NUL-terminated, that describes library, CPU, ISAs (found, runnable, chosen and why), threads and
- * GPUs: {"state": "works", "no driver", "driver too old", "fails" (the driver or the GPU does not start), "no GPU", "no kernels"
- * or "not built", "why":, "driver": CUDA's version, "images": [the architectures that it has kernels for], "devices":
- * [{"device":, "name":, "capability":, "image": what it runs, "why": null, or why it does not work}, ...]}. Each GPU is opened
- * for it and closed again, unless a context has opened it; CUDA stays initialized in this process. *length (may be NULL) is set
- * to the needed bytes without the NUL, also when the text does not fit in `capacity` bytes (buffer may be NULL if capacity is
- * 0): then BUFFER_TOO_SMALL.
+ * GPUs: {"state": "works", "no driver" (no libcuda.so.1 is found), "driver too old", "fails" (libcuda.so.1 is found, but does
+ * not load or is no driver, as the toolkit's stub; or the driver or the GPU does not start), "no GPU", "no kernels" or "not
+ * built", "why":, "driver": CUDA's version, null if not known, "images": [the architectures that it has kernels for],
+ * "devices": [{"device":, "name":, "capability":, "image": what it runs, "why": null, or why it does not work}, ...]}. Each GPU
+ * is opened for it and closed again, unless a context has opened it; CUDA stays initialized in this process. *length (may be
+ * NULL) is set to the needed bytes without the NUL, also when the text does not fit in `capacity` bytes (buffer may be NULL if
+ * capacity is 0): then BUFFER_TOO_SMALL.
  * Returns INVALID_ARGUMENT, OUT_OF_MEMORY, BUFFER_TOO_SMALL. */
 INT8Q_API int32_t int8q_diagnose_json(char* buffer, uint64_t capacity, uint64_t* length);
 
@@ -303,8 +304,9 @@ INT8Q_API int32_t int8q_diagnose_json(char* buffer, uint64_t capacity, uint64_t*
  * context  receives the handle; INT8Q_OK only.
  *
  * Returns INVALID_ARGUMENT, ABI_MISMATCH, OUT_OF_MEMORY; UNSUPPORTED for an ISA that is unknown (the message lists the
- * names) or that this CPU lacks; NO_DEVICE for the CUDA backend without a usable GPU: no driver, one before CUDA 12.0 or that
- * does not take the kernels, no such GPU, no kernels for it, another INT8Q_CUDA_IMAGE than it runs.
+ * names) or that this CPU lacks; NO_DEVICE for the CUDA backend without a usable GPU: no driver, one that does not load or
+ * start, is of before CUDA 12.0 or does not take the kernels, no such GPU, no kernels for it, another INT8Q_CUDA_IMAGE than it
+ * runs.
  *
  * Thread safety: a context belongs to one call at a time; make one a thread. What happens if it is shared all the same is
  * still defined: int8q_forward, int8q_forward_many and int8q_backward find the pool busy and run serially on their own

@@ -3,6 +3,9 @@
 
 #include <dlfcn.h>
 #include <link.h>
+#include <unistd.h>
+
+#include <vector>
 
 #include "core/error.h"
 #include "core/pool.h"
@@ -17,7 +20,11 @@ constexpr char kLibrary[] = "libcuda.so.1";
 // cuGetProcAddress of CUDA 12.0: takes names without _v2, gives what belongs to that version.
 using GetProcAddress = int (*)(const char* name, void** function, int version, uint64_t flags, int* symbol_status);
 
-Presence without_driver(const std::string& why) { return {.state = Presence::kNoDriver, .why = why}; }
+Presence without_driver(const std::string& why) {
+  return {.state = Presence::kNoDriver,
+          .why = "no NVIDIA driver: " + why + "; for a GPU install driver 525 or later; a container gets the host's by " +
+                 "`docker run --gpus all`"};
+}
 
 Presence too_old(int version) {
   return {.state = Presence::kDriverTooOld,
@@ -61,6 +68,43 @@ Presence does_not_start(const std::string& path, const Driver& driver, const cha
           .why = std::string("the NVIDIA driver does not start: ") + call + ": " + error_text(driver, error) +
                  "; restart the machine if the driver has been updated since, else reinstall it",
           .version = version};
+}
+
+// The first libcuda.so.1 in the folders that the loader searches; its cache, which has none of another architecture, aside.
+std::string file_in_search_path() {
+  Dl_info self;
+  void* const here = dladdr(reinterpret_cast<const void*>(&look_for_driver), &self) == 0
+                         ? nullptr
+                         : dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+  void* const searcher = here != nullptr ? here : dlopen(nullptr, RTLD_NOW);  // linked into a program
+  std::string found;
+  Dl_serinfo size;
+  if (dlinfo(searcher, RTLD_DI_SERINFOSIZE, &size) == 0) {
+    std::vector<char> bytes(size.dls_size);
+    auto* const folders = reinterpret_cast<Dl_serinfo*>(bytes.data());
+    const bool told =
+        dlinfo(searcher, RTLD_DI_SERINFOSIZE, folders) == 0 && dlinfo(searcher, RTLD_DI_SERINFO, folders) == 0;
+    const Dl_serpath* folder = folders->dls_serpath;
+    for (unsigned i = 0; told && i < size.dls_cnt && found.empty(); ++i, ++folder) {
+      const std::string path = std::string(folder->dls_name) + "/" + kLibrary;
+      if (access(path.c_str(), F_OK) == 0) found = path;
+    }
+  }
+  dlclose(searcher);
+  return found;
+}
+
+// glibc names a file by its path once it has opened it; by the name that it was asked for if there is none that it takes.
+Presence not_loaded(const std::string& error) {
+  const std::string path = file_in_search_path();
+  if (error.starts_with(kLibrary)) {
+    if (path.empty()) return without_driver(error);
+    return does_not_load(path +
+                         " is passed over by the loader, as is one of another architecture or one that it may not read (" +
+                         error + ")");
+  }
+  const bool is_named = error.find(kLibrary) != std::string::npos;  // else the error is of a library that it needs
+  return does_not_load(is_named || path.empty() ? error : path + ": " + error);
 }
 
 template <class F>
@@ -107,7 +151,7 @@ Presence look() {
   void* library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     const char* error = dlerror();
-    return without_driver("no NVIDIA driver: " + std::string(error == nullptr ? "libcuda.so.1 does not load" : error));
+    return not_loaded(error == nullptr ? kLibrary : error);
   }
   const link_map* map = nullptr;
   const std::string path = dlinfo(library, RTLD_DI_LINKMAP, &map) == 0 ? map->l_name : kLibrary;

@@ -89,6 +89,7 @@ std::string version_text(int version);  // "12.8" of 12080
 
 // What is there of CUDA. Looked for once a process: later answers are the same.
 struct Presence {
+  // kNoDriver: there is no libcuda.so.1. kFails: it does not load or start; or it is no driver, as the toolkit's stub.
   enum State { kNoDriver, kDriverTooOld, kFails, kNoGpu, kPresent };
 
   State state;

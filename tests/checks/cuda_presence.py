@@ -121,16 +121,31 @@ def broken_gpus():
     yield "Retain", "fails", played, ["cuDevicePrimaryCtxRetain: CUDA_ERROR_ILLEGAL_ADDRESS"]
 
 
-def compiled(folder, text):
+def compiled(folder, text, *options, name="libcuda.so.1"):
     """`folder`, with the library of a few lines of C."""
     folder.mkdir(exist_ok=True)
-    command = [COMPILER, "-shared", "-fPIC", "-w", "-x", "c", "-", "-o", folder / "libcuda.so.1"]
+    command = [COMPILER, "-shared", "-fPIC", "-w", "-x", "c", "-", "-x", "none", "-o", folder / name, *options]
     subprocess.run(command, input=text, text=True, check=True)
     return folder
 
 
-def broken_drivers(folder):
+def patched(folder, offset, byte):
+    """`folder`, with a library one of whose bytes is another."""
+    made = compiled(folder, VERSION) / "libcuda.so.1"
+    text = bytearray(made.read_bytes())
+    text[offset] = byte
+    made.write_bytes(text)
+    return folder
+
+
+def broken_drivers(folder, has_driver):
     """what, the driver's version, what is played, what doctor and a context's making say of it"""
+
+    def there(name, contents=None):
+        (folder / name).mkdir()
+        if contents is not None:
+            (folder / name / "libcuda.so.1").write_bytes(contents)
+        return folder / name
 
     def failing(what, where, *texts, version=None):
         told = [f"does not load: {where}/libcuda.so.1", *texts, "LD_LIBRARY_PATH", "reinstall"]
@@ -151,11 +166,23 @@ def broken_drivers(folder):
     yield failing("no cuGetProcAddress_v2", where, "of CUDA 12.8", "lacks cuGetProcAddress_v2", version="12.8")
     where = compiled(folder / "no_tensor_maps", VERSION + WITHOUT_TENSOR_MAPS)
     yield failing("no cuTensorMapEncodeTiled", where, "of CUDA 12.8", "lacks cuTensorMapEncodeTiled", version="12.8")
+    yield failing("an empty file", there("no_bytes", b""), "file too short", "--gpus all")
+    yield failing("a cut file", there("cut", Path(FOLDER, "libcuda.so.1").read_bytes()[:40]), "file too short")
+    yield failing("text", there("text", b"version https://git-lfs.github.com/spec/v1\n" * 3), "invalid ELF header")
+    directory = there("directory")
+    (directory / "libcuda.so.1").mkdir()
+    yield failing("a directory", directory, "--gpus all")
+    where = compiled(folder / "needs", "void gone(void) {}", "-Wl,-soname,libgone.so.7", name="libgone.so")
+    compiled(where, VERSION, "-Wl,--no-as-needed", where / "libgone.so")
+    yield failing("a missing library", where, "libgone.so.7: cannot open shared object file")
+    if not has_driver:  # which would be found behind these
+        yield failing("another class", patched(folder / "class", 4, 1), "architecture", "expected")
+        yield failing("another machine", patched(folder / "machine", 18, 8), "architecture", "expected")
 
 
-def check_broken_drivers():
+def check_broken_drivers(has_driver):
     with tempfile.TemporaryDirectory() as folder:
-        cases = list(broken_drivers(Path(folder)))
+        cases = list(broken_drivers(Path(folder), has_driver))
         for what, version, played, texts in cases:
             gpu = doctor(**played)
             found = (gpu["state"], gpu["driver"], gpu["devices"])
@@ -177,7 +204,7 @@ def main():
     }
     has_driver = os.path.exists("/proc/driver/nvidia/version")
     if not has_driver:
-        failures["no driver"] = ({"stub": False}, ["libcuda.so.1: cannot open"])
+        failures["no driver"] = ({"stub": False}, ["libcuda.so.1: cannot open", "install", "--gpus all"])
     for state, (played, texts) in failures.items():
         gpu = doctor(**played)
         expect(gpu["state"] == state, f"doctor says {gpu['state']} ({gpu['why']}); expected {state}")
@@ -186,7 +213,7 @@ def main():
         expect(status == "INT8Q_NO_DEVICE", f"{state}: a context gives {status}")
         for text in texts:
             expect(text in message, f"{state}: {text!r} is not in: {message}")
-    drivers = check_broken_drivers()
+    drivers = check_broken_drivers(has_driver)
     for what, state, played, texts in broken_gpus():
         gpu = doctor(**played)
         expect((gpu["state"], gpu["devices"][0]["image"]) == (state, None), f"{what}: doctor says {gpu}; expected {state}")

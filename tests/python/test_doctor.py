@@ -419,6 +419,22 @@ class Doctor(unittest.TestCase):
         self.assertEqual(report["imports"]["torch"]["cuda"], False)
         self.assertEqual(report["environment"], {"INT8Q_LIBRARY": LIBRARY})
 
+    def test_what_is_no_driver(self):
+        cut, stub = folder(), folder()
+        (cut / "libcuda.so.1").touch()
+        text = "int cuDriverGetVersion(int* version) { return 34; }"
+        command = [CC, "-shared", "-x", "c", "-", "-o", str(stub / "libcuda.so.1")]
+        subprocess.run(command, input=text, text=True, check=True)
+        for where, says in (
+            (cut, f"the NVIDIA driver does not load: {cut}/libcuda.so.1: file too short"),
+            (stub, f"{stub}/libcuda.so.1 is the CUDA toolkit's stub"),
+        ):
+            ran = run("doctor", environment={"LD_LIBRARY_PATH": str(where)})
+            self.assertEqual((ran.returncode, ran.stderr), (0, ""))
+            self.assertIn(f"gpu fails: {says}", " ".join(ran.stdout.split()))
+            self.assertIn("out of LD_LIBRARY_PATH", " ".join(ran.stdout.split()))
+            self.assertIn("no fault found", ran.stdout)
+
     def test_text(self):
         ran = run("doctor", packages=site(torch="2.0.1"), path=other_interpreter())
         self.assertEqual((ran.returncode, ran.stderr), (0, ""))

@@ -20,12 +20,21 @@
 
 namespace int8q::test {
 
+// CUDA_KERNEL_NODE_PARAMS, as a driver of any version begins to fill it.
+struct KernelNode {
+  void* function;
+  unsigned grid[3], block[3];
+  unsigned shared_bytes;
+  void* more[8];
+};
+
 // Functions of the driver that the library does without.
 struct MoreOfDriver {
   int (*cuStreamCreate)(void** stream, unsigned flags);
   int (*cuStreamBeginCapture)(void* stream, int mode);
   int (*cuStreamEndCapture)(void* stream, void** graph);
   int (*cuGraphGetNodes)(void* graph, void** nodes, size_t* count);
+  int (*cuGraphKernelNodeGetParams)(void* node, KernelNode* parameters);
   int (*cuGraphInstantiateWithFlags)(void** executable, void* graph, unsigned long long flags);
   int (*cuGraphLaunch)(void* executable, void* stream);
   int64_t (*stub_count)(const char* function);  // or of launches of a kernel; NULL on a GPU
@@ -45,6 +54,7 @@ inline const MoreOfDriver& more_of_driver() {
     resolve("cuStreamBeginCapture", m.cuStreamBeginCapture);
     resolve("cuStreamEndCapture", m.cuStreamEndCapture);
     resolve("cuGraphGetNodes", m.cuGraphGetNodes);
+    resolve("cuGraphKernelNodeGetParams", m.cuGraphKernelNodeGetParams);
     resolve("cuGraphInstantiateWithFlags", m.cuGraphInstantiateWithFlags);
     resolve("cuGraphLaunch", m.cuGraphLaunch);
     m.stub_count = reinterpret_cast<int64_t (*)(const char*)>(dlsym(library, "int8q_stub_count"));

@@ -17,17 +17,23 @@ inline bool full_grid() {
   return more_of_driver().stub_count == nullptr || (grid != nullptr && std::string(grid) == "full");
 }
 
+// M of more than 64, K of 512 and more, and few tiles: blocks share K on the stub as on any GPU.
+inline const std::vector<Shape> kSplitShapes = {{66, 20, 1100}, {130, 60, 600}};
+
 inline std::vector<Shape> device_shapes() {
   std::vector<Shape> all = shapes();
-  if (full_grid()) return all;
+  if (full_grid()) {
+    all.insert(all.end(), kSplitShapes.begin(), kSplitShapes.end());
+    return all;
+  }
   constexpr size_t kEvery = 5;
   constexpr int64_t kMostProducts = 400000;
   std::vector<Shape> few;
   for (size_t i = 0; i < all.size(); i += kEvery) {
     if (all[i].m * all[i].n * all[i].k < kMostProducts) few.push_back(all[i]);
   }
-  few.insert(few.end(), {{66, 20, 1100}, {130, 60, 600}});  // blocks share K
-  few.insert(few.end(), {{257, 9, 700}, {66, 520, 40}});    // and have tiles that are as large as any
+  few.insert(few.end(), kSplitShapes.begin(), kSplitShapes.end());
+  few.insert(few.end(), {{257, 9, 700}, {66, 520, 40}});  // tiles that are as large as any
   return few;
 }
 

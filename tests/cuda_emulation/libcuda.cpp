@@ -11,6 +11,7 @@
 // freeing and loading by a thread that has not relaxed its mode. A function, stream or memory of one GPU is refused where
 // another's context is current, and by another's kernels. int8q_stub_count tells how often a function was called, or a kernel
 // launched.
+#include <algorithm>
 #include <chrono>
 
 #include "cuda/driver.h"
@@ -242,9 +243,23 @@ STUB int cuStreamEndCapture(void* stream, void** graph) {
   --state().captures;
   return kSuccess;
 }
-STUB int cuGraphGetNodes(void* graph, void**, size_t* count) {
+STUB int cuGraphGetNodes(void* graph, void** nodes, size_t* count) {
   ENTER(kContext);
-  *count = static_cast<Graph*>(graph)->size();
+  Graph& all = *static_cast<Graph*>(graph);
+  if (nodes == nullptr) *count = all.size();
+  *count = std::min(*count, all.size());
+  for (size_t i = 0; nodes != nullptr && i < *count; ++i) nodes[i] = &all[i];
+  return kSuccess;
+}
+// CUDA_KERNEL_NODE_PARAMS: the function, grid and block of three each, bytes of shared memory, and pointers that are not told.
+STUB int cuGraphKernelNodeGetParams_v2(void* node, void* parameters) {
+  ENTER(kContext);
+  const Work& work = *static_cast<Work*>(node);
+  const unsigned numbers[] = {
+      static_cast<unsigned>(work.blocks),      1, 1, static_cast<unsigned>(work.kernel->entry.threads), 1, 1,
+      static_cast<unsigned>(work.shared_bytes)};
+  std::memcpy(parameters, &work.kernel, sizeof work.kernel);
+  std::memcpy(static_cast<uint8_t*>(parameters) + sizeof work.kernel, numbers, sizeof numbers);
   return kSuccess;
 }
 STUB int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
@@ -322,6 +337,7 @@ STUB int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, i
       VERSIONED(cuStreamBeginCapture),
       NAMED(cuStreamEndCapture),
       NAMED(cuGraphGetNodes),
+      VERSIONED(cuGraphKernelNodeGetParams),
       NAMED(cuGraphInstantiateWithFlags),
       NAMED(cuGraphLaunch),
       NAMED(cuEventCreate),

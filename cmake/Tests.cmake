@@ -132,38 +132,42 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
     tests/cuda_emulation/memory.cpp
     tests/cuda_emulation/sm90.cpp
   )
-  # Under a sanitizer, and of a build with fewer images, one architecture.
-  set(
-    emulated
-    70
-    75
-    80
-    86
-    90
-    901
-    120
+  # Of each image: its architecture's number in arch.h, which several may share, and a GPU that runs it. Under a sanitizer, of one.
+  set(emulated "")
+  set(capabilities "")
+  foreach(
+    known
+    IN
+    ITEMS
+      sm_70:70:7.0
+      sm_75:75:7.5
+      sm_80:80:8.0
+      sm_86:86:8.6
+      sm_89:86:8.9
+      sm_90:90:9.0
+      sm_90a:901:9.0a
+      sm_100:90:10.0
+      sm_120:120:12.0
+      compute_80:86:8.7
   )
-  set(
-    capabilities
-    7.0
-    7.5
-    8.0
-    8.6
-    9.0,8.0
-    9.0a
-    12.0
-  )
-  if(INT8Q_SANITIZE OR INT8Q_CUDA_ARCHITECTURES)
+    string(REPLACE ":" ";" known ${known})
+    list(GET known 0 image)
+    list(GET known 1 arch)
+    list(GET known 2 capability)
+    if(image IN_LIST INT8Q_CUDA_IMAGES AND NOT arch IN_LIST emulated)
+      list(APPEND emulated ${arch})
+      list(APPEND capabilities ${capability})
+    endif()
+  endforeach()
+  list(GET capabilities 0 usual)
+  if(8.0 IN_LIST capabilities)
+    set(usual 8.0)
+    list(TRANSFORM capabilities REPLACE "^9.0$" "9.0,8.0")
+  endif()
+  if(INT8Q_SANITIZE AND usual STREQUAL 8.0)
     set(emulated 80)
     set(capabilities 8.0)
   endif()
-  # No other image runs on these.
-  foreach(capability IN ITEMS 7.0 7.5)
-    string(REPLACE "." "" image sm_${capability})
-    if(NOT image IN_LIST INT8Q_CUDA_IMAGES)
-      list(REMOVE_ITEM capabilities ${capability})
-    endif()
-  endforeach()
   foreach(arch IN LISTS emulated)
     add_library(int8q_kernels_${arch} OBJECT tests/cuda_emulation/entries.cpp)
     target_compile_definitions(int8q_kernels_${arch} PRIVATE INT8Q_ARCH=${arch} INT8Q_SUFFIX=sm${arch})
@@ -198,7 +202,10 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
   add_executable(test_cuda ${cuda_test_sources})
   target_link_libraries(test_cuda PRIVATE int8q_test_support)
   add_dependencies(test_cuda int8q_libcuda int8q_libcublaslt)
-  set(with_cublaslt "LD_LIBRARY_PATH=${libcuda_folder}:${libcublaslt_folder};INT8Q_CUDA_GEMM=cublaslt;INT8Q_STUB_GPUS=8.0")
+  set(
+    with_cublaslt
+    "LD_LIBRARY_PATH=${libcuda_folder}:${libcublaslt_folder};INT8Q_CUDA_GEMM=cublaslt;INT8Q_STUB_GPUS=${usual}"
+  )
   if(INT8Q_SANITIZE) # LeakSanitizer's tracer itself crashes at the end; cuda_8.0 looks for leaks
     string(APPEND with_cublaslt ";ASAN_OPTIONS=strict_string_checks=1:allocator_may_return_null=1:detect_leaks=0")
   endif()
@@ -214,7 +221,7 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
     PROPERTIES
       LABELS unit
       TIMEOUT 60
-      ENVIRONMENT "${emulation_environment};LD_LIBRARY_PATH=${libcuda_folder};INT8Q_STUB_GPUS=8.0"
+      ENVIRONMENT "${emulation_environment};LD_LIBRARY_PATH=${libcuda_folder};INT8Q_STUB_GPUS=${usual}"
       PASS_REGULAR_EXPRESSION "[\r\n]0 tests ran on"
   )
   foreach(capability IN LISTS capabilities)

@@ -132,6 +132,17 @@ class CudaReport(unittest.TestCase):
                 rows["bitsandbytes:6:f16", 4096, 4096, m, False] = 100 * limit * factor
                 self.judge(begin, verdict, python=comparison(rows, image=image))
 
+    def test_errors(self):
+        for contender, error, verdict in (
+            ("int8q", 0.008, "met"),
+            ("int8q:element", 0.044, "missed by 25.7%, 1 of 1"),
+            ("int8q", float("nan"), "missed by inf%"),
+            ("bitsandbytes:0", 0.5, "not measured"),
+        ):
+            python = comparison({(contender, 4096, 4096, 512, False): 1.0})
+            python["rows"][0]["relative_error"] = error
+            self.judge("error to fp32", verdict, python=python)
+
     def test_the_worst_shape_counts(self):
         rows = {
             GEMM.format("int8q:sm_90", 2048, "s8"): (9.0, {"%peak": 66.0}),

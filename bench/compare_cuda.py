@@ -3,14 +3,15 @@
 """int8q beside bitsandbytes and torch on a GPU, interleaved in one process.
 
 Each layer takes [M,K] with 7 outlier columns and gives a new [M,N], bias added; torch._int_mm alone is a bare product.
-M up to 64 take layers of more than 256 MiB of int8 weights in turn, so that no cache holds the next one. A sample is as
-many calls as take 10 ms, between two events; "graph" is a captured pass over the layers, replayed. Medians are printed;
-with --json every sample is stored, after each shape.
+M up to 64 take layers of more than 256 MiB of int8 weights in turn, copies of one, so that no cache holds the next. A
+sample is as many calls as take 10 ms, between two events; "graph" is a captured pass over the layers, replayed. Medians are
+printed; with --json every sample is stored, after each shape.
 
     PYTHONPATH=python INT8Q_LIBRARY=build/release/lib/libint8q.so.1 bench/compare_cuda.py --json compare_cuda.json
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import logging
@@ -18,6 +19,7 @@ import math
 import os
 import statistics
 import time
+import unittest.mock
 from pathlib import Path
 
 import torch
@@ -56,6 +58,11 @@ class Int8qElement(Int8q):
     outliers = "element"
 
 
+@functools.lru_cache(maxsize=2)  # a shape's weight and bias, of which many layers are made
+def on_host(matrix):
+    return matrix.float().cpu()
+
+
 class Bitsandbytes:
     """Linear8bitLt with int8 weights, in eval mode. It computes in fp16 and casts what is not."""
 
@@ -64,10 +71,12 @@ class Bitsandbytes:
     def __init__(self, weight, bias):
         import bitsandbytes
 
-        self.module = bitsandbytes.nn.Linear8bitLt(
-            weight.shape[1], weight.shape[0], bias=True, has_fp16_weights=False, threshold=self.threshold
-        )
-        self.module.load_state_dict({"weight": weight.float().cpu(), "bias": bias.float().cpu()})
+        # Random weights, which it would draw on the CPU for each layer, are not wanted.
+        with unittest.mock.patch.object(torch.nn.Linear, "reset_parameters", lambda self: None):
+            self.module = bitsandbytes.nn.Linear8bitLt(
+                weight.shape[1], weight.shape[0], bias=True, has_fp16_weights=False, threshold=self.threshold
+            )
+        self.module.load_state_dict({"weight": on_host(weight), "bias": on_host(bias)})
         self.module = self.module.to("cuda").eval()
 
     def prepare(self, x):
@@ -184,11 +193,12 @@ class Comparison:
         self.missing.append({**key, "why": why})
         print("  not measured: " + " ".join(f"{name}={value}" for name, value in key.items()) + f": {why}", flush=True)
 
-    def build(self, weights, bias, **key):
+    def build(self, weight, bias, copies, **key):
+        """name -> layers, each with weights of its own, which are equal."""
         layers = {}
         for name, (make, graph) in contenders().items():
             try:
-                layers[name] = [make(weight, bias) for weight in weights], graph
+                layers[name] = [make(weight, bias) for _ in range(copies)], graph
             except Exception as error:  # whatever an opponent raises is the reason why it is missing
                 self.miss(f"{type(error).__name__}: {error}", contender=name, **key)
         return layers
@@ -216,15 +226,15 @@ class Comparison:
         if time.monotonic() > self.end:
             self.miss("no time is left", K=k, N=n)
             return
-        weights = [random_weight(n, k, seed) for seed in range(ROTATED_BYTES // (k * n) + 1)]
-        bias = random_weight(1, n, -1)[0]
-        layers = self.build(weights, bias, K=k, N=n)
+        weight, bias = random_weight(n, k, 0), random_weight(1, n, -1)[0]
+        copies = ROTATED_BYTES // (k * n) + 1 if min(all_m) <= ROTATED_ROWS else 1
+        layers = self.build(weight, bias, copies, K=k, N=n)
         for m in all_m:
             if time.monotonic() > self.end:
                 self.miss("no time is left", K=k, N=n, M=m)
                 continue
             x = activations(m, k)
-            reference = torch.nn.functional.linear(x.float(), weights[0].float(), bias.float())
+            reference = torch.nn.functional.linear(x.float(), weight.float(), bias.float())
             timed, errors = self.prepare(layers, m, x, reference, K=k, N=n)
             for _ in range(TURNS):
                 for one in timed.values():

@@ -13,7 +13,9 @@ class SayWhere : public testing::Environment {
   void TearDown() override {
     const testing::UnitTest& all = *testing::UnitTest::GetInstance();
     const int ran = all.test_to_run_count() - all.skipped_test_count();
-    std::printf("%d tests ran on %s, image %s\n", ran, int8q::test::gpu().name.c_str(), int8q::test::gpu().image->name);
+    const int8q::cuda::Device& gpu = int8q::test::gpu();
+    std::printf("%d tests ran on %s, capability %d.%d, image %s\n", ran, gpu.name.c_str(), gpu.major, gpu.minor,
+                gpu.image->name);
   }
 };
 

@@ -31,7 +31,11 @@ int8q_add_check(generated ${INT8Q_PYTHON} ${PROJECT_SOURCE_DIR}/tools/abi/genera
 int8q_add_check(generator ${INT8Q_PYTHON} ${checks}/generator.py ${CMAKE_C_COMPILER} ${CMAKE_CXX_COMPILER})
 int8q_add_check(bench_report ${INT8Q_PYTHON} ${checks}/bench_report.py)
 int8q_add_check(cuda_report ${INT8Q_PYTHON} ${checks}/cuda_report.py)
-int8q_add_check(gpu_script ${INT8Q_PYTHON} ${checks}/gpu_script.py)
+set(test_cuda "")
+if(TARGET test_cuda)
+  set(test_cuda $<TARGET_FILE:test_cuda>)
+endif()
+int8q_add_check(gpu_script ${INT8Q_PYTHON} ${checks}/gpu_script.py ${test_cuda})
 int8q_add_check(binding ${INT8Q_PYTHON} ${checks}/binding.py $<TARGET_FILE:int8q> ${CMAKE_C_COMPILER})
 # Not by the virtual environment's Python: doctor has to run where NumPy is missing.
 int8q_add_check(doctor ${INT8Q_PYTHON} ${PROJECT_SOURCE_DIR}/tests/python/test_doctor.py)

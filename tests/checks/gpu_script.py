@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gpu_script.py: tools/dev/gpu.sh with programs that play: the order and the image in which it runs them, its status."""
+"""gpu_script.py [TEST_CUDA]: tools/dev/gpu.sh with programs that play: the order and the image in which it runs them, its
+status; and that TEST_CUDA has the tests that it names."""
 
+import fnmatch
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import unittest
+import zipfile
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools/dev/gpu.sh"
@@ -16,20 +20,36 @@ echo "NAME ${INT8Q_CUDA_IMAGE:-usual} $*" >>"$PLAYED"
 ACTION
 """
 ACTIONS = {
-    "test_cuda": 'echo "[       OK ] A.B (1 ms)"; echo "1 tests ran on a play"; eval "${DO_TEST:-}"',
+    "test_cuda": """
+echo "[       OK ] A.B (1 ms)"
+echo "1 tests ran on A Play, capability $(grep -o '[0-9]*[.][0-9]' "$DIAGNOSIS"), image sm_90"
+[ "$*" = --gtest_filter=CudaStateless.LongerRowsAreRefused ] || eval "${DO_TEST:-}"
+""",
     "cuda_bench_linear": """
 for option in "$@"; do case $option in --benchmark_out=*) cp "$BENCH" "${option#*=}" ;; esac; done
 echo "linear/int8q:sm_90/K:256/N:128/M:1/graph_median 1 us"
 eval "${DO_BENCH:-}"
 """,
     "int8q": 'if [ "$*" = "doctor --json" ]; then cat "$DIAGNOSIS"; else eval "${DO_DOCTOR:-}"; fi',
-    "compute-sanitizer": 'echo "========= COMPUTE-SANITIZER"; eval "${DO_SANITIZER:-}"',
+    "compute-sanitizer": 'echo "========= COMPUTE-SANITIZER"; eval "${DO_SANITIZER-$PASSES}"',
+}
+PASSES = 'echo "[       OK ] A.B (1 ms)"'
+# What gpu.sh asks of a wheel.
+WHEEL = {
+    "int8q/__init__.py": "",
+    "int8q/__main__.py": "import os, sys\nsys.exit(int(os.environ['DOCTOR_OF_THE_WHEEL']))",
+    "int8q/_abi.py": """
+import os
+class library:
+    def int8q_diagnose_json(self, text, size, needed):
+        text.value = open(os.environ["DIAGNOSIS"], "rb").read()
+""",
 }
 ROW = {"run_type": "iteration", "real_time": 9.0, "time_unit": "us", "iterations": 1}
 
 
 class Played:
-    def __init__(self, capability="9.0", programs=tuple(ACTIONS), seconds=12, **actions):
+    def __init__(self, capability="9.0", programs=tuple(ACTIONS), seconds=16, state="works", **actions):
         with tempfile.TemporaryDirectory() as folder:
             given, self.results = Path(folder) / "bin", Path(folder) / "results"
             given.mkdir()
@@ -37,7 +57,12 @@ class Played:
             (self.results / "compare_cuda.json").write_text("of a run before")
             played, diagnosis, bench = (Path(folder) / name for name in ("played", "diagnosis.json", "bench.json"))
             played.touch()
-            diagnosis.write_text(json.dumps({"gpu": {"devices": [{"name": "A Play", "capability": capability}]}}))
+            devices = [{"name": "A Play", "capability": capability}]
+            diagnosis.write_text(json.dumps({"gpu": {"state": state, "devices": devices}}))
+            if "DOCTOR_OF_THE_WHEEL" in actions:
+                with zipfile.ZipFile(given / "int8q-0.1.0-py3-none-any.whl", "w") as wheel:
+                    for name, text in WHEEL.items():
+                        wheel.writestr(name, text)
             name = "linear/int8q:sm_90/K:256/N:128/M:1/dtype:bf16/graph/iterations:1/manual_time"
             rows = [{"name": name, "run_name": name, **ROW}]
             bench.write_text(json.dumps({"context": {"image": "sm_90"}, "benchmarks": rows}))
@@ -48,7 +73,8 @@ class Played:
             environment = {
                 **{name: value for name, value in os.environ.items() if not name.startswith("INT8Q_")},
                 **{"PATH": f"{given}:{os.environ['PATH']}", "PLAYED": str(played), "DIAGNOSIS": str(diagnosis)},
-                **{"BENCH": str(bench), "PYTHON": sys.executable, "SECONDS_IN_ALL": str(seconds), **actions},
+                **{"BENCH": str(bench), "PYTHON": sys.executable, "SECONDS_IN_ALL": str(seconds), "PASSES": PASSES},
+                **actions,
             }
             command = [SCRIPT, given, self.results]
             ran = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -57,8 +83,9 @@ class Played:
             self.kept = sorted(str(path.relative_to(self.results)) for path in self.results.rglob("*.json"))
 
     def programs(self):
-        """(name, image) of the calls, without doctor's."""
-        return [(name, image) for name, image, _ in self.calls if name != "int8q"]
+        """(name, image) of the calls, without doctor's and what asks which GPU it is."""
+        asked = "--gtest_filter=CudaStateless.LongerRowsAreRefused"
+        return [(name, image) for name, image, rest in self.calls if name != "int8q" and rest != asked]
 
     def step(self, name):
         """What the last list says of it."""
@@ -71,7 +98,8 @@ class GpuScript(unittest.TestCase):
         self.assertEqual(played.status, 0, played.output)
         both = [("test_cuda", "usual"), ("cuda_bench_linear", "usual")]
         both += [("test_cuda", "sm_90a"), ("cuda_bench_linear", "sm_90a")]
-        sanitized = [("compute-sanitizer", image) for image in ("usual", "sm_90a", "usual", "sm_90a", "usual", "usual")]
+        by_image = ("usual", "usual", "sm_90a", "usual", "usual", "sm_90a", "usual", "usual")
+        sanitized = [("compute-sanitizer", image) for image in by_image]
         self.assertEqual(played.programs(), both + sanitized)
         self.assertEqual(played.kept, ["bench_linear.json", "sm_90a/bench_linear.json"])
         options = [rest for name, image, rest in played.calls if (name, image) == ("cuda_bench_linear", "sm_90a")][0]
@@ -96,16 +124,54 @@ class GpuScript(unittest.TestCase):
         self.assertIn(("compute-sanitizer", "usual"), played.programs())
 
     def test_a_sanitizer_that_is_cut_off(self):
-        played = Played(DO_SANITIZER="sleep 100")
+        played = Played(DO_SANITIZER=f"{PASSES}; sleep 100")
         self.assertEqual(played.status, 0, played.output)
-        self.assertIn("cut off", played.step("memcheck")[0])
+        self.assertIn("1 tests passed; no summary; cut off", played.step("memcheck")[0])
         for line in ("========= Invalid __global__ write of size 4 bytes", "[  FAILED  ] A.B"):
-            played = Played(DO_SANITIZER=f"echo '{line}'; sleep 100")
+            played = Played(DO_SANITIZER=f"{PASSES}; echo '{line}'; sleep 100")
             self.assertEqual(played.status, 1, played.output)
             self.assertIn("1 lines of errors", played.step("memcheck")[0])
 
+    def test_a_sanitizer_that_checks_nothing(self):
+        for action in ("sleep 100", "exit 0"):
+            played = Played(DO_SANITIZER=action)
+            self.assertEqual(played.status, 1, played.output)
+            self.assertIn("nothing was checked", played.step("memcheck")[0])
+
     def test_a_sanitizer_that_fails(self):
-        self.assertEqual(Played(DO_SANITIZER="exit 9").status, 1)
+        self.assertEqual(Played(DO_SANITIZER=f"{PASSES}; exit 9").status, 1)
+
+    def test_each_filter_has_tests(self):
+        if not TEST_CUDA:
+            self.skipTest("no test_cuda is given")
+        listed = subprocess.run([*TEST_CUDA, "--gtest_list_tests"], check=True, capture_output=True, text=True).stdout
+        tests, suite = [], ""
+        for line in listed.splitlines():
+            suite = suite if line.startswith(" ") else line.strip()
+            tests += [suite + line.split()[0]] if line.startswith(" ") else []
+        self.assertGreater(len(tests), 20, listed)
+        options = " ".join(rest for _, _, rest in Played(programs=("test_cuda", "compute-sanitizer")).calls)
+        filters = set(re.findall(r"--gtest_filter=(\S+)", options))
+        self.assertGreater(len(filters), 2, options)
+        for item in {item for one in filters for item in one.split(":")}:
+            self.assertTrue(fnmatch.filter(tests, item), f"{item} matches none of {tests}")
+
+    def test_doctor_of_the_wheel(self):
+        """Packages that Python lacks are no fault, a GPU that does not work is."""
+        for status, state, expected in (("0", "works", 0), ("1", "works", 0), ("0", "no kernels", 1)):
+            played = Played(state=state, DOCTOR_OF_THE_WHEEL=status)
+            self.assertEqual(played.status, expected, played.output)
+            self.assertIn(f"by the wheel: the GPU {state}", played.step("doctor")[0])
+
+    def test_a_command_that_does_not_load(self):
+        played = Played(DO_DOCTOR="echo 'int8q: libint8q.so.1: cannot open shared object file'; exit 127")
+        self.assertEqual(played.status, 0, played.output)
+        self.assertIn("left out: int8q: libint8q.so.1: cannot open", played.step("doctor of the command")[0])
+
+    def test_the_capability_by_test_cuda(self):
+        played = Played(programs=("test_cuda", "cuda_bench_linear", "compute-sanitizer"))
+        self.assertIn("GPU a-play;", played.output)
+        self.assertIn(("test_cuda", "sm_90a"), played.programs())
 
     def test_faults(self):
         wrong = "echo \"cuBLASLt's s8 product equals int8q's: NO, of M=1\" >&2"
@@ -120,5 +186,6 @@ class GpuScript(unittest.TestCase):
         self.assertIn("all were left out", played.output)
 
 
+TEST_CUDA = sys.argv[1:]
 if __name__ == "__main__":
-    unittest.main()
+    unittest.main(argv=sys.argv[:1])

@@ -204,13 +204,12 @@ TEST(CudaLayer, EveryShapeDtypeMode) {
 }
 
 // More large tiles than there are SMs, of 128 x 256 at most, whatever the GPU: smaller results have smaller tiles. On the small
-// grid three for four SMs, which are as few as have them. On a GPU stages come round: ten steps of 128, and a tail. Rows repeat
+// grid three for four SMs, which are as few as have them. Stages come round: ten steps of 128, and a tail. Rows repeat
 // themselves, since the oracle is slow; a tile has none twice.
 TEST(CudaLayer, LargeTilesFillTheGpu) {
   const ContextPtr context = make_gpu_context();
-  const bool emulated = more_of_driver().stub_count != nullptr;
   const int64_t sms = gpu().multiprocessors, rows = 128 * (small_grid() ? (3 * sms + 7) / 8 : sms);
-  const Shape shape{131, 260, emulated ? 80 : 10 * 128 + 16};
+  const Shape shape{131, 260, 10 * 128 + 16};
   Draw draw = layer_draw();
   for (size_t mode = 0; mode < std::size(kModes); ++mode) {
     Draw::Cell drawn = draw.cell(mode, {mode, mode % 3});

@@ -62,7 +62,7 @@ if(INT8Q_HAS_KERNELS)
       $<TARGET_FILE_DIR:cuda_bench_linear>/$<TARGET_SONAME_FILE_NAME:benchmark::benchmark>
     VERBATIM
   )
-  if(NOT INT8Q_SANITIZE)
+  if(NOT INT8Q_SANITIZE AND "sm_80" IN_LIST INT8Q_CUDA_IMAGES AND "sm_90" IN_LIST INT8Q_CUDA_IMAGES)
     int8q_add_check(cuda_bench ${INT8Q_PYTHON} ${checks}/cuda_bench.py $<TARGET_FILE:cuda_bench_linear> ${libcuda_folder}
                     ${libcublaslt_folder}
     )

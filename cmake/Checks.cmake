@@ -125,8 +125,14 @@ endif()
 # What is made of them, by an NVRTC of any version, which a few lines of C play.
 int8q_add_check(cuda_nvrtc ${INT8Q_PYTHON} ${checks}/cuda_nvrtc.py ${CMAKE_C_COMPILER} ${CMAKE_COMMAND})
 
+# Of a GPU of capability 8.6, which a build for others alone has no image for.
+set(plays_86 OFF)
+if(TARGET int8q_libcuda AND NOT INT8Q_SANITIZE AND "${INT8Q_CUDA_IMAGES}" MATCHES "sm_80|sm_86|compute_80")
+  set(plays_86 ON)
+endif()
+
 # torch's tensors on a GPU that a driver plays.
-if(TARGET int8q_libcuda AND NOT INT8Q_SANITIZE)
+if(plays_86)
   int8q_add_check(cuda_tensors ${INT8Q_TORCH_PYTHON} ${run_pytest} ${PROJECT_SOURCE_DIR}/tests/python/test_cuda.py)
   set_tests_properties(
     check_cuda_tensors
@@ -135,7 +141,7 @@ if(TARGET int8q_libcuda AND NOT INT8Q_SANITIZE)
 endif()
 
 # Which GPUs are found and what they run, by a driver that plays them.
-if(TARGET int8q_libcuda AND TARGET int8q_cli AND NOT INT8Q_SANITIZE)
+if(plays_86 AND TARGET int8q_cli)
   int8q_add_check(cuda_presence ${INT8Q_PYTHON} ${checks}/cuda_presence.py $<TARGET_FILE:int8q> $<TARGET_FILE:int8q_cli>
                   ${libcuda_folder} ${CMAKE_C_COMPILER} ${INT8Q_CUDA_IMAGES}
   )

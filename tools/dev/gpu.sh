@@ -5,12 +5,14 @@
 # Python 3.10 or later (PYTHON=): doctor, the tests, the benchmark, the comparison with bitsandbytes and torch where they are,
 # the same with sm_90a's kernels (wgmma) where the GPU is of capability 9.0, and, with what time is left, compute-sanitizer.
 # FOLDER, or its bin/, lib/ or dist/, holds test_cuda, cuda_bench_linear with libbenchmark.so.1debian beside it, and a wheel,
-# which is not installed but unpacked; int8q, too, with libint8q.so.1. Built on Debian 12 they need x86-64 with glibc 2.34 and a
-# libstdc++.so.6 of GCC 12 (GLIBCXX_3.4.30; without the benchmark of GCC 11), as Ubuntu 22.04 has. Of all images they take 65
-# MiB; one GPU needs its own alone, which -DINT8Q_CUDA_ARCHITECTURES names to CMake: "sm_90;sm_90a" for an H100 (25 MiB with
-# the wheel), "sm_80" for an A100, "sm_89" for an L4. RESULTS is bench/results/cuda-NAME_OF_THE_GPU if it is not given; sm_90a's are in its
-# folder sm_90a. Each step says what it found, or why it was left out; the end is tables of times, of bars and of steps.
-# Status 1: a step failed, or all were left out. BENCH_OPTIONS and COMPARE_OPTIONS are added to the two's.
+# which is not installed but unpacked; the command int8q, too, with libint8q.so.1. Built on Debian 12, they need x86-64 with
+# glibc 2.34 and a libstdc++.so.6 of GCC 12 (GLIBCXX_3.4.30), without the benchmark of GCC 11: Ubuntu 22.04 has both. With all
+# images test_cuda, the benchmark and the wheel take 65 MiB; with those of one GPU, of an H100 say, 16 MiB:
+#   cmake --preset release -DINT8Q_CUDA_ARCHITECTURES="sm_90;sm_90a"       an A100: sm_80; an L4 or RTX 40: sm_89
+#   build/venv/bin/python -m build -w -C cmake.define.INT8Q_CUDA_ARCHITECTURES="sm_90;sm_90a"
+# RESULTS is bench/results/cuda-NAME_OF_THE_GPU if it is not given; sm_90a's are in its folder sm_90a. Each step says what it
+# found, or why it was left out; the end is tables of times, of bars and of steps. Status 1: a step failed, or all were left
+# out. BENCH_OPTIONS and COMPARE_OPTIONS are added to the two's.
 set -uo pipefail
 
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -224,7 +226,7 @@ run_comparison() { # STEP FOLDER OPTION...
   fi
   ran=$((ran + 1))
   timed "$folder/compare_cuda.log" "$python" "$root/bench/compare_cuda.py" --json "$folder/compare_cuda.json" \
-    --seconds "$(told_to_end 40)" "$@" "${compare_options[@]}"
+    --seconds "$(told_to_end 20)" "$@" "${compare_options[@]}"
   finish_rows "$step" $? "$folder/compare_cuda.log" ' us '
 }
 

@@ -246,8 +246,8 @@ class Context:
 
 
 class _Gpu:
-    """The native contexts of one GPU. A call has one to itself, of the stream that it names: a context's scratch memory is free
-    for the next call on that stream alone.
+    """The native contexts of one GPU. A call has one to itself, of the stream that it names: a context's scratch memory is
+    free for the next call on that stream alone.
 
     Raises StatusError INT8Q_NO_DEVICE, which says what is missing: a driver, a GPU, kernels for it.
     """

@@ -81,7 +81,7 @@ RULES = {
     "another term": (r"(bf16_term\([^;]*?), term\)", r"\1, 0)"),
     "the first term alone": (r"for \(; term > 0; --term\)", "for (; false;)"),
     "the first chunk again": (r"bits\[a\]\[w\] = bits\[a \+ 1\]\[w\]", "bits[a][w] = bits[a][w]"),
-    "no bias": (r"t == 0 \? static_cast<const uint8_t\*>\(p\.bias\)", "t == 0 ? nullptr"),
+    "no bias": (r"value\[e\] \+= bias\[e\];", ";"),
     "a sign": (r"\(0 - code\) & 0xffu", "code"),
     "rank of another word": (r"low \* 32 \+ lowest_bit", "low * 32 + 1 + lowest_bit"),
     "columns beyond those found": (r"if \(t < parts\[0\]\)", "if (true)"),

@@ -166,8 +166,8 @@ def test_backward_is_the_cpus(layer, to_gpu, rows):
     want = torch.ops.int8q.linear_backward(dy, layer.packed, K)
     dx = (torch.ops.int8q.linear_backward if ON_A_GPU else _torch._linear_backward)(to_gpu(dy), moved.packed, K)
     products = dy.abs() @ layer.dequantize().abs()
-    # bf16 weights in three terms on the GPU, fp32 ones on the CPU.
-    assert dx.is_cuda and ((to_cpu(dx) - want).abs() <= 2.0**-21 * products).all()
+    # dY as three bf16 terms on the GPU, whose sums may lose two units at each of N products and three terms.
+    assert dx.is_cuda and ((to_cpu(dx) - want).abs() <= (2.0**-22 + 2 * (N + 8) * 2.0**-24) * products).all()
 
 
 def test_weights_come_and_go_without_loss(layer, to_gpu):

@@ -289,9 +289,9 @@ class GemmEpilogue {
     }
   }
 
-  // body(row, col, bits) of eight elements of Y; element(i, j, c) gives the bits of this thread's.
-  template <class Element, class Body>
-  INT8Q_DEVICE void exchange(const Element& element, const Body& body) const {
+  // begin(col)(row, bits) of eight elements of Y; element(i, j, c) gives the bits of this thread's.
+  template <class Element, class Begin>
+  INT8Q_DEVICE void exchange(const Element& element, const Begin& begin) const {
     const auto write = [&](int first) {
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) {
@@ -306,22 +306,25 @@ class GemmEpilogue {
         }
       }
     };
-    Results<Tile>::exchange(p_.m - row_, p_.n - col_, write,
-                            [&](int row, int col, const uint32_t(&bits)[kChunk]) { body(row_ + row, col_ + col, bits); });
+    Results<Tile>::exchange(p_.m - row_, p_.n - col_, write, [&](int col) { return begin(col_ + col); });
   }
 
   INT8Q_DEVICE void store_accumulators() const {
     const auto bits_of_sum = [&](int i, int j, int c) { return static_cast<uint32_t>(acc_[i][j][c]); };
-    exchange(bits_of_sum, [&](int64_t row, int64_t col, const uint32_t(&bits)[kChunk]) {
-      store_bits(reinterpret_cast<uint32_t*>(p_.y + row * p_.y_stride), col, p_.n, bits);
+    exchange(bits_of_sum, [&](int64_t col) {
+      return [this, col](int row, const uint32_t(&bits)[kChunk]) {
+        store_bits(reinterpret_cast<uint32_t*>(p_.y + (row_ + row) * p_.y_stride), col, p_.n, bits);
+      };
     });
   }
 
   INT8Q_DEVICE void store_floats() const {
     const bool keeps = p_.found != nullptr && p_.kept_count > 0;
     const auto bits_of_float = [&](int i, int j, int c) { return bits_of(f_[i][j][c]); };
-    exchange(bits_of_float, [&](int64_t row, int64_t col, const uint32_t(&bits)[kChunk]) {
-      store_results(p_, row, col, bits, keeps, Tile::list_at(true));
+    exchange(bits_of_float, [&](int64_t col) {
+      return [this, keeps, columns = ResultColumns(p_, col)](int row, const uint32_t(&bits)[kChunk]) {
+        columns.store(p_, row_ + row, bits, keeps, Tile::list_at(true));
+      };
     });
   }
 

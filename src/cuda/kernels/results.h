@@ -23,43 +23,62 @@ struct Results {
   // The same of row and col + beside, which have no bit in common: one instruction from tile to tile of a warp.
   INT8Q_DEVICE static uint32_t at(int row, int col, int beside) { return at(row, col) ^ at(0, beside); }
 
-  // write(first) stores the bits of this thread's elements of rows [first, first + kRowsAtOnce) to at(row, col). Then
-  // body(row, col, bits) of each eighth of a row of the tile, inside of rows x cols or partly. Begins with a barrier.
-  template <class Write, class Body>
-  INT8Q_DEVICE static void exchange(int64_t rows, int64_t cols, const Write& write, const Body& body) {
+  // write(first) stores the bits of this thread's elements of rows [first, first + kRowsAtOnce) to at(row, col). Then body(row,
+  // bits) of each eighth of a row of the tile, inside of rows x cols or partly, where body is begin(col): a thread's eighths are
+  // of the same columns, whose scales and bias it loads once. Begins with a barrier.
+  template <class Write, class Begin>
+  INT8Q_DEVICE static void exchange(int64_t rows, int64_t cols, const Write& write, const Begin& begin) {
+    constexpr int kOfARow = Tile::kN / kChunk;
+    static_assert(Tile::kThreads % kOfARow == 0);
+    constexpr bool kOnce = kRowsAtOnce * 2 >= Tile::kM;  // else there is no register for it, beside the sums that are left
 #pragma unroll 1
     for (int first = 0; first < Tile::kM; first += kRowsAtOnce) {
       block_barrier();  // all have read what was there
       write(first);
       block_barrier();
+      [[maybe_unused]] const auto body = begin(thread_index() % kOfARow * kChunk);
 #pragma unroll 1
-      for (int i = thread_index(); i < kRowsAtOnce * Tile::kN / kChunk; i += Tile::kThreads) {
-        const int row = first + i / (Tile::kN / kChunk), col = i % (Tile::kN / kChunk) * kChunk;
+      for (int i = thread_index(); i < kRowsAtOnce * kOfARow; i += Tile::kThreads) {
+        const int row = first + i / kOfARow, col = i % kOfARow * kChunk;
         if (row >= rows || col >= cols) continue;
         const U32x4 low = load_shared<U32x4>(at(row, col)), high = load_shared<U32x4>(at(row, col + 4));
         const uint32_t bits[kChunk] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-        body(row, col, bits);
+        if constexpr (kOnce) {
+          body(row, bits);
+        } else {
+          begin(col)(row, bits);
+        }
       }
     }
   }
 };
 
-// Columns [col, col + 8) of a row of Y: y = f * (col_stats / 127) + kept columns + bias, rounded once. keeps: kept columns are
-// added, where `bitmap` has them.
-INT8Q_DEVICE void store_results(const Gemm& p, int64_t row, int64_t col, const uint32_t (&f)[kChunk], bool keeps,
-                                uint32_t bitmap) {
-  uint8_t* y = p.y + row * p.y_stride;
-  float value[kChunk];
-  load_chunk(Dtype::kF32, reinterpret_cast<const uint8_t*>(p.col_stats), col, p.n, value);
+// Columns [col, col + 8) of Y: y = f * (col_stats / 127) + kept columns + bias, rounded once.
+struct ResultColumns {
+  int64_t col;
+  float factor[kChunk], bias[kChunk];
+
+  INT8Q_DEVICE ResultColumns(const Gemm& p, int64_t first) : col(first) {
+    load_chunk(Dtype::kF32, reinterpret_cast<const uint8_t*>(p.col_stats), col, p.n, factor);
 #pragma unroll
-  for (int e = 0; e < kChunk; ++e) value[e] = float_of(f[e]) * (value[e] * (1.0f / 127.0f));
-  if (keeps) add_kept_columns(p, bitmap, row, col, value);
-#pragma unroll 1
-  for (int t = 0; t < 2; ++t) {  // the bias, then what Y held
-    const auto* addend = t == 0 ? static_cast<const uint8_t*>(p.bias) : p.accumulate ? y : nullptr;
-    if (addend != nullptr) add_chunk(t == 0 ? p.bias_dtype : p.y_dtype, addend, col, p.n, value);
+    for (int e = 0; e < kChunk; ++e) factor[e] *= 1.0f / 127.0f;
+    if (p.bias != nullptr) load_chunk(p.bias_dtype, static_cast<const uint8_t*>(p.bias), col, p.n, bias);
   }
-  store_chunk(p.y_dtype, y, col, p.n, value);
-}
+
+  // Those of a row. keeps: kept columns are added, where `bitmap` has them.
+  INT8Q_DEVICE void store(const Gemm& p, int64_t row, const uint32_t (&f)[kChunk], bool keeps, uint32_t bitmap) const {
+    uint8_t* y = p.y + row * p.y_stride;
+    float value[kChunk];
+#pragma unroll
+    for (int e = 0; e < kChunk; ++e) value[e] = float_of(f[e]) * factor[e];
+    if (keeps) add_kept_columns(p, bitmap, row, col, value);
+    if (p.bias != nullptr) {
+#pragma unroll
+      for (int e = 0; e < kChunk; ++e) value[e] += bias[e];
+    }
+    if (p.accumulate) add_chunk(p.y_dtype, y, col, p.n, value);
+    store_chunk(p.y_dtype, y, col, p.n, value);
+  }
+};
 
 }  // namespace int8q::gpu

@@ -189,8 +189,10 @@ class W8a16Block {
         }
       }
     };
-    Results<Tile>::exchange(p_.m - row_, p_.n - col_, write, [&](int row, int col, const uint32_t(&bits)[kChunk]) {
-      store_results(p_, row_ + row, col_ + col, bits, true, 0);
+    Results<Tile>::exchange(p_.m - row_, p_.n - col_, write, [&](int col) {
+      return [this, col](int row, const uint32_t(&bits)[kChunk]) {
+        ResultColumns(p_, col_ + col).store(p_, row_ + row, bits, true, 0);
+      };
     });
   }
 

@@ -43,6 +43,17 @@ def comparison(rows, image="sm_90"):
     return {"context": {"image": image}, "gpu": "a play", "versions": {}, "missing": [], "rows": records}
 
 
+def report_of(folder):
+    said = io.StringIO()
+    before, sys.argv = sys.argv, ["report_cuda.py", str(folder)]
+    try:
+        with contextlib.redirect_stdout(said):
+            report_cuda.main()
+    finally:
+        sys.argv = before
+    return said.getvalue()
+
+
 def report(**files):
     """Of bench, python, and the same of the folder sm_90a: bench_sm_90a, python_sm_90a."""
     names = {"bench": "bench_linear.json", "python": "compare_cuda.json"}
@@ -52,14 +63,7 @@ def report(**files):
             path = Path(folder) / below / names[kind]
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(content))
-        said = io.StringIO()
-        before, sys.argv = sys.argv, ["report_cuda.py", folder]
-        try:
-            with contextlib.redirect_stdout(said):
-                report_cuda.main()
-        finally:
-            sys.argv = before
-    return said.getvalue()
+        return report_of(folder)
 
 
 class CudaReport(unittest.TestCase):
@@ -170,6 +174,12 @@ class CudaReport(unittest.TestCase):
         self.assertEqual(
             [line[3:] for line in lines], [["12", "1", "8.00"], ["16", "1", "8.25", "+0.25"], ["20", "2", "10.00", "+1.75"]]
         )
+
+    def test_kept_results_have_the_report_beside_them(self):
+        kept = sorted((ROOT / "bench/results").glob("cuda-*"))
+        self.assertTrue(kept)
+        for folder in kept:
+            self.assertEqual(report_of(folder), (folder / "report.txt").read_text(), folder)
 
     def test_what_was_not_reached_is_named(self):
         rows = {LINEAR.format("sm_90", m, ""): "not reached in --seconds=5" for m in (128, 512)}

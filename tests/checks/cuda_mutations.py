@@ -97,7 +97,6 @@ RULES = {
     "one code or element too many": (r"if \((col \+ e) < (p\.to_cols)\)", r"if (\1 <= \2)"),
     "codes beyond a row": (r"valid_codes\(p\.cols - col\)", "kCodeChunk"),
     "elements of another row": (r"row \* p\.(?:stride|x_stride|y_stride|codes_stride|to_stride|from_stride)", "0"),
-    "elements beyond the columns": (r"if \(k >= p\.cols\) \{", "if (false) {"),
     "counts of another column": (r"p\.counts \+ first \+", "p.counts +"),
     "rows of one block": (r"block_index\(\) / groups \* kWarps \+ ", ""),
     "counts of warps that are not over": (r"if \(counts\[e\] != 0\) atomic_add", "if (e > 0) atomic_add"),

@@ -266,9 +266,7 @@ class _Gpu:
 
     def call(self, stream, function, *arguments):
         """Calls a function of the ABI that takes a context first; stream: a number, CUDA's."""
-        free = self._free.get(stream)
-        if free is None:
-            free = self._free.setdefault(stream, [])
+        free = self._free.setdefault(stream, [])
         try:
             handle = free.pop()
         except IndexError:

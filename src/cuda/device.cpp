@@ -210,43 +210,37 @@ void Device::load_kernels() {
 }
 
 void Device::find_kernels() {
-  const auto load = [&](const std::string& kernel) {
+  // Blocks that bring tiles to shared memory, as many an SM as it has room for, and leave little to a cache.
+  constexpr bool kTiled = true;
+  const auto load = [&](const std::string& kernel, bool tiled = false) {
     Function function;
     const std::string full_name = kernel + "_" + image->suffix;
     check(driver.cuModuleGetFunction(&function, module_, full_name.c_str()), full_name.c_str());
     check(driver.cuFuncSetAttribute(function, kFunctionSharedBytes, shared_bytes), full_name.c_str());
+    if (tiled) check(driver.cuFuncSetAttribute(function, kFunctionCarveout, 100), full_name.c_str());
     return function;
   };
-  const auto load_both = [&](const std::string& kernel) {
-    return std::array<Function, 2>{load(kernel + "_unaligned"), load(kernel)};
-  };
-  // Blocks that bring tiles to shared memory, as many an SM as it has room for, and leave little to a cache.
-  const auto load_tiled = [&](const std::string& kernel) {
-    const Function function = load(kernel);
-    check(driver.cuFuncSetAttribute(function, kFunctionCarveout, 100), (kernel + "_" + image->suffix).c_str());
-    return function;
-  };
-  const auto load_both_tiled = [&](const std::string& kernel) {
-    return std::array<Function, 2>{load_tiled(kernel + "_unaligned"), load_tiled(kernel)};
+  const auto load_both = [&](const std::string& kernel, bool tiled = false) {
+    return std::array<Function, 2>{load(kernel + "_unaligned", tiled), load(kernel, tiled)};
   };
   const char* const dtypes[] = {"f32", "f16", "bf16"};
   for (size_t d = 0; d < 3; ++d) kernels.quantize_rows[d] = load_both(std::string("quantize_rows_") + dtypes[d]);
-  kernels.gemm = load_both_tiled("gemm_s8");
-  kernels.finish = load_tiled("finish_s8");
-  kernels.gemm_small = load_tiled("gemm_small_s8");
-  if (shapes.wgmma.m != 0) kernels.gemm_wgmma = load_tiled("gemm_wgmma_s8");
+  kernels.gemm = load_both("gemm_s8", kTiled);
+  kernels.finish = load("finish_s8", kTiled);
+  kernels.gemm_small = load("gemm_small_s8", kTiled);
+  if (shapes.wgmma.m != 0) kernels.gemm_wgmma = load("gemm_wgmma_s8", kTiled);
   for (size_t i = 0; 8 << i <= shapes.skinny_rows; ++i) {
     kernels.skinny[i] = load_both("skinny_s8_" + std::to_string(8 << i));
     kernels.skinny_fused[i] = load("skinny_fused_" + std::to_string(8 << i));
   }
   const auto load_float_products = [&](gpu::Multiply how, const std::string& product) {
     const auto i = static_cast<size_t>(how);
-    kernels.backward[i] = load_both_tiled("backward_" + product);
+    kernels.backward[i] = load_both("backward_" + product, kTiled);
     kernels.w8a16_few[i] = load_both("w8a16_skinny_" + product + "_16");
-    kernels.w8a16[i] = load_both_tiled("w8a16_" + product);
+    kernels.w8a16[i] = load_both("w8a16_" + product, kTiled);
     if (how == gpu::Multiply::kF32) return;
     kernels.w8a16_skinny[i] = load_both("w8a16_skinny_" + product + "_48");
-    kernels.w8a16_small[i] = load_tiled("w8a16_small_" + product);
+    kernels.w8a16_small[i] = load("w8a16_small_" + product, kTiled);
   };
   if (image->tag >= 75) load_float_products(gpu::Multiply::kF16, "f16");
   if (image->tag >= 80) {

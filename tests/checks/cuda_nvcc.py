@@ -33,8 +33,14 @@ def known_architectures(nvcc):
     return [architecture for architecture in compile_kernels.ARCHITECTURES if architecture.removesuffix("a") in listed]
 
 
-def compile_one(nvcc, architecture):
+def run(command):
     """(kernel -> resources, or None; what went wrong)"""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return (None, done.stdout) if done.returncode else (compile_kernels.resources(done.stdout), "")
+
+
+def compile_one(nvcc, architecture):
+    """As run."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             nvcc,
@@ -48,16 +54,13 @@ def compile_one(nvcc, architecture):
             f"-o={folder}/{architecture}.cubin",
             str(compile_kernels.SOURCES / "entries.cu"),
         ]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return (None, done.stdout) if done.returncode else (compile_kernels.resources(done.stdout), "")
+        return run(command)
 
 
 def assemble(nvcc, ptx):
-    """(kernel -> resources, or None; what went wrong), as a driver does it on a GPU that has no cubin."""
+    """As run, what a driver does on a GPU that has no cubin."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [Path(nvcc).with_name("ptxas"), "-v", "-arch=sm_87", f"-o={folder}/sm_87.cubin", str(ptx)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return (None, done.stdout) if done.returncode else (compile_kernels.resources(done.stdout), "")
+        return run([Path(nvcc).with_name("ptxas"), "-v", "-arch=sm_87", f"-o={folder}/sm_87.cubin", str(ptx)])
 
 
 def kernels_by_nvrtc(folder):
@@ -98,12 +101,12 @@ def main():
             errors += errors_of(architecture, kernels, by_nvrtc.get(architecture))
             most = max((found["registers"] for found in kernels.values()), default=0)
             print(f"{architecture}: {len(kernels)} kernels, at most {most} registers", flush=True)
-    if folder:
+    if "compute_80" in by_nvrtc:
         kernels, log = assemble(nvcc, folder / "compute_80.ptx")
         if kernels is None:
             errors.append(f"compute_80.ptx: ptxas failed\n{log}")
         else:
-            of_sm_80 = {kernel.replace("_sm80", "_ptx80") for kernel in by_nvrtc["sm_80"]}
+            of_sm_80 = {kernel.replace("_sm80", "_ptx80") for kernel in by_nvrtc.get("sm_80", ())} or None
             errors += errors_of("sm_87 of compute_80.ptx", kernels, of_sm_80)
             print(f"sm_87 of compute_80.ptx: {len(kernels)} kernels")
     if not compared and not errors:

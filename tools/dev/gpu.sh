@@ -123,7 +123,8 @@ gpu = json.load(sys.stdin)["gpu"]
 print(gpu["state"] if sys.argv[1] == "state" else "{capability} {name}".format(**gpu["devices"][0]))' "$1" 2>/dev/null
 }
 first_of() { nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1; }
-gpu=$(diagnosis_by_wheel | gpu_of name)
+diagnosis=$(diagnosis_by_wheel)
+gpu=$(gpu_of name <<<"$diagnosis")
 [ -n "$gpu" ] || gpu=$("${int8q[@]}" doctor --json 2>/dev/null | gpu_of name)
 [ -n "$gpu" ] || gpu=$(timeout 30 "${test_cuda:-false}" --gtest_filter=CudaStateless.LongerRowsAreRefused 2>/dev/null |
   sed -n 's/^[0-9]* tests ran on \(.*\), capability \([0-9.]*\), image .*/\2 \1/p')
@@ -148,7 +149,7 @@ if [ -n "$wheel" ]; then
   # What it says of the interpreter, in which packages may be missing, is no fault of the GPU.
   timed "$results/doctor.log" "$python" -m int8q doctor
   status=$?
-  state=$(diagnosis_by_wheel | gpu_of state)
+  state=$(gpu_of state <<<"$diagnosis")
   came="by the wheel: the GPU ${state:-is told nothing of}"
   [ $status -eq 0 ] || came+="; $(why $status), see doctor.log"
   if [ "$state" = works ]; then note doctor "$came"; else fault doctor "$came"; fi

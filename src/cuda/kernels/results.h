@@ -2,9 +2,9 @@
 //
 // A tile of results goes through shared memory, kRowsAtOnce rows at a time, so that a thread has eight neighbours to store.
 //
-// Element (row, col) lies at column col ^ 16 (row % 2) ^ 8 (row / 2 % 2) ^ 4 (col / 32 % 2). What goes through the 32 banks at once is
-// in all of them then: of a fragment four rows of 8 columns, written by 8 bytes a lane, or two rows of 16, by 16 bytes; and half of
-// each of eight neighbours of a row, read by 16 bytes.
+// Element (row, col) lies at column col ^ 16 (row % 2) ^ 8 (row / 2 % 2) ^ 4 (col / 32 % 2). What goes through the 32 banks at
+// once is in all of them then: of a fragment four rows of 8 columns, written by 8 bytes a lane, or two rows of 16, by 16 bytes;
+// and half of each of eight neighbours of a row, read by 16 bytes.
 #pragma once
 
 #include "cuda/kernels/kept_columns.h"
@@ -25,12 +25,12 @@ struct Results {
 
   // write(first) stores the bits of this thread's elements of rows [first, first + kRowsAtOnce) to at(row, col). Then body(row,
   // bits) of each eighth of a row of the tile, inside of rows x cols or partly, where body is begin(col): a thread's eighths are
-  // of the same columns, whose scales and bias it loads once. Begins with a barrier.
+  // of the same columns, for which it calls begin once, unless most of the sums still wait in registers. Begins with a barrier.
   template <class Write, class Begin>
   INT8Q_DEVICE static void exchange(int64_t rows, int64_t cols, const Write& write, const Begin& begin) {
     constexpr int kOfARow = Tile::kN / kChunk;
     static_assert(Tile::kThreads % kOfARow == 0);
-    constexpr bool kOnce = kRowsAtOnce * 2 >= Tile::kM;  // else there is no register for it, beside the sums that are left
+    constexpr bool kHolds = kRowsAtOnce * 2 >= Tile::kM;
 #pragma unroll 1
     for (int first = 0; first < Tile::kM; first += kRowsAtOnce) {
       block_barrier();  // all have read what was there
@@ -43,7 +43,7 @@ struct Results {
         if (row >= rows || col >= cols) continue;
         const U32x4 low = load_shared<U32x4>(at(row, col)), high = load_shared<U32x4>(at(row, col + 4));
         const uint32_t bits[kChunk] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-        if constexpr (kOnce) {
+        if constexpr (kHolds) {
           body(row, bits);
         } else {
           begin(col)(row, bits);

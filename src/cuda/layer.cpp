@@ -57,12 +57,15 @@ int splits_of(const Device& device, int64_t tiles, int64_t k) {
   return static_cast<int>(std::clamp<int64_t>(splits, 1, kMostSplits));
 }
 
-// Whether gemm_wgmma takes it: large tiles wherever they keep three SMs of four busy, and coordinates of 31 bits.
+// Whether gemm_wgmma takes it: large tiles wherever they keep three SMs of four busy, coordinates of 31 bits, room for the list
+// of outlier columns.
 bool multiplies_by_wgmma(const Device& device, const gpu::Gemm& p) {
   const Tile& tile = device.shapes.wgmma;
   constexpr int64_t kMost = (int64_t{1} << 31) - gpu::WgmmaTile::kN;
   if (tile.m == 0 || p.k == 0 || p.m > kMost || p.n > kMost || p.k > kMost) return false;
-  if (p.found != nullptr && p.scope == gpu::OutlierScope::kElements) return false;
+  if (p.found != nullptr) {
+    if (p.scope == gpu::OutlierScope::kElements || !gpu::WgmmaTile::finds_first(p.k, p.kept_count > 0)) return false;
+  }
   return is_aligned(p.w, p.w_stride) && 4 * tiles_of(tile, p) >= 3 * device.multiprocessors;
 }
 

@@ -26,12 +26,6 @@ void carve_scratch(ScratchLease& scratch, const Carve& carve) {
   if (bytes > 0) carve(Carver(scratch.reserve(static_cast<uint64_t>(bytes))));
 }
 
-void copy_codes(Queue& queue, const gpu::CopyCodes& p) {
-  queue.launch(queue.device.kernels.copy_codes,
-               blocks_for(queue.device, p.rows * ceil_div(p.to_cols, 16), gpu::CopyCodes::kThreads),
-               gpu::CopyCodes::kThreads, 0, p);
-}
-
 void dequantize(Queue& queue, Function function, const gpu::Dequantize& p) {
   if (p.rows == 0 || p.cols == 0) return;
   queue.launch(function, blocks_for(queue.device, p.rows * ceil_div(p.cols, 8), gpu::Dequantize::kThreads),
@@ -39,6 +33,12 @@ void dequantize(Queue& queue, Function function, const gpu::Dequantize& p) {
 }
 
 }  // namespace
+
+void copy_codes(Queue& queue, const gpu::CopyCodes& p) {
+  queue.launch(queue.device.kernels.copy_codes,
+               blocks_for(queue.device, p.rows * ceil_div(p.to_cols, 16), gpu::CopyCodes::kThreads),
+               gpu::CopyCodes::kThreads, 0, p);
+}
 
 void quantize_rows(Queue& queue, ScratchLease& scratch, const FloatRows& x, uint32_t limit, bool element, int8_t* q,
                    int64_t q_stride, float* row_stats, uint8_t* mask, int64_t* cols, int64_t* count) {

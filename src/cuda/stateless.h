@@ -8,6 +8,9 @@
 
 namespace int8q::cuda {
 
+// rows and to_cols > 0.
+void copy_codes(Queue& queue, const gpu::CopyCodes& p);
+
 void quantize_rows(Queue& queue, ScratchLease& scratch, const FloatRows& x, uint32_t limit, bool element, int8_t* q,
                    int64_t q_stride, float* row_stats, uint8_t* mask, int64_t* cols, int64_t* count);
 

@@ -9,6 +9,7 @@
 #include "core/context.h"
 #include "core/dtype.h"
 #include "cuda/layer.h"
+#include "cuda/stateless.h"
 
 namespace int8q::cuda {
 namespace {
@@ -169,8 +170,14 @@ DeviceWeights* make_weights(Context& context, const DeviceWeightSource& source) 
     making.weights->codes = static_cast<const int8_t*>(w.data);
     making.weights->stride = w.row_stride;
     making.weights->col_stats = source.col_stats;
-  } else if (s8) {
-    queue.copy_rows(making.codes(), making.weights->stride, w.data, w.row_stride, w.cols, w.rows);
+  } else if (s8 && w.rows > 0 && w.cols > 0) {  // with zeros behind K, as quantize_rows leaves them
+    copy_codes(queue, {.rows = w.rows,
+                       .cols = w.cols,
+                       .from = static_cast<const int8_t*>(w.data),
+                       .from_stride = w.row_stride,
+                       .to = making.codes(),
+                       .to_stride = making.weights->stride,
+                       .to_cols = making.weights->stride});
   }
   if (w.rows > 0 && !borrowed) {
     auto* stats = const_cast<float*>(making.weights->col_stats);

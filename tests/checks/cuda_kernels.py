@@ -71,23 +71,29 @@ SM = {70: (96, 2048), 75: (64, 1024), 80: (164, 2048), 86: (100, 1536), 89: (100
 SM |= {100: (228, 2048), 120: (100, 1536)}
 # Fewer blocks than registers are there for: 36 KiB, for 64 rows of 256 codes.
 BLOCKS_BY_SHARED_MEMORY = {(75, "skinny_fused_64"): 1}
-# Products, ldmatrix, barriers and 16-byte accesses of a step of 64 k's, by architecture from which on.
+# Barriers and 16-byte accesses of a step of 64 k's, and products and ldmatrix of two: one of all columns, one that passes
+# over some; by architecture from which on. Small tiles have the second where shared memory has room for its bitmap.
 GEMM_LOOP = {
-    70: {"IDP.4A": 1024, "LDG*128": 6, "STS*128": 6, "LDS*128": 64, "BAR": 1},
-    75: {"IMMA": 128, "LDSM": 12, "BAR": 1, "LDG*128": 6, "STS": 6, "STS*128": 6, "LDGSTS": 0},
-    80: {"IMMA": 64, "LDSM": 16, "BAR": 1, "STS": 0, "LDGSTS": 8, "LDGSTS*128": 8},
+    70: {"IDP.4A": 2 * 1024, "LDG*128": 6, "STS*128": 6, "LDS*128": 2 * 64, "BAR": 1},
+    75: {"IMMA": 2 * 128, "LDSM": 2 * 12, "BAR": 1, "LDG*128": 6, "STS": 6, "STS*128": 6, "LDGSTS": 0},
+    80: {"IMMA": 2 * 64, "LDSM": 2 * 16, "BAR": 1, "STS": 0, "LDGSTS": 8, "LDGSTS*128": 8},
 }
+ONE_WAY = {"IMMA": 16, "LDSM": 8, "BAR": 1, "STS": 0, "LDGSTS": 4, "LDGSTS*128": 4}
+TWO_WAYS = ONE_WAY | {"IMMA": 2 * 16, "LDSM": 2 * 8}
 GEMM_SMALL_LOOP = {
     70: {"IDP.4A": 512, "LDG*128": 4, "STS*128": 4, "LDS*128": 48, "BAR": 1},
     75: {"IMMA": 64, "LDSM": 8, "BAR": 1, "LDG*128": 4, "STS": 4, "STS*128": 4},
-    80: {"IMMA": 16, "LDSM": 8, "BAR": 1, "STS": 0, "LDGSTS": 4, "LDGSTS*128": 4},
+    80: TWO_WAYS,
+    86: ONE_WAY,
+    90: TWO_WAYS,
+    120: ONE_WAY,
 }
 # Of a step of 128 k's: four products of 32, begun once and waited for once (serialized ones are at each product), one wait
-# for the stage and one arrival, nothing by threads. In the whole kernel one copy of A and one of W, registers moved twice,
-# and one wait more, for the last products.
+# for the stage and one arrival, nothing by threads. In the whole kernel copies of A and W in two places, at first and in
+# the loop, registers moved twice, and one wait more, for the last products.
 WGMMA_LOOP = {"IGMMA": 4, "WARPGROUP.ARRIVE": 1, "WARPGROUP.DEPBAR": 1, "SYNCS": 2}
 WGMMA_LOOP |= {"LDS": 0, "LDSM": 0, "STS": 0, "BAR": 0, "LDG": 0}
-WGMMA_KERNEL = {"IGMMA": 4, "WARPGROUP.ARRIVE": 1, "WARPGROUP.DEPBAR": 2, "UTMALDG": 2, "USETMAXREG": 2}
+WGMMA_KERNEL = {"IGMMA": 4, "WARPGROUP.ARRIVE": 1, "WARPGROUP.DEPBAR": 2, "UTMALDG": 4, "USETMAXREG": 2}
 # What ptxas tells, as information, of products that it serializes (C7510, C7511) and of waits that it adds (C7517, C7519).
 SERIALIZED = re.compile(r".*\(C75\d\d\).*")
 WGMMA_SOURCE = """

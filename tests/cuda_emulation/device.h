@@ -127,7 +127,11 @@ inline uint32_t bits_of(float f) { return std::bit_cast<uint32_t>(f); }
 inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline float fma(float a, float b, float c) { return std::fmaf(a, b, c); }
 inline float divide(float a, float b) { return a / b; }
-inline int32_t round_to_int(float f) { return static_cast<int32_t>(std::nearbyintf(f)); }
+inline int32_t round_to_int(float f) {  // as cvt: saturates, and NaN is 0
+  const float rounded = std::nearbyintf(f);
+  if (std::isnan(f)) return 0;
+  return rounded >= 0x1p31f ? INT32_MAX : rounded < -0x1p31f ? INT32_MIN : static_cast<int32_t>(rounded);
+}
 inline int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
   for (int i = 0; i < 32; i += 8) c += static_cast<int8_t>(a >> i) * static_cast<int8_t>(b >> i);
   return c;

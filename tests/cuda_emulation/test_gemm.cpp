@@ -74,11 +74,11 @@ TYPED_TEST(GemmOnGpu, FinishesSums) {
   }
 }
 
-// Each block has its share of K, the last of them perhaps none; counters are as they were, so a second product may follow.
+// Each block has its share of K, the last of them perhaps none, or all of it; counters are as they were, so a second product may follow.
 TYPED_TEST(GemmOnGpu, SplitsOfK) {
   uint64_t seed = 1;
   for (const auto& [m, n, k, splits] : std::vector<std::array<int64_t, 4>>{
-           {3, 5, 7, 2}, {20, 9, 200, 3}, {5, 140, 320, 4}, {130, 20, 260, 2}, {7, 7, 130, 5}}) {
+           {3, 5, 7, 2}, {20, 9, 200, 3}, {5, 140, 320, 4}, {130, 20, 260, 2}, {7, 7, 130, 5}, {65, 70, 200, 1}}) {
     for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN}) {
       for (const bool accumulators : {true, false}) {
         const Case c{.m = m,

@@ -10,11 +10,13 @@ namespace int8q::gpu {
 inline constexpr uint32_t kInfBits = 0x7f800000u;
 inline constexpr uint32_t kNoOutliers = kInfBits + 1;  // as `limit`
 
-// A bitmap of columns: column c is bit c % 32 of word c / 32.
-INT8Q_CONSTEXPR int bitmap_words(int64_t k) { return static_cast<int>((k + 31) / 32); }
+// A bitmap of columns: column c is bit c % 32 of word c / 32. In chunks of 16 bytes, whose last bits are no columns.
+INT8Q_CONSTEXPR int bitmap_words(int64_t k) { return static_cast<int>((k + 127) / 128 * 4); }
 
-// Shared memory of a list of columns (ColumnList): bitmap and ranks, and two words.
-INT8Q_CONSTEXPR int list_bytes(int64_t k) { return (2 * bitmap_words(k) + 2) * 4; }
+// Shared memory of a list of columns (ColumnList): the bitmap and a flag, ranks and their total.
+INT8Q_CONSTEXPR int bitmap_bytes(int64_t k) { return (bitmap_words(k) + 4) * 4; }
+INT8Q_CONSTEXPR int rank_bytes(int64_t k) { return (bitmap_words(k) + 1) * 4; }
+INT8Q_CONSTEXPR int list_bytes(int64_t k) { return bitmap_bytes(k) + rank_bytes(k); }
 
 // The columns that one block of quantize_rows found; 64 bytes.
 inline constexpr int kListed = 15;

@@ -156,7 +156,8 @@ INT8Q_DEVICE U32x4 load_codes(const int8_t* from, int valid) {
 }
 
 // 16 codes of row n at column k of a matrix [rows][cols], whose rows begin at multiples of 16 bytes if kAligned; outside of it 0.
-INT8Q_DEVICE int valid_codes(int64_t left) {
+template <class Left>
+INT8Q_DEVICE int valid_codes(Left left) {
   return static_cast<int>(left < 0 ? 0 : left < kCodeChunk ? left : kCodeChunk);
 }
 template <bool kAligned>

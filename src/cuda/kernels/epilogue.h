@@ -2,7 +2,8 @@
 //
 // What stands behind the sum of a tile of the int8 product, wherever that came from:
 //
-//   acc -= codes . W^T of the outlier columns    s32, exact: as if those columns had never been in the sum
+//   acc -= codes . W^T of the outlier columns    s32, exact: as if those columns had never been in the sum. gemm.h passes over them,
+//                                                where there is room for their bitmap
 //   f   = float(acc) * (row_stats / 127)
 //   f  += x . W^T of the outlier columns         fp32 sums; x fp16 or bf16 as it is, fp32 as three bf16 terms
 //   y   = f * (col_stats / 127) + bias           rounded once
@@ -41,21 +42,47 @@ class GemmEpilogue {
     const int64_t left = tiles_m - group * kTilesAtOnce, rows = left < kTilesAtOnce ? left : kTilesAtOnce;
     row_ = (group * kTilesAtOnce + in_group % rows) * Tile::kM;
     col_ = in_group / rows * Tile::kN;
-    warp_row_ = warp_index() % (Tile::kM / Tile::kWarpM) * Tile::kWarpM;
-    warp_col_ = warp_index() / (Tile::kM / Tile::kWarpM) * Tile::kWarpN;
   }
 
+  // The warp's part of the tile.
+  INT8Q_DEVICE static int warp_row() { return warp_index() % (Tile::kM / Tile::kWarpM) * Tile::kWarpM; }
+  INT8Q_DEVICE static int warp_col() { return warp_index() / (Tile::kM / Tile::kWarpM) * Tile::kWarpN; }
+
+  // ---- The list of outlier columns
+
+  INT8Q_DEVICE bool keeps() const { return p_.kept_count > 0; }
+  INT8Q_DEVICE ColumnList column_list() const {
+    return {Tile::bitmap_at(p_.k, keeps()), Tile::rank_at(p_.k, keeps()), p_.k};
+  }
+  INT8Q_DEVICE void mark_found(const ColumnList& columns, int threads) const {
+    columns.clear(threads);
+    columns.merge(p_.found, p_.bitmaps, p_.found_blocks, threads);
+  }
+  INT8Q_DEVICE bool finds_first() const { return p_.found != nullptr && Tile::finds_first(p_.k, keeps()); }
+  // By all threads, before the product; no barrier at its end.
+  INT8Q_DEVICE void find_first(int threads) const {
+    if (finds_first()) mark_found(column_list(), threads);
+  }
+  // Whether the product passes over outlier columns: their codes are taken as 0.
+  INT8Q_DEVICE bool passes_over() const { return finds_first() && p_.scope == OutlierScope::kColumns; }
+
+  // What the product has done for outlier columns: nothing; find_first, for which there is room; that, where there is room, and
+  // heeded passes_over.
+  enum class Columns { kNone, kFound, kPassedOver };
+
   // What stands behind acc_, by all threads.
+  template <Columns kDone>
   INT8Q_DEVICE void finish() {
     if (p_.found == nullptr) {
       if (p_.accumulators) return store_accumulators();
       scale_rows();
     } else {
       block_barrier();  // all have read the last stages
-      ColumnList columns(static_cast<uint32_t>(Tile::list_at(p_.kept_count > 0)), p_.k, Tile::kThreads);
-      columns.merge(p_.found, p_.bitmaps, p_.found_blocks, Tile::kThreads);
+      ColumnList columns = column_list();
+      if (kDone == Columns::kNone || (kDone == Columns::kPassedOver && !finds_first())) mark_found(columns, Tile::kThreads);
       columns.close();
-      if (p_.scope == OutlierScope::kColumns) subtract_columns(columns);
+      if (p_.scope == OutlierScope::kColumns && !(kDone == Columns::kPassedOver && passes_over()))
+        subtract_columns(columns);
       if (p_.accumulators) return store_accumulators();
       scale_rows();  // here and above: one call between two tests of p_.found would spill
       add_columns(columns);
@@ -69,39 +96,54 @@ class GemmEpilogue {
     const int matrix = lane_index() / 8, row = lane_index() % 8;
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
-      ptx::ldmatrix(stage + swizzled(warp_row_ + i * 16 + matrix % 2 * 8 + row, half * 2 + matrix / 2), a[i]);
+      ptx::ldmatrix(stage + swizzled(warp_row() + i * 16 + matrix % 2 * 8 + row, half * 2 + matrix / 2), a[i]);
     }
 #pragma unroll
     for (int j = 0; j < kTilesN; j += 2) {
       uint32_t two[4];
-      ptx::ldmatrix(stage + swizzled(Tile::kM + warp_col_ + j * 8 + matrix / 2 * 8 + row, half * 2 + matrix % 2), two);
+      ptx::ldmatrix(stage + swizzled(Tile::kM + warp_col() + j * 8 + matrix / 2 * 8 + row, half * 2 + matrix % 2), two);
       b[j][0] = two[0], b[j][1] = two[1], b[j + 1][0] = two[2], b[j + 1][1] = two[3];
     }
   }
 
-  INT8Q_DEVICE void multiply_s8(uint32_t stage, int half) {
+  // `over`: a bit a column, those that are passed over.
+  template <bool kPassesOver = false>
+  INT8Q_DEVICE void multiply_s8(uint32_t stage, int half, uint32_t over = 0) {
     if constexpr (kHasInt8Mma<Arch>) {
       uint32_t a[kTilesM][4], b[kTilesN][2];
       load_fragments(stage, half, a, b);
+      if constexpr (kPassesOver) {
+        const uint32_t low = other_bytes(over >> lane_index() % 4 * 4),
+                       high = other_bytes(over >> 16 >> lane_index() % 4 * 4);
+#pragma unroll
+        for (int i = 0; i < kTilesM; ++i) a[i][0] &= low, a[i][1] &= low, a[i][2] &= high, a[i][3] &= high;
+      }
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) {
 #pragma unroll
         for (int j = 0; j < kTilesN; ++j) ptx::mma_s8<Arch>(acc_[i][j], a[i], b[j]);
       }
     } else {
-      multiply_by_dp4a(stage, half * 2);
-      multiply_by_dp4a(stage, half * 2 + 1);
+      multiply_by_dp4a<kPassesOver>(stage, half * 2, over);
+      multiply_by_dp4a<kPassesOver>(stage, half * 2 + 1, over >> 16);
     }
   }
 
   // 16 bytes of each row, with accumulators where the tensor cores would have them: 16 * kTilesM * kTilesN dp4a for
   // 2 * (kTilesM + kTilesN) loads.
-  INT8Q_DEVICE void multiply_by_dp4a(uint32_t stage, int chunk) {
+  template <bool kPassesOver>
+  INT8Q_DEVICE void multiply_by_dp4a(uint32_t stage, int chunk, uint32_t over) {
     U32x4 a[kTilesM][2];
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) a[i][r] = load_shared<U32x4>(stage + swizzled(local_row(i, r * 2), chunk));
+      for (int r = 0; r < 2; ++r) {
+        a[i][r] = load_shared<U32x4>(stage + swizzled(local_row(i, r * 2), chunk));
+        if constexpr (kPassesOver) {
+          a[i][r].x &= other_bytes(over), a[i][r].y &= other_bytes(over >> 4);
+          a[i][r].z &= other_bytes(over >> 8), a[i][r].w &= other_bytes(over >> 12);
+        }
+      }
     }
 #pragma unroll
     for (int j = 0; j < kTilesN; ++j) {
@@ -270,8 +312,8 @@ class GemmEpilogue {
 
   // ---- Results
 
-  INT8Q_DEVICE int local_row(int tile, int i) const { return warp_row_ + tile * 16 + lane_index() / 4 + i / 2 * 8; }
-  INT8Q_DEVICE int local_col(int tile, int i) const { return warp_col_ + tile * 8 + lane_index() % 4 * 2 + i % 2; }
+  INT8Q_DEVICE int local_row(int tile, int i) const { return warp_row() + tile * 16 + lane_index() / 4 + i / 2 * 8; }
+  INT8Q_DEVICE int local_col(int tile, int i) const { return warp_col() + tile * 8 + lane_index() % 4 * 2 + i % 2; }
 
   INT8Q_DEVICE void scale_rows() {
 #pragma unroll
@@ -319,11 +361,12 @@ class GemmEpilogue {
   }
 
   INT8Q_DEVICE void store_floats() const {
-    const bool keeps = p_.found != nullptr && p_.kept_count > 0;
+    const bool keeps_found = p_.found != nullptr && keeps();
+    const auto bitmap = static_cast<uint32_t>(Tile::bitmap_at(p_.k, true));
     const auto bits_of_float = [&](int i, int j, int c) { return bits_of(f_[i][j][c]); };
     exchange(bits_of_float, [&](int64_t col) {
-      return [this, keeps, columns = ResultColumns(p_, col)](int row, const uint32_t(&bits)[kChunk]) {
-        columns.store(p_, row_ + row, bits, keeps, Tile::list_at(true));
+      return [this, keeps_found, bitmap, columns = ResultColumns(p_, col)](int row, const uint32_t(&bits)[kChunk]) {
+        columns.store(p_, row_ + row, bits, keeps_found, bitmap);
       };
     });
   }
@@ -331,7 +374,6 @@ class GemmEpilogue {
   const Gemm& p_;
   const int tile_;
   int64_t row_, col_;
-  int warp_row_, warp_col_;
   int32_t acc_[kTilesM][kTilesN][4] = {};
 
  private:

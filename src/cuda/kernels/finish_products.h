@@ -38,7 +38,7 @@ class FinishBlock : GemmEpilogue<Arch, Tile> {
         }
       }
     }
-    Epilogue::finish();
+    Epilogue::template finish<Epilogue::Columns::kNone>();
   }
 };
 

@@ -5,7 +5,8 @@
 //   acc = codes . W^T    s32, exact: 127^2 * K < 2^31
 //   y   = what epilogue.h makes of it
 //
-// A stage lies in shared memory as epilogue.h draws it; its rows have kK = 64 bytes.
+// A stage lies in shared memory as epilogue.h draws it; its rows have kK = 64 bytes. Codes of outlier columns are taken as 0 when
+// they are in registers, four instructions for each sixteen rows of a warp and 32 columns, in the steps that have such columns.
 //
 // Where large tiles are too few for the GPU, Y has small ones, and where these are, several blocks share one (kSplits), each a
 // part of K.
@@ -29,14 +30,15 @@ class GemmBlock : GemmEpilogue<Arch, Tile> {
         codes_(p.codes + (row_ + thread_index() / 4) * p.codes_stride),
         w_(p.w + (col_ + thread_index() / 4) * p.w_stride),
         rows_(static_cast<int>(p.m - row_ < Tile::kM ? p.m - row_ : Tile::kM)),
-        rows_of_w_(static_cast<int>(p.n - col_ < Tile::kN ? p.n - col_ : Tile::kN)) {}
+        rows_of_w_(static_cast<int>(p.n - col_ < Tile::kN ? p.n - col_ : Tile::kN)),
+        passes_over_(Epilogue::passes_over()) {}
 
   INT8Q_DEVICE void run() {
     multiply_codes();
     if constexpr (kSplits) {
       if (p_.splits > 1 && !add_partials()) return;
     }
-    Epilogue::finish();
+    Epilogue::template finish<Epilogue::Columns::kPassedOver>();
   }
 
  private:
@@ -57,22 +59,24 @@ class GemmBlock : GemmEpilogue<Arch, Tile> {
       };
 #pragma unroll
       for (int s = 0; s < Tile::kStages - 1; ++s) fetch(s);
+      Epilogue::find_first(Tile::kThreads);
       for (int step = 0; step < steps; ++step) {
         ptx::wait_copies<Tile::kStages - 2>();
         block_barrier();  // this step is there for all, and all are done with the one before
         fetch(step + Tile::kStages - 1);
-        multiply_stage(stage(step));
+        multiply_stage(stage(step), first + step);
       }
       ptx::wait_copies<0>();
     } else {
       static_assert(Tile::kStages == 2);
       U32x4 held[kChunksM + kChunksN];
       if (steps > 0) load_stage(first, held);
+      Epilogue::find_first(Tile::kThreads);
       for (int step = 0; step < steps; ++step) {
         store_stage(stage(step), held);
         block_barrier();  // this step is there for all, and all are done with the one before
         if (step + 1 < steps) load_stage(first + step + 1, held);
-        multiply_stage(stage(step));
+        multiply_stage(stage(step), first + step);
       }
     }
   }
@@ -123,9 +127,17 @@ class GemmBlock : GemmEpilogue<Arch, Tile> {
     return true;
   }
 
-  INT8Q_DEVICE void multiply_stage(uint32_t stage) {
+  // Step `step` of K. Few have outlier columns, and the others nothing between their products.
+  INT8Q_DEVICE void multiply_stage(uint32_t stage, int step) {
+    U32x2 over{0, 0};
+    if (passes_over_) over = load_shared<U32x2>(static_cast<uint32_t>(Tile::kStagesBytes + step * (Tile::kK / 8)));
+    if ((over.x | over.y) == 0) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) Epilogue::multiply_s8(stage, half);
+      for (int half = 0; half < 2; ++half) Epilogue::multiply_s8(stage, half);
+    } else {
+      Epilogue::template multiply_s8<true>(stage, 0, over.x);
+      Epilogue::template multiply_s8<true>(stage, 1, over.y);
+    }
   }
 
   // A chunk of 16 bytes of a stage, by the thread that brings it.
@@ -186,6 +198,7 @@ class GemmBlock : GemmEpilogue<Arch, Tile> {
   const int8_t* const codes_;
   const int8_t* const w_;
   const int rows_, rows_of_w_;
+  const bool passes_over_;
 };
 
 template <class Arch, class Tile, bool kAligned, bool kSplits>

@@ -20,7 +20,7 @@
 //
 // Registers: 128 accumulators and, behind them, up to 64 of fragments of outlier columns. Each of an SM's four parts has
 // 512 a lane for its warps, here three: 168, of which the one that does not multiply gives 128 away (setmaxnreg, by whole
-// warpgroups). Shared memory: 4 stages of 48 KiB, 64 bytes of barriers.
+// warpgroups). Shared memory: 4 stages of 48 KiB, the bitmap of outlier columns, 64 bytes of barriers.
 #pragma once
 
 #include "cuda/kernels/epilogue.h"
@@ -47,14 +47,16 @@ class WgmmaBlock : GemmEpilogue<Arch, WgmmaTile, false> {
   INT8Q_DEVICE void run() {
     if (thread_index() == 0) init_barriers();
     block_barrier();
+    if (thread_index() == Tile::kThreads) bring_stages(0, steps_ < Tile::kStages ? steps_ : Tile::kStages);
+    Epilogue::find_first(Tile::kBlockThreads);  // while these are on their way; finish begins with a barrier
     if (warp_index() >= kWarps) {
       ptx::lower_registers<Tile::kRegistersToBring>();
-      if (thread_index() == Tile::kThreads) bring_stages();
+      if (thread_index() == Tile::kThreads) bring_stages(Tile::kStages, steps_);
       return leave_block();
     }
     ptx::raise_registers<Tile::kRegistersToMultiply>();
     multiply_stages();
-    Epilogue::finish();
+    Epilogue::template finish<Epilogue::Columns::kFound>();
   }
 
  private:
@@ -73,9 +75,9 @@ class WgmmaBlock : GemmEpilogue<Arch, WgmmaTile, false> {
     ptx::proxy_fence();
   }
 
-  INT8Q_DEVICE void bring_stages() const {
+  INT8Q_DEVICE void bring_stages(int first, int last) const {
 #pragma unroll 1
-    for (int step = 0; step < steps_; ++step) {
+    for (int step = first; step < last; ++step) {
       if (step >= Tile::kStages) ptx::wait_barrier(empty(step), parity(step - Tile::kStages));
       ptx::arrive_and_expect(full(step), Tile::kStageBytes);
       ptx::copy_tile(stage(step), maps_.codes, step * Tile::kK, static_cast<int>(row_), full(step));

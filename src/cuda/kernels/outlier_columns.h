@@ -72,6 +72,9 @@ INT8Q_DEVICE void store_found(uint32_t bitmap, int words, FoundColumns* found, u
     store(&whole[w], load_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4));
 }
 
+// Of four columns, whose bits are the lowest: the bytes that are none.
+INT8Q_DEVICE uint32_t other_bytes(uint32_t bits) { return ~(((bits & 0xf) * 0x00204081 & 0x01010101) * 0xff); }
+
 // Elements of a row in these columns, which ascend; 0 where one is -1. Neighbours come at once, others without waiting for each
 // other.
 template <class T, int kCount>
@@ -92,47 +95,54 @@ INT8Q_DEVICE void gather(const T* row, const int (&columns)[kCount], uint32_t (&
   for (int e = 0; e < kCount; ++e) v[e] = columns[e] < 0 ? 0 : v[e];
 }
 
-// Columns in ascending order, from a bitmap. Shared memory: bitmap and rank, [words] each, and two words more,
-// list_bytes in all.
+// Columns in ascending order, from a bitmap. Shared memory: bitmap_bytes and rank_bytes, the bitmap at a multiple of 16.
 struct ColumnList {
   uint32_t bitmap, rank;  // rank: columns before each word
   int words;
   uint32_t count = 0;
 
+  INT8Q_DEVICE ColumnList(int bitmap_at, int rank_at, int64_t k)
+      : bitmap(static_cast<uint32_t>(bitmap_at)), rank(static_cast<uint32_t>(rank_at)), words(bitmap_words(k)) {}
+
   // An empty bitmap, by the whole block; ends in a barrier.
-  INT8Q_DEVICE ColumnList(uint32_t at, int64_t k, int threads)
-      : bitmap(at), rank(at + static_cast<uint32_t>(bitmap_words(k)) * 4), words(bitmap_words(k)) {
-    clear_bitmap(bitmap, words, threads);
-    if (thread_index() == 0) store_shared<uint32_t>(any_whole(), 0);
+  INT8Q_DEVICE void clear(int threads) const {
+    clear_bitmap(bitmap, words + 1, threads);
     block_barrier();
   }
 
   INT8Q_DEVICE void mark(int64_t column, uint32_t bits) const { mark_columns(bitmap, column, bits); }
 
-  // Marks what any block found, by the whole block.
+  // Marks what any block found, by the whole block. Blocks find the same columns: where the lane below has one, too, that lane
+  // marks it, for marks of one word go one by one.
   INT8Q_DEVICE void merge(const FoundColumns* found, const uint32_t* bitmaps, int blocks, int threads) const {
-    for (int b = thread_index(); b < blocks; b += threads) {
-      uint32_t parts[1 + kListed];  // at once, of which few are needed
-      load_words(&found[b], parts);
-      if (parts[0] > kListed) {
-        atomic_or_shared(any_whole(), 1);
-        continue;
-      }
+    for (int first = 0; first < blocks; first += threads) {
+      const int b = first + thread_index();
+      uint32_t parts[1 + kListed] = {};
+      if (b < blocks) load_words(&found[b], parts);  // at once, of which few are needed
+      const bool whole = parts[0] > kListed;
+      if (whole) atomic_or_shared(any_whole(), 1);
 #pragma unroll
       for (uint32_t t = 0; t < kListed; ++t) {
-        if (t < parts[0]) mark(parts[1 + t], 1);
+        const uint32_t mine = t < parts[0] && !whole ? parts[1 + t] + 1 : 0, below = shuffle_up(mine, 1);
+        if (mine != 0 && (lane_index() == 0 || mine != below)) mark(mine - 1, 1);
       }
     }
     block_barrier();
     if (load_shared<uint32_t>(any_whole()) == 0) return;
-    // Threads share a word, so that none has many bitmaps to read; loads do not wait for each other.
-    const int shares = threads > words ? threads / words : 1;
-    for (int i = thread_index(); i < words * shares; i += threads) {
-      const int w = i % words;
-      uint32_t bits = 0;
-#pragma unroll 8
-      for (int b = i / words; b < blocks; b += shares) bits |= load(&bitmaps[static_cast<int64_t>(b) * words + w]);
-      if (bits != 0) atomic_or_shared(bitmap + static_cast<uint32_t>(w) * 4, bits);
+    // Threads share 16 bytes of a bitmap, so that none has many bitmaps to read; loads do not wait for each other.
+    const int quads = words / 4, shares = threads > quads ? threads / quads : 1;
+    for (int i = thread_index(); i < quads * shares; i += threads) {
+      const int quad = i % quads;
+      uint32_t bits[4] = {0, 0, 0, 0};
+#pragma unroll 4
+      for (int b = i / quads; b < blocks; b += shares) {
+        const U32x4 four = load(reinterpret_cast<const U32x4*>(bitmaps + static_cast<int64_t>(b) * words) + quad);
+        bits[0] |= four.x, bits[1] |= four.y, bits[2] |= four.z, bits[3] |= four.w;
+      }
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        if (bits[w] != 0) atomic_or_shared(bitmap + static_cast<uint32_t>(quad * 4 + w) * 4, bits[w]);
+      }
     }
   }
 
@@ -144,8 +154,8 @@ struct ColumnList {
     count = load_shared<uint32_t>(total());
   }
 
-  // Where this list ends in shared memory.
-  INT8Q_DEVICE uint32_t end() const { return total() + 8; }
+  // Where the ranks end in shared memory.
+  INT8Q_DEVICE uint32_t end() const { return total() + 4; }
 
   // The column of rank r < count: the r-th set bit.
   INT8Q_DEVICE int column(uint32_t r) const {
@@ -162,7 +172,7 @@ struct ColumnList {
 
  private:
   INT8Q_DEVICE uint32_t total() const { return rank + static_cast<uint32_t>(words) * 4; }
-  INT8Q_DEVICE uint32_t any_whole() const { return total() + 4; }
+  INT8Q_DEVICE uint32_t any_whole() const { return bitmap + static_cast<uint32_t>(words) * 4; }
 
   INT8Q_DEVICE void find_ranks() const {
     const uint32_t all = for_each_word(bitmap, words, [this](int w, uint32_t, uint32_t before) {

@@ -10,35 +10,56 @@ namespace int8q::gpu {
 
 // ---------------------------------------------------------------------------------------------------- gemm.h
 
-template <int M, int N, int WarpM, int WarpN, int Stages, int K = 64>
+template <int M, int N, int WarpM, int WarpN, int Stages, int BytesBehind, int K = 64>
 struct GemmTile {
   static constexpr int kM = M, kN = N, kK = K, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages;
   static constexpr int kThreads = M / WarpM * (N / WarpN) * kWarp;
   static constexpr int kStageBytes = (M + N) * kK;
   static constexpr int kRowsAtOnce = Stages * kStageBytes >= M * N * 4 ? M : M / 2;  // of Y, in the stages' place
   static_assert(Stages * kStageBytes >= kRowsAtOnce * N * 4);
-  static constexpr int kColumnsAtOnce = 32;
+  static constexpr int kColumnsAtOnce = 32;  // outlier columns
 
-  // Outlier columns begin when the stages are done with, behind the one that they are brought in; kept columns are asked for
-  // again while results are stored.
-  INT8Q_CONSTEXPR static int list_at(bool kept) { return kept ? kRowsAtOnce * N * 4 : kStageBytes; }
+  // The list of outlier columns. Where there is room behind the stages its bitmap lies there, so that the product passes over
+  // these columns; else it begins when the stages are done with, behind the one that columns are brought in. Kept columns are
+  // asked for again while results are stored.
+  static constexpr int kStagesBytes = Stages * kStageBytes;
+  static_assert(kStageBytes + BytesBehind + kColumnsAtOnce * 4 <= kStagesBytes);
+  INT8Q_CONSTEXPR static bool finds_first(int64_t k, bool kept) {
+    return BytesBehind > 0 && bitmap_bytes(k) + (kept ? rank_bytes(k) + kColumnsAtOnce * 4 : 0) <= BytesBehind;
+  }
+  INT8Q_CONSTEXPR static int bitmap_at(int64_t k, bool kept) {
+    return finds_first(k, kept) ? kStagesBytes : kept ? kRowsAtOnce * N * 4 : kStageBytes;
+  }
+  INT8Q_CONSTEXPR static int rank_at(int64_t k, bool kept) {
+    return finds_first(k, kept) && !kept ? kStageBytes : bitmap_at(k, kept) + bitmap_bytes(k);
+  }
   INT8Q_CONSTEXPR static int shared_bytes(int64_t k, bool outliers, bool kept) {
-    const int stages = Stages * kStageBytes;
-    const int columns = list_at(kept) + list_bytes(k) + kColumnsAtOnce * 4;
-    return outliers && columns > stages ? columns : stages;
+    if (!outliers) return kStagesBytes;
+    const int bitmap = bitmap_at(k, kept) + bitmap_bytes(k), rank = rank_at(k, kept) + rank_bytes(k) + kColumnsAtOnce * 4;
+    const int list = bitmap > rank ? bitmap : rank;
+    return list > kStagesBytes ? list : kStagesBytes;
   }
 };
+
+// What so many blocks of an SM have behind their stages, of which a block takes 1 KiB that it does not see: 4 KiB at most, for K
+// up to 32640.
+template <class Arch>
+INT8Q_CONSTEXPR int bytes_behind(int blocks, int stages_bytes) {
+  const int left = (Arch::kSharedBytes + 1024) / blocks - 1024 - stages_bytes;
+  return left < 0 ? 0 : left < 4096 ? left : 4096;
+}
 
 // Four warps of 64 x 64: 128 accumulators and 32 registers of fragments a thread, so that an operand's byte is read from shared
 // memory for 64 rows or columns; and as many stages as leave two blocks an SM. Before cp.async a stage waits in registers,
 // for which warps are 64 x 32.
 template <class Arch>
 struct LargeTileOf {
-  using Tile = GemmTile<128, 128, 64, 64, (Arch::kSharedBytes < 128 * 1024) ? 3 : 4>;
+  static constexpr int kStages = Arch::kSharedBytes < 128 * 1024 ? 3 : 4;
+  using Tile = GemmTile<128, 128, 64, 64, kStages, bytes_behind<Arch>(2, kStages * 16384)>;
 };
 template <>
 struct LargeTileOf<Sm75> {
-  using Tile = GemmTile<128, 64, 64, 32, 2>;
+  using Tile = GemmTile<128, 64, 64, 32, 2, bytes_behind<Sm75>(2, 2 * 12288)>;
 };
 template <>
 struct LargeTileOf<Sm70> : LargeTileOf<Sm75> {};
@@ -46,9 +67,11 @@ struct LargeTileOf<Sm70> : LargeTileOf<Sm75> {};
 template <class Arch>
 using LargeTile = typename LargeTileOf<Arch>::Tile;
 
-// For few rows, more than skinny.h's: a quarter of the registers, so that four blocks share an SM (three of sm_70's), and K can be split.
+// For few rows, more than skinny.h's: a quarter of the registers, so that four blocks share an SM (three of sm_70's, which have no
+// registers for two ways of products), and K can be split.
 template <class Arch>
-using SmallTile = GemmTile<64, 64, 32, 32, kHasAsyncCopy<Arch> ? 3 : 2>;
+using SmallTile = GemmTile<64, 64, 32, 32, kHasAsyncCopy<Arch> ? 3 : 2,
+                           kHasInt8Mma<Arch> ? bytes_behind<Arch>(4, (kHasAsyncCopy<Arch> ? 3 : 2) * 8192) : 0>;
 static_assert(2 * LargeTile<Sm75>::shared_bytes(0, false, false) <= Sm75::kSharedBytes);
 static_assert(2 * LargeTile<Sm86>::shared_bytes(0, false, false) <= Sm86::kSharedBytes);
 static_assert(2 * LargeTile<Sm80>::shared_bytes(0, false, false) <= Sm80::kSharedBytes);
@@ -58,7 +81,7 @@ static_assert(2 * LargeTile<Sm80>::shared_bytes(0, false, false) <= Sm80::kShare
 // Two warpgroups of 64 x 256, the widest product that there is: a byte of W is read from shared memory for 64 rows, of A
 // for 256, 10 KiB in the 128 cycles of an instruction. Rows of 128 bytes, which the copy engine swizzles; four stages of 48
 // KiB fill an SM.
-struct WgmmaTile : GemmTile<128, 256, 16, 256, 4, 128> {
+struct WgmmaTile : GemmTile<128, 256, 16, 256, 4, 16 * 1024, 128> {
   static constexpr int kBlockThreads = kThreads + 128;  // the last warpgroup brings the stages
   // A thread, of the 168 that a block of three warpgroups begins with.
   static constexpr int kRegistersToMultiply = 232, kRegistersToBring = 40;

@@ -55,7 +55,7 @@ class SkinnyBlock {
  public:
   INT8Q_DEVICE explicit SkinnyBlock(const Gemm& p)
       : p_(p),
-        columns_(Shape::columns_at(kRows), p.k, kThreads),
+        columns_(Shape::columns_at(kRows), Shape::columns_at(kRows) + bitmap_bytes(p.k), p.k),
         stats_(static_cast<uint32_t>(Shape::stats_at(kRows, p.k))),
         group_(static_cast<uint32_t>(Shape::group_at(kRows, p.k))),
         codes_(static_cast<uint32_t>(Shape::codes_at(kRows, p.k))),
@@ -64,6 +64,7 @@ class SkinnyBlock {
   INT8Q_DEVICE void run() {
     Ahead ahead;
     if (kEarly) load_ahead(block_index() * int64_t{Shape::kRowsOfW}, first_k(), ahead);
+    columns_.clear(kThreads);
     if constexpr (kFused) {
       quantize();
       columns_.close();

@@ -10,7 +10,8 @@ namespace int8q::gpu {
 
 // Any number of blocks: each makes the list; the first stores it, and all zero codes.
 INT8Q_DEVICE void finish_columns(const FinishColumns& p) {
-  ColumnList columns(0, p.k, FinishColumns::kThreads);
+  ColumnList columns(0, bitmap_bytes(p.k), p.k);
+  columns.clear(FinishColumns::kThreads);
   columns.merge(p.found, p.bitmaps, p.found_blocks, FinishColumns::kThreads);
   columns.close();
   if (block_index() == 0) {

@@ -536,7 +536,8 @@ INT8Q_API int32_t int8q_forward_part(int8q_context* context, const int8q_linear*
 
 /* Gradient to the input (LoRA): dX[M,K] = (dY[M,N] o col_stats/127) . Wq[N,K], accumulated in fp32. The int8 weights are
  * frozen; outlier and kept columns are int8 here (bitsandbytes' backward). On one ISA the result is the same for any number
- * of threads, any other rows of dY, and every run; ISAs may differ, each within the bound of docs/numerics.
+ * of threads, any other rows of dY, and every run; ISAs may differ, each within the bound of docs/numerics. On a GPU a row
+ * may depend on how many there are.
  * dy F32, F16 or BF16 [M,N]; dx F32, F16 or BF16 [M,K]; flags and workspace (INT8Q_BACKWARD) as in int8q_forward.
  * Returns the same as int8q_forward. */
 INT8Q_API int32_t int8q_backward(int8q_context* context, const int8q_linear* linear, const int8q_matrix* dy, uint32_t flags,

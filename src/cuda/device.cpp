@@ -242,6 +242,17 @@ void Device::find_kernels() {
     kernels.w8a16_skinny[i] = load_both("w8a16_skinny_" + product + "_48");
     kernels.w8a16_small[i] = load("w8a16_small_" + product, kTiled);
   };
+  const auto load_wgmma = [&](gpu::Multiply how, const std::string& product) {
+    for (size_t i = 0; i < 3; ++i) {
+      const std::string end = product + "_" + std::to_string(64 << i);
+      kernels.w8a16_wgmma[static_cast<size_t>(how)][i] = load("w8a16_wgmma_" + end, kTiled);
+      kernels.backward_wgmma[static_cast<size_t>(how)][i] = load("backward_wgmma_" + end, kTiled);
+    }
+  };
+  if (shapes.wgmma.m != 0) {
+    load_wgmma(gpu::Multiply::kF16, "f16");
+    load_wgmma(gpu::Multiply::kBf16, "bf16");
+  }
   if (image->tag >= 75) load_float_products(gpu::Multiply::kF16, "f16");
   if (image->tag >= 80) {
     load_float_products(gpu::Multiply::kBf16, "bf16");

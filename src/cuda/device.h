@@ -30,6 +30,8 @@ struct Kernels {
   ByAlignment<3> backward;                        // by gpu::Multiply, as what follows
   ByAlignment<3> w8a16_few, w8a16_skinny, w8a16;  // for W8a16SkinnyShape::kFew, kMost and any rows
   std::array<Function, 3> w8a16_small;            // which takes aligned matrices alone
+  // By wgmma, of aligned matrices of fp16 or bf16: by gpu::Multiply and the tile's rows, 64, 128 and 256.
+  std::array<std::array<Function, 3>, 2> w8a16_wgmma, backward_wgmma;
   Function finish_columns, list_columns, copy_codes, dequantize_rows, dequantize_accumulators, count_outliers;
 };
 

@@ -26,7 +26,14 @@ enum Attribute : int {
 inline constexpr int kFunctionSharedBytes = 8, kFunctionCarveout = 9;
 
 // Of cuTensorMapEncodeTiled.
-enum TensorMapOptions : int { kOfBytes = 0, kNotInterleaved = 0, kSwizzled128 = 3, kPromotedTo256 = 3, kZerosOutside = 0 };
+enum TensorMapOptions : int {
+  kOfBytes = 0,
+  kNotInterleaved = 0,
+  kSwizzled64 = 2,
+  kSwizzled128 = 3,
+  kPromotedTo256 = 3,
+  kZerosOutside = 0
+};
 
 // name, parameters. Each returns a CUresult.
 #define INT8Q_DRIVER_FUNCTIONS(F)                                                                               \

@@ -57,25 +57,29 @@ int splits_of(const Device& device, int64_t tiles, int64_t k) {
   return static_cast<int>(std::clamp<int64_t>(splits, 1, kMostSplits));
 }
 
-// Whether gemm_wgmma takes it: large tiles wherever they keep three SMs of four busy, coordinates of 31 bits, room for the list
-// of outlier columns.
+// A tile's coordinates have 31 bits.
+constexpr int64_t kMostByMaps = (int64_t{1} << 31) - 256;
+
+// Whether gemm_wgmma takes it: large tiles wherever they keep three SMs of four busy, room for the list of outlier columns.
 bool multiplies_by_wgmma(const Device& device, const gpu::Gemm& p) {
   const Tile& tile = device.shapes.wgmma;
-  constexpr int64_t kMost = (int64_t{1} << 31) - gpu::WgmmaTile::kN;
-  if (tile.m == 0 || p.k == 0 || p.m > kMost || p.n > kMost || p.k > kMost) return false;
+  if (tile.m == 0 || p.k == 0 || p.m > kMostByMaps || p.n > kMostByMaps || p.k > kMostByMaps) return false;
   if (p.found != nullptr) {
     if (p.scope == gpu::OutlierScope::kElements || !gpu::WgmmaTile::finds_first(p.k, p.kept_count > 0)) return false;
   }
   return is_aligned(p.w, p.w_stride) && 4 * tiles_of(tile, p) >= 3 * device.multiprocessors;
 }
 
-gpu::TensorMap map_of(const Device& device, const int8_t* matrix, int64_t rows, int64_t k, int64_t stride, int box_rows) {
+// Rows of `cols` bytes, copied by boxes of 64 or 128 bytes of each.
+gpu::TensorMap map_of(const Device& device, const void* matrix, int64_t rows, int64_t cols, int64_t stride, int box_rows,
+                      int box_cols) {
   gpu::TensorMap map;
-  const uint64_t sizes[] = {static_cast<uint64_t>(k), static_cast<uint64_t>(rows)},
+  const uint64_t sizes[] = {static_cast<uint64_t>(cols), static_cast<uint64_t>(rows)},
                  strides[] = {static_cast<uint64_t>(stride)};
-  const uint32_t box[] = {gpu::WgmmaTile::kK, static_cast<uint32_t>(box_rows)}, ones[] = {1, 1};
-  check(device.driver.cuTensorMapEncodeTiled(&map, kOfBytes, 2, const_cast<int8_t*>(matrix), sizes, strides, box, ones,
-                                             kNotInterleaved, kSwizzled128, kPromotedTo256, kZerosOutside),
+  const uint32_t box[] = {static_cast<uint32_t>(box_cols), static_cast<uint32_t>(box_rows)}, ones[] = {1, 1};
+  check(device.driver.cuTensorMapEncodeTiled(&map, kOfBytes, 2, const_cast<void*>(matrix), sizes, strides, box, ones,
+                                             kNotInterleaved, box_cols == 64 ? kSwizzled64 : kSwizzled128, kPromotedTo256,
+                                             kZerosOutside),
         "cuTensorMapEncodeTiled");
   return map;
 }
@@ -83,8 +87,9 @@ gpu::TensorMap map_of(const Device& device, const int8_t* matrix, int64_t rows, 
 void launch_wgmma(Queue& queue, const gpu::Gemm& p) {
   const Device& device = queue.device;
   const Tile& tile = device.shapes.wgmma;
-  const gpu::GemmByMaps maps{map_of(device, p.codes, p.m, p.k, p.codes_stride, tile.m),
-                             map_of(device, p.w, p.n, p.k, p.w_stride, tile.n), p};
+  constexpr int kK = gpu::WgmmaTile::kK;
+  const gpu::GemmByMaps maps{map_of(device, p.codes, p.m, p.k, p.codes_stride, tile.m, kK),
+                             map_of(device, p.w, p.n, p.k, p.w_stride, tile.n, kK), p};
   queue.launch(device.kernels.gemm_wgmma, tiles_of(tile, p), tile.threads,
                tile.shared_bytes(p.k, p.found != nullptr, p.kept_count > 0), maps);
 }
@@ -188,6 +193,48 @@ int shared_bytes_of(gpu::Multiply how) {
                                        : Tile<gpu::Multiply::kF32>::kSharedBytes;
 }
 
+// Whether w8a16_wgmma.h has the product of these floats, of rows of `depth`, and codes.
+bool has_wgmma_for(const Device& device, const FloatRows& floats, gpu::Multiply how, int64_t cols, int64_t depth) {
+  return device.shapes.wgmma.m != 0 && how != gpu::Multiply::kF32 && floats.dtype != kernel_index(INT8Q_F32) &&
+         is_aligned(floats) && depth > 0 && depth <= kMostByMaps / 2 && cols <= kMostByMaps && floats.rows <= kMostByMaps;
+}
+
+// Its tiles, of 64 << i rows.
+struct TileOfHalves {
+  int m, n, shared_bytes;
+};
+template <class T>
+constexpr TileOfHalves tile_of_halves() {
+  return {T::kM, T::kN, T::kSharedBytes};
+}
+constexpr TileOfHalves kTilesOfHalves[] = {tile_of_halves<gpu::W8a16WgmmaTile<64, 64>>(),
+                                           tile_of_halves<gpu::W8a16WgmmaTile<128, 128>>(),
+                                           tile_of_halves<gpu::W8a16WgmmaTile<256, 128>>()};
+using AnyTileOfHalves = gpu::W8a16WgmmaTile<64, 64>;  // for what all have
+
+// Launches the kernel whose blocks, one an SM, take the fewest cycles for 16 of the sum: two products of m / 2, or what it
+// takes to make halves of codes; of 64 columns half of that, whose warpgroups have half of the sum. map_w(n): of the codes,
+// for tiles of n columns.
+template <class Maps, class MapW>
+void launch_wgmma_of_halves(Queue& queue, const std::array<Function, 3>& functions, const FloatRows& floats, int64_t cols,
+                            int64_t depth, const MapW& map_w, const decltype(Maps::p)& p) {
+  constexpr int kCyclesOfHalves = 128;
+  const Device& device = queue.device;
+  size_t best = 0;
+  int64_t fewest = INT64_MAX, blocks_of_best = 0;
+  for (size_t i = std::size(kTilesOfHalves); i-- > 0;) {
+    const TileOfHalves& tile = kTilesOfHalves[i];
+    const int64_t blocks = checked_mul(ceil_div(p.m, tile.m), ceil_div(cols, tile.n), "the result");
+    const int64_t cycles = ceil_div(blocks, device.multiprocessors) * std::max(tile.m, kCyclesOfHalves) * tile.n / 128;
+    if (cycles < fewest) best = i, fewest = cycles, blocks_of_best = blocks;
+  }
+  const TileOfHalves& tile = kTilesOfHalves[best];
+  const int64_t stride = floats.rows == 1 ? round_up(depth * 2, 16) : floats.row_bytes;
+  const Maps maps{map_of(device, floats.data, floats.rows, depth * 2, stride, tile.m, AnyTileOfHalves::kDepth * 2),
+                  map_w(tile.n), p};
+  queue.launch(functions[best], blocks_of_best, AnyTileOfHalves::kBlockThreads, tile.shared_bytes, maps);
+}
+
 // Mode ALL, in one launch: X is read where it is.
 void multiply_floats(Queue& queue, const gpu::Gemm& p, const FloatRows& x) {
   using Skinny = gpu::W8a16SkinnyShape;
@@ -195,12 +242,17 @@ void multiply_floats(Queue& queue, const gpu::Gemm& p, const FloatRows& x) {
   const Kernels& kernels = device.kernels;
   const gpu::Multiply how = float_product(device, x.dtype);
   const auto product = static_cast<size_t>(how);
-  const bool aligned = is_aligned(p.w, p.w_stride) && is_aligned(x);
+  const bool aligned_w = is_aligned(p.w, p.w_stride), aligned = aligned_w && is_aligned(x);
   if (p.m <= Skinny::most_rows(how)) {
     const auto& function = p.m <= Skinny::kFew ? kernels.w8a16_few : kernels.w8a16_skinny;
     const int64_t tiles = ceil_div(p.n, Skinny::kRowsOfW), blocks = device.multiprocessors * kBlocksPerSm;
     return queue.launch(function[product][aligned], std::min(tiles, blocks), Skinny::kThreads, Skinny::shared_bytes(p.m),
                         p);
+  }
+  // Kept columns would have to be 0 in X.
+  if (aligned_w && p.kept_count == 0 && has_wgmma_for(device, x, how, p.n, p.k)) {
+    const auto map_w = [&](int n) { return map_of(device, p.w, p.n, p.k, p.w_stride, n, AnyTileOfHalves::kDepth); };
+    return launch_wgmma_of_halves<gpu::W8a16ByMaps>(queue, kernels.w8a16_wgmma[product], x, p.n, p.k, map_w, p);
   }
   const auto tiles_of_size = [&](int64_t m, int64_t n) {
     return checked_mul(ceil_div(p.m, m), ceil_div(p.n, n), "the result");
@@ -316,10 +368,16 @@ void backward(Queue& queue, const Linear& linear, const FloatRows& dy, const Out
                         .dx_dtype = dtype_of(dx.dtype),
                         .accumulate = accumulate};
   using F16 = gpu::BackwardTile<gpu::Multiply::kF16>;  // all three have its rows, columns and threads
-  const bool aligned = is_aligned(p.w, p.w_stride) && is_aligned(dy);
+  const bool aligned_w = is_aligned(p.w, p.w_stride), aligned = aligned_w && is_aligned(dy);
+  const Device& device = queue.device;
+  const Current current(device);
+  if (aligned_w && has_wgmma_for(device, dy, how, p.k, p.n)) {
+    const auto map_w = [&](int n) { return map_of(device, p.w, p.n, p.k, p.w_stride, AnyTileOfHalves::kDepth, n); };
+    return launch_wgmma_of_halves<gpu::BackwardByMaps>(queue, device.kernels.backward_wgmma[static_cast<size_t>(how)], dy,
+                                                       p.k, p.n, map_w, p);
+  }
   const int64_t blocks = checked_mul(ceil_div(p.m, F16::kM), ceil_div(p.k, F16::kN), "dx");
-  const Current current(queue.device);
-  queue.launch(queue.device.kernels.backward[static_cast<size_t>(how)][aligned], blocks, F16::kThreads,
+  queue.launch(device.kernels.backward[static_cast<size_t>(how)][aligned], blocks, F16::kThreads,
                shared_bytes_of<gpu::BackwardTile>(how), p);
 }
 

@@ -46,12 +46,21 @@ KERNELS = {
 NOT_BEFORE_75 = re.compile(r"skinny_\w+_(32|64)|backward_f16")
 
 
+WGMMA_OF_HALVES = [
+    f"{kernel}_wgmma_{dtype}_{rows}"
+    for kernel in ("w8a16", "backward")
+    for dtype in ("f16", "bf16")
+    for rows in (64, 128, 256)
+]
+
+
 def kernels_of(architecture, version):
     kernels = {name: claim for name, claim in KERNELS.items() if version >= 75 or not NOT_BEFORE_75.match(name)}
     if version < 75:
         kernels |= {"gemm_small_s8": (128, 3), "finish_s8": (128, 3)}
     if architecture == "sm_90a":
         kernels["gemm_wgmma_s8"] = (384, 1)
+        kernels |= {name: (384, 1) for name in WGMMA_OF_HALVES}
     products = ("f16", "bf16") if version >= 80 else ("f16", "f32") if version >= 75 else ("f32",)
     for product in products:
         for tail in ("", "_unaligned"):
@@ -94,14 +103,31 @@ GEMM_SMALL_LOOP = {
 WGMMA_LOOP = {"IGMMA": 4, "WARPGROUP.ARRIVE": 1, "WARPGROUP.DEPBAR": 1, "SYNCS": 2}
 WGMMA_LOOP |= {"LDS": 0, "LDSM": 0, "STS": 0, "BAR": 0, "LDG": 0}
 WGMMA_KERNEL = {"IGMMA": 4, "WARPGROUP.ARRIVE": 1, "WARPGROUP.DEPBAR": 2, "UTMALDG": 4, "USETMAXREG": 2}
+# Of two stages of 64: eight products, begun and waited for by fours, two waits for a stage and one arrival each; codes are
+# read by two bytes, 16 of a stage, for the gradient also 8 bytes of ratios for every two of them.
+HALVES_LOOP = {
+    "HGMMA": 8,
+    "WARPGROUP.ARRIVE": 2,
+    "WARPGROUP.DEPBAR": 2,
+    "LDS.U16": 32,
+    "LDSM": 0,
+    "STS": 0,
+    "BAR": 0,
+    "LDG": 0,
+}
 # What ptxas tells, as information, of products that it serializes (C7510, C7511) and of waits that it adds (C7517, C7519).
 SERIALIZED = re.compile(r".*\(C75\d\d\).*")
 WGMMA_SOURCE = """
 #include "cuda/kernels/gemm_wgmma.h"
+#include "cuda/kernels/w8a16_wgmma.h"
+#define KERNEL(name, Maps) \\
+  extern "C" __global__ void __launch_bounds__(WgmmaTile::kBlockThreads, 1) name(const __grid_constant__ Maps maps)
 namespace int8q::gpu {
-extern "C" __global__ void __launch_bounds__(WgmmaTile::kBlockThreads, 1) gemm(const __grid_constant__ GemmByMaps maps) {
-  gemm_wgmma<Sm90a>(maps);
-}
+KERNEL(gemm, GemmByMaps) { gemm_wgmma<Sm90a>(maps); }
+KERNEL(forward_64, W8a16ByMaps) { w8a16_wgmma<Sm90a, W8a16WgmmaTile<64, 64>, true>(maps); }
+KERNEL(forward_256, W8a16ByMaps) { w8a16_wgmma<Sm90a, W8a16WgmmaTile<256, 128>, false>(maps); }
+KERNEL(backward_64, BackwardByMaps) { backward_wgmma<Sm90a, W8a16WgmmaTile<64, 64>, true>(maps); }
+KERNEL(backward_256, BackwardByMaps) { backward_wgmma<Sm90a, W8a16WgmmaTile<256, 128>, false>(maps); }
 }  // namespace int8q::gpu
 """
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)(.*?);")
@@ -234,17 +260,23 @@ def check_float_products(architecture, version, loop_of):
         expect_counts(f"the loop of {kernel} of {architecture}", loop, wanted)
 
 
-def check_wgmma(kernel):
+def check_wgmma(code):
+    kernel = code["gemm_wgmma_s8_sm90a"]
     loop = loop_around(kernel, "IGMMA")
     expect_counts("the loop of gemm_wgmma_s8", loop, WGMMA_LOOP)
     expect_counts("gemm_wgmma_s8", kernel, WGMMA_KERNEL)
     expect_overlap("gemm_wgmma_s8", kernel)
+    for name in WGMMA_OF_HALVES:
+        ratios = 16 if name.startswith("backward") else 0
+        wanted = HALVES_LOOP | {"LDS": HALVES_LOOP["LDS.U16"] + ratios, "LDS.64": ratios}
+        expect_counts(f"the loop of {name}", loop_around(code[name + "_sm90a"], "HGMMA"), wanted)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "gemm_wgmma.cu"
         source.write_text(WGMMA_SOURCE)
         _, log = compile_kernels.Nvrtc(compile_kernels.find_nvrtc()).compile(source, "sm_90a")
-    expect("Compiling entry function 'gemm'" in log, f"ptxas did not say that it compiled gemm_wgmma_s8:\n{log}")
-    expect(not SERIALIZED.search(log), f"ptxas serializes the products of gemm_wgmma_s8:\n{log}")
+    for entry in re.findall(r"KERNEL\((\w+), \w+\) {", WGMMA_SOURCE):
+        expect(f"Compiling entry function '{entry}'" in log, f"ptxas did not say that it compiled {entry}:\n{log}")
+    expect(not SERIALIZED.search(log), f"ptxas serializes the products of a kernel:\n{log}")
     print(f"sm_90a: loop of gemm_wgmma_s8 {len(loop)} instructions")
 
 
@@ -271,7 +303,7 @@ def check_code(architecture, version, code):
     if version >= 75:
         check_float_products(architecture, version, loop_of)
     if architecture == "sm_90a":
-        check_wgmma(code["gemm_wgmma_s8_sm90a"])
+        check_wgmma(code)
     most = ", ".join(f"{n} {opcode}" for opcode, n in Counter(i.opcode.split(".")[0] for i in gemm).most_common(6))
     print(f"{architecture}: loop of gemm_s8 {len(gemm)} instructions, {most}")
 

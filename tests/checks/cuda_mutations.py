@@ -2,8 +2,8 @@
 """cuda_mutations.py COMPILER BUILD_FOLDER [FILE]: breaks CUDA kernels in one place at a time; the emulator must notice.
 
 Mutants are generated: each match of each rule in each kernel's file is one. They are compiled beside the intact rest and
-run, by a kernel's own test or as libcuda's GPU under test_cuda; the table names who caught each. A mutant that survives is
-an error, unless EQUIVALENT says why nothing changes.
+run, by a kernel's own test or as libcuda's GPU under test_cuda; these must pass without a mutant. The table names who
+caught each; a mutant that survives is an error, unless EQUIVALENT says why nothing changes.
 """
 
 import os
@@ -32,6 +32,7 @@ TESTS = {
     "w8a16.h": ("test_w8a16.cpp", "*"),
     "w8a16_skinny.h": ("test_w8a16.cpp", "*Skinny*"),
     "w8a16_gemm.h": ("test_w8a16.cpp", "*Gemm*"),
+    "w8a16_wgmma.h": [("test_w8a16.cpp", "*ByWgmma*"), ("test_backward.cpp", "*ByWgmma*")],
     "results.h": ("test_gemm.cpp", "*"),
     "kept_columns.h": ("entries.cpp", "CudaLayer*"),
     "stateless.h": ("entries.cpp", "CudaStateless*:-*Largest*"),
@@ -124,14 +125,27 @@ RULES = {
     "another parity": (r"parity\((step[^)]*)\)\)", r"parity(\1) ^ 1u)"),
     "no wait for products": (r"\bptx::wait_products<\d>\(\);", ";"),
     "a wait for one group too few": (r"wait_products<1>", "wait_products<2>"),
-    "no fence of products": (r"\bptx::fence_products\(\);", ";"),
+    "no fence of products": (r"\bptx::fence_products\([^)]*\);", ";"),
     "no group of products": (r"\bptx::commit_products\(\);", ";"),
     "no proxy fence": (r"\bptx::proxy_fence\(\);", ";"),
-    "no arrival": (r"if \(step > 0 && lane_index\(\) == 0\) ptx::arrive[^;]*;", ";"),
+    "the other parity": (r"\bparity \^ 1\b", "parity"),
+    "no arrival": (r"if \((?:step > 0 && )?lane_index\(\) == 0\) ptx::arrive[^;]*;", ";"),
+    "an arrival before the others": (r"\bwarp_barrier\(\);(?=[^;]*\n\s*if \(lane_index\(\) == 0\) ptx::arrive)", ";"),
     "another stage is given back": (r"ptx::arrive\(empty\(step - 1\)\)", "ptx::arrive(empty(step))"),
-    "one arrival fewer": (r"\(empty\(s\), kWarps\)", "(empty(s), kWarps - 1)"),
-    "other bytes are expected": (r"\(full\(step\), Tile::kStageBytes\)", "(full(step), Tile::kStageBytes - 16)"),
-    "rows of another tile": (r"static_cast<int>\((?:row_|col_)\), full", "0, full"),
+    "this stage is given back": (r"empty\(before\)", "empty(place.stage)"),
+    "one arrival fewer": (r"\(empty\(s\), (kWarps[^)]*)\)", r"(empty(s), \1 - 1)"),
+    "no arrival of ratios": (r"kGradient \? 2 : 1", "1"),
+    "other bytes are expected": (r"\((full\(step\)|barrier), Tile::kStageBytes\)", r"(\1, Tile::kStageBytes - 16)"),
+    "rows of another tile": (r"static_cast<int>\((?:row_|col_)\), (full|barrier)", r"0, \1"),
+    "columns of another tile": (r"col = static_cast<int>\(col_\)", "col = 0"),
+    "one swizzle for the other": (r"kRow == 64 \? n / 2 : n", "kRow == 64 ? n : n / 2"),
+    "codes without the swizzle": (r"slice \^ g % 4", "slice"),
+    "a ratio of 16 bits": (r"fma_halves<kF16>\(halves, ratio\.y, 0\)", "0"),
+    "one ratio for two": (r"codes\.ratios\[i / 2\]", "codes.ratios[0]"),
+    "columns of a pair swapped": (r"i % 2 == 0 \? 0x0400 : 0x0501", "i % 2 == 0 ? 0x0501 : 0x0400"),
+    "half of the sum": (r"bits_of\(low \+ float_of\(others\.x\)\)", "bits_of(low)"),
+    "the first of the sum": (r"slice \* kSlice \* 2\b", "0"),
+    "a stage too few": (r"2 \* kEvery - 1\)", "kEvery - 1)"),
     "another warpgroup's rows": (r"warp_index\(\) / kWarpsOfGroup \* 64", "0"),
     "another k of an operand": (r"\b([ab]) \+ k\b", r"\1"),
     "leaves as if it stayed": (r"return leave_block\(\);", "return;"),
@@ -202,10 +216,25 @@ def run(compiler, build, scratch, mutant):
     try:
         shutil.copytree(KERNELS, folder / "cuda/kernels")
         (folder / "cuda/kernels" / file).write_text(text)
-        catchers = TESTS[file] if isinstance(TESTS[file], list) else [TESTS[file]]
-        return next(filter(None, (run_test(compiler, build, folder, *test) for test in catchers)), None)
+        return next(filter(None, (run_test(compiler, build, folder, *test) for test in tests_of(file))), None)
     finally:
         shutil.rmtree(folder)
+
+
+def tests_of(file):
+    return TESTS[file] if isinstance(TESTS[file], list) else [TESTS[file]]
+
+
+def check_intact(compiler, build, scratch, pool, files):
+    """What runs mutants must pass without one: else all would be caught by it."""
+    tests = sorted({test for file in files for test in tests_of(file)})
+    folders = [Path(tempfile.mkdtemp(dir=scratch)) for _ in tests]
+    for folder in folders:
+        shutil.copytree(KERNELS, folder / "cuda/kernels")
+    verdicts = pool.map(lambda folder, test: run_test(compiler, build, folder, *test), folders, tests)
+    failed = [f"{source} {filters}: {verdict}" for (source, filters), verdict in zip(tests, verdicts) if verdict]
+    if failed:
+        sys.exit("without a mutant failed\n" + "\n".join(failed))
 
 
 OPTIONS = ["-std=c++20", "-Og", "-w", "-ffp-contract=off"]
@@ -296,6 +325,7 @@ def main():
     caught, survivors, per_file = [], [], Counter()
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
         compile_prelude(compiler, scratch)
+        check_intact(compiler, build, scratch, pool, {mutant[0] for mutant in wanted})
         judged = pool.map(lambda mutant: None if equivalent(mutant) else run(compiler, build, scratch, mutant), wanted)
         for mutant, caught_by in zip(wanted, judged):
             file, rule, number, line, _ = mutant

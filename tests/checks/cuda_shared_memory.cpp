@@ -35,12 +35,21 @@ void print_float_products(int tag, const std::string& name) {
     print(tag, "w8a16_skinny_" + name + "_" + std::to_string(rows), W8a16SkinnyShape::shared_bytes(rows));
 }
 
+template <class Tile>
+void print_wgmma_of_halves(int tag) {
+  for (const char* kernel : {"w8a16_wgmma_f16_", "w8a16_wgmma_bf16_", "backward_wgmma_f16_", "backward_wgmma_bf16_"})
+    print(tag, kernel + std::to_string(Tile::kM), Tile::kSharedBytes);
+}
+
 template <class Arch>
 void print_kernels(int tag) {
   print(tag, "gemm_s8", LargeTile<Arch>::shared_bytes(kK, true, false));
   print(tag, "gemm_small_s8", SmallTile<Arch>::shared_bytes(kK, true, false));
   print(tag, "finish_s8", SmallTile<Arch>::shared_bytes(kK, true, false));
   print(tag, "gemm_wgmma_s8", WgmmaTile::shared_bytes(kK, true, false));
+  print_wgmma_of_halves<W8a16WgmmaTile<64, 64>>(tag);
+  print_wgmma_of_halves<W8a16WgmmaTile<128, 128>>(tag);
+  print_wgmma_of_halves<W8a16WgmmaTile<256, 128>>(tag);
   for (const char* dtype : {"f32", "f16", "bf16"})
     print(tag, std::string("quantize_rows_") + dtype, QuantizeRows::shared_bytes(kK));
   for (const int rows : {8, 16, 32, 64}) {

@@ -30,6 +30,37 @@ TEST(CudaDispatch, WgmmaMultipliesLargeResultsOfSm90a) {
   EXPECT_EQ(launched(300, 0, INT8Q_OUTLIERS_COLUMN), 0) << "no map has columns of nothing";
 }
 
+// By tiles of 64, 128 or 256 rows, for more rows than skinny kernels take; 16-bit floats of aligned rows, and no kept columns.
+TEST(CudaDispatch, WgmmaMultipliesHalvesOfSm90a) {
+  if (more_of_driver().stub_count == nullptr) GTEST_SKIP() << "a GPU's driver counts no launches";
+  const ContextPtr there = make_gpu_context();
+  const bool has_it = std::string(gpu().image->name) == "sm_90a";
+  const auto count = [](const std::string& kernel) { return more_of_driver().stub_count(kernel.c_str()); };
+  const auto launched = [&](const std::string& kernel, const auto& call) {
+    const int64_t before = count(kernel);
+    ASSERT_CALL(call());
+    EXPECT_EQ(count(kernel) - before, has_it ? 1 : 0) << kernel;
+  };
+  constexpr int64_t kN = 24, kK = 40;
+  const LayerOnDevice layer(there.get(), kN, kK, INT8Q_OUTLIERS_ALL);
+  for (const auto& [dtype, name] : {std::pair<int32_t, std::string>{INT8Q_F16, "f16_"}, {INT8Q_BF16, "bf16_"}}) {
+    for (const auto& [rows, m] : {std::pair<std::string, int64_t>{"64", 50}, {"128", 300}, {"256", 600}}) {
+      Grid x = activations(dtype, m, kK), y(dtype, m, kN), dy = activations(dtype, m, kN), dx(dtype, m, kK);
+      const DeviceGrid x_there(x), y_there(y), dy_there(dy), dx_there(dx);
+      const DeviceWorkspace workspace(there.get(), layer.linear.get(), m);
+      const DeviceWorkspace for_dx(there.get(), layer.linear.get(), m, INT8Q_BACKWARD);
+      launched("w8a16_wgmma_" + name + rows, [&] {
+        return int8q_forward(there.get(), layer.linear.get(), x_there.view(), 0, y_there.view(), workspace.get(),
+                             workspace.bytes());
+      });
+      launched("backward_wgmma_" + name + rows, [&] {
+        return int8q_backward(there.get(), layer.linear.get(), dy_there.view(), 0, dx_there.view(), for_dx.get(),
+                              for_dx.bytes());
+      });
+    }
+  }
+}
+
 // By INT8Q_CUDA_GEMM=cublaslt, for more rows than skinny kernels take, and regular sizes.
 TEST(CudaDispatch, CublasLtMultipliesWhereItIsAskedFor) {
   if (more_of_driver().stub_count == nullptr) GTEST_SKIP() << "a GPU's driver counts no launches";

@@ -9,6 +9,7 @@
 
 #include "core/dtype.h"
 #include "cuda/kernels/arch.h"
+#include "cuda/kernels/arguments.h"
 #include "cuda_emulation/emulator.h"
 #include "support/kernel_cases.h"
 #include "support/oracle.h"
@@ -29,6 +30,16 @@ inline void fill_provoking(Grid& x, uint64_t seed) {
 }  // namespace int8q::test
 
 namespace int8q::gpu {
+
+// Rows of `cols` bytes, to be copied by boxes.
+inline TensorMap map_of(const void* matrix, int64_t rows, int64_t cols, int64_t stride, int box_rows, int box_cols) {
+  TensorMap map;
+  EXPECT_EQ(emulation::encode_tensor_map(&map, matrix, {static_cast<uint64_t>(cols), static_cast<uint64_t>(rows)},
+                                         static_cast<uint64_t>(stride),
+                                         {static_cast<uint32_t>(box_cols), static_cast<uint32_t>(box_rows)}),
+            0);
+  return map;
+}
 
 inline int32_t abi(Dtype dtype) { return test::kFloatDtypes[static_cast<int>(dtype)]; }
 

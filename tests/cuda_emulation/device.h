@@ -45,7 +45,8 @@ void store(T* p, T value, const Site& site = Site::current()) {
   memory.write(at, &value, sizeof(T), site);
 }
 template <class T>
-T load_shared(uint32_t at, const Site& site = Site::current()) {
+T load_shared(uint32_t at, int beside = 0, const Site& site = Site::current()) {
+  at += static_cast<uint32_t>(beside);
   emulation::check_shared_alignment(at, sizeof(T), site);
   T value;
   emulation::shared_memory().read(at, &value, sizeof(T), site);

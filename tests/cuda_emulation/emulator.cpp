@@ -272,6 +272,13 @@ bool has_been_told(const Moment& other) {
   });
 }
 
+bool has_mbarriers() { return !self().block->mbarriers.empty(); }
+
+bool knows_by_mbarrier(const Moment& then) {
+  const std::vector<uint32_t>& told = self().told;
+  return !told.empty() && told[then.thread / kWarp] > then.warp_epoch;
+}
+
 void device_fence() {
   Thread& t = self();
   t.fenced_at = t.block->epoch;

@@ -33,6 +33,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <new>
 #include <source_location>
@@ -127,12 +128,15 @@ class Memory {
   void claim(int64_t at, int64_t count, Byte::State state, bool atomic, bool tile, const Site& site);
   void check_write(const Byte& byte, int64_t at, bool atomic, bool tile, const Site& site) const;
   void note_read(Byte& byte);
+  bool all_told(int64_t at) const;
   [[noreturn]] void race(const char* what, const Moment& other, int64_t at, const Site& site) const;
 
   uint8_t* bytes_;
   const char* name_;
   std::vector<Byte> shadow_;
   std::vector<Chunk> chunks_;  // empty until one is asked for
+  // Of what several warps read since the block's last barrier, where there are mbarriers: byte -> warp -> when.
+  std::map<int64_t, std::map<uint32_t, uint32_t>> readers_;
 };
 
 // Exactly as many bytes as asked for, so that ASan sees what goes around the checks.
@@ -213,7 +217,9 @@ bool has_been_told(const Moment& of_other_block);
 bool has_ended(int64_t mbarrier, uint32_t phase);  // for the running thread
 uint32_t proxy_fences();                           // of the running thread
 bool is_fenced(const Moment& write, uint32_t proxy_fences_by_then);
-bool is_ordered(const Moment& then);  // for the running thread, by memory.cpp
+bool is_ordered(const Moment& then);         // for the running thread, by memory.cpp
+bool knows_by_mbarrier(const Moment& then);  // the running thread, by who arrived where it waited
+bool has_mbarriers();                        // the running thread's block
 
 // ---------------------------------------------------------------------------------------------------- Launch
 
@@ -267,12 +273,14 @@ void wait_mbarrier(int64_t at, uint32_t parity, const Site& site);
 void proxy_fence();
 void change_registers(const char* name, int registers, const Site& site);
 
-// What cuTensorMapEncodeTiled would refuse is: rows of bytes, at most 128 of them, swizzled by 128; a CUresult.
+// What cuTensorMapEncodeTiled would refuse is: rows of bytes, a box of at most 128 of them, swizzled by so many; a CUresult.
 int encode_tensor_map(void* map, const void* matrix, const uint64_t (&sizes)[2], uint64_t stride, const uint32_t (&box)[2]);
 void copy_tile(int64_t at, const void* map, int column, int row, int64_t mbarrier, const Site& site);
 
 // c[128] of each thread += a[64][32] . b[256][32]^T, by descriptors.
 void multiply_tile(int32_t* c, uint64_t a, uint64_t b, const Site& site);
+// c[columns / 2] of each thread += a[64][16] . b[columns][16]^T of fp16 or bf16 (dtype), a[4] of each thread, b by its descriptor.
+void multiply_halves_tile(float* c, int columns, int32_t dtype, const uint32_t* a, uint64_t b, const Site& site);
 void fence_products(const Site& site);
 void commit_products(const Site& site);
 void wait_products(int groups_left, const Site& site);

@@ -3,6 +3,7 @@
 // Threads and blocks as the emulator's own files see them.
 #pragma once
 
+#include <array>
 #include <boost/context/detail/fcontext.hpp>
 #include <deque>
 #include <exception>
@@ -27,9 +28,13 @@ struct AsyncCopy {
 
 enum class Waiting { kNothing, kBlockBarrier, kWarpOperation, kWarpgroupOperation, kMbarrier, kDone };
 
-// Operands of a wgmma in shared memory.
+// A wgmma: of codes with both operands in shared memory, by their descriptors, or of 16-bit floats with b there alone.
 struct Product {
   uint64_t a, b;
+  int columns;
+  int32_t dtype = 0;  // of a's in registers; 0: of codes
+  const uint32_t* registers = nullptr;
+  std::array<uint32_t, 4> fragment{};  // what was in them
 };
 
 struct Block;
@@ -48,6 +53,8 @@ struct Thread {
   std::vector<std::pair<int64_t, uint32_t>> seen;  // blocks by atomics since, with their epoch when they told
   bool stays = true;                               // in the block
 
+  std::vector<uint32_t> told;  // warp -> its epochs below are over, by mbarriers that this thread waited at
+
   uint32_t proxy_fences = 0;
   std::map<int64_t, uint32_t>
       ended;             // mbarrier -> its phases that this thread has waited for, since the block's last barrier
@@ -56,8 +63,8 @@ struct Thread {
   std::deque<std::vector<Product>> products;  // committed, oldest first
   std::vector<Product> open_products;
   bool may_multiply = false;  // since its last fence
-  int32_t* sums = nullptr;    // of its products on their way, whose values are:
-  std::vector<int32_t> values;
+  void* sums = nullptr;       // of its products on their way, whose values are, of 32 bits each:
+  std::vector<uint32_t> values;
 
   int warp() const { return index / kWarp; }
   size_t products_on_their_way() const {
@@ -88,7 +95,8 @@ struct Mbarrier {
   int64_t bytes = 0;  // that are expected
   uint32_t phase = 0;
   Moment made;
-  uint32_t proxy_fences;  // of who made it, by then
+  uint32_t proxy_fences;                // of who made it, by then
+  std::vector<uint32_t> told, telling;  // as a thread's: by who arrived for phases that ended, for this one
 };
 
 // A box of a matrix on its way.

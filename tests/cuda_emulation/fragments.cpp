@@ -219,6 +219,67 @@ TEST(Fragments, Wgmma) {
   }
 }
 
+// A product of halves, whose left fragments and sums are where CuTe has them, at each 16 of rows of 64.
+template <class Traits, bool kF16>
+void expect_product_of_halves() {
+  constexpr int kM = 64, kTiles = decltype(cute::size<1>(typename Traits::Shape_MNK{}))::value / 8, kN = kTiles * 8;
+  constexpr int kDepth = 16, kRow = 64, kThreads = 128;
+  const auto bits = [](int value) {
+    return kF16 ? f32_to_f16(static_cast<float>(value)) : f32_to_bf16(static_cast<float>(value));
+  };
+  test::Random random(3);
+  std::vector<int> x(kM * kDepth), w(kN * kRow);
+  for (int& value : x) value = static_cast<int>(random.below(256)) - 128;
+  for (int& value : w) value = static_cast<int>(random.below(256)) - 128;
+  std::vector<uint16_t> shared(kN * kRow);
+  for (int row = 0; row < kN; ++row) {
+    for (int k = 0; k < kRow; ++k)
+      shared[static_cast<size_t>(place_of(row, k * 2) / 2)] = bits(w[static_cast<size_t>(row * kRow + k)]);
+  }
+  static uint32_t a[kThreads][4];
+  std::memset(a, 0, sizeof a);
+  for (int thread = 0; thread < kThreads; ++thread) {
+    for (int value = 0; value < decltype(cute::size<1>(typename Traits::ALayout{}))::value; ++value) {
+      const int place = typename Traits::ALayout{}(thread, value), row = place % kM, k = place / kM;
+      a[thread][value / 2] |= static_cast<uint32_t>(bits(x[static_cast<size_t>(row * kDepth + k)])) << value % 2 * 16;
+    }
+  }
+  for (int first = 0; first < kRow; first += kDepth) {
+    static float c[kThreads][kTiles][4];
+    std::memset(c, 0, sizeof c);
+    launch({.threads = kThreads, .shared_bytes = kN * kRow * 2}, [&] {
+      for (size_t i = static_cast<size_t>(thread_index()) * 2; i < shared.size(); i += kThreads * 2) {
+        uint32_t two;
+        std::memcpy(&two, &shared[i], 4);
+        store_shared(static_cast<uint32_t>(i * 2), two);
+      }
+      ptx::proxy_fence();
+      block_barrier();
+      ptx::fence_products();
+      ptx::multiply_tile<kF16>(c[thread_index()], a[thread_index()], static_cast<uint32_t>(first * 2));
+      ptx::commit_products();
+      ptx::wait_products<0>();
+    });
+    for (int thread = 0; thread < kThreads; ++thread) {
+      for (int value = 0; value < decltype(cute::size<1>(typename Traits::CLayout{}))::value; ++value) {
+        const int place = typename Traits::CLayout{}(thread, value), row = place % kM, col = place / kM;
+        int sum = 0;
+        for (int k = 0; k < kDepth; ++k)
+          sum += x[static_cast<size_t>(row * kDepth + k)] * w[static_cast<size_t>(col * kRow + first + k)];
+        ASSERT_EQ(c[thread][value / 4][value % 4], static_cast<float>(sum)) << "thread " << thread << ", value " << value;
+      }
+    }
+  }
+}
+
+TEST(Fragments, WgmmaOfHalves) {
+  using namespace cute::SM90::GMMA;
+  constexpr auto kK = Major::K;
+  expect_product_of_halves<cute::MMA_Traits<MMA_64x64x16_F32F16F16_RS<kK, kK>>, true>();
+  expect_product_of_halves<cute::MMA_Traits<MMA_64x128x16_F32BF16BF16_RS<kK, kK>>, false>();
+  expect_product_of_halves<cute::MMA_Traits<MMA_64x256x16_F32BF16BF16_RS<kK, kK>>, false>();
+}
+
 TEST(Fragments, DescriptorOfWgmma) {
   for (const uint32_t address : {0u, 1024u, 48 * 1024u + 96u, 227 * 1024u - 1024u}) {
     const cute::GmmaDescriptor descriptor(ptx::rows_of_128_bytes(address));
@@ -230,9 +291,10 @@ TEST(Fragments, DescriptorOfWgmma) {
   }
 }
 
-// The copy engine lays rows as wgmma reads them.
-TEST(Fragments, CopiesOfTiles) {
-  constexpr int kRows = 16, kRow = 128;
+// The copy engine lays rows of 128 bytes as wgmma reads them, and of 64 as CuTe swizzles these.
+template <int kRow, class Place>
+void expect_copy(const Place& place) {
+  constexpr int kRows = 16;
   std::vector<int8_t> values(kRows * kRow);
   test::Random random(2);
   for (int8_t& value : values) value = static_cast<int8_t>(random.below(256));
@@ -256,10 +318,16 @@ TEST(Fragments, CopiesOfTiles) {
   for (int row = 0; row < kRows; ++row) {
     for (int k = 0; k < kRow; ++k) {
       int8_t byte;
-      std::memcpy(&byte, reinterpret_cast<const uint8_t*>(came) + place_of(row, k), 1);
+      std::memcpy(&byte, reinterpret_cast<const uint8_t*>(came) + place(row, k), 1);
       ASSERT_EQ(byte, values[static_cast<size_t>(row * kRow + k)]) << row << ", " << k;
     }
   }
+}
+
+TEST(Fragments, CopiesOfTiles) {
+  expect_copy<128>(place_of);
+  using Rows = cute::SM90::GMMA::Layout_K_SW64_Atom<int8_t>;  // eight of 64 bytes
+  expect_copy<64>([](int row, int k) { return row / 8 * 512 + static_cast<int>(Rows{}(row % 8, k)); });
 }
 
 }  // namespace

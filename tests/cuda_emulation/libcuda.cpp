@@ -169,7 +169,8 @@ STUB int cuTensorMapEncodeTiled(void* map, int type, uint32_t rank, void* matrix
   ENTER(kInit);
   using namespace int8q::cuda;
   const bool known = type == kOfBytes && rank == 2 && element_strides[0] == 1 && element_strides[1] == 1 &&
-                     interleave == kNotInterleaved && swizzle == kSwizzled128 && outside == kZerosOutside;
+                     interleave == kNotInterleaved && swizzle == (box[0] == 64 ? kSwizzled64 : kSwizzled128) &&
+                     outside == kZerosOutside;
   return known ? encode_tensor_map(map, matrix, {sizes[0], sizes[1]}, strides[0], {box[0], box[1]}) : kInvalidValue;
 }
 STUB int cuMemAlloc_v2(Pointer* memory, size_t bytes) {

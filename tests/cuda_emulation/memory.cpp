@@ -22,7 +22,7 @@ bool ordered(const Moment& then, const Moment& at) {
   if (then.launch != at.launch) return true;
   if (then.block != at.block) return has_been_told(then);
   if (then.thread == at.thread || then.block_epoch < at.block_epoch) return true;
-  return same_warp(then, at) && then.warp_epoch < at.warp_epoch;
+  return (same_warp(then, at) && then.warp_epoch < at.warp_epoch) || knows_by_mbarrier(then);
 }
 
 }  // namespace
@@ -85,15 +85,29 @@ void Memory::note_read(Byte& byte) {
   const bool old = byte.readers == Byte::kNone || ordered(byte.read, moment);
   if (old && (byte.read.launch != moment.launch || byte.read.block != moment.block ||
               byte.read.block_epoch < moment.block_epoch || byte.readers == Byte::kNone)) {
+    if (byte.readers == Byte::kBlock) readers_.erase(&byte - shadow_.data());
     byte.readers = Byte::kThread;
   } else if (byte.read.block != moment.block) {
     byte.readers = Byte::kBlocks;
-  } else if (!same_warp(byte.read, moment)) {
+  } else if (!same_warp(byte.read, moment) || byte.readers == Byte::kBlock) {
+    if (has_mbarriers()) {
+      std::map<uint32_t, uint32_t>& epochs = readers_[&byte - shadow_.data()];
+      epochs[byte.read.thread / kWarp] = byte.read.warp_epoch;
+      epochs[moment.thread / kWarp] = moment.warp_epoch;
+    }
     byte.readers = std::max(byte.readers, Byte::kBlock);
   } else if (byte.read.thread != moment.thread && byte.read.warp_epoch == moment.warp_epoch) {
     byte.readers = std::max(byte.readers, Byte::kWarp);
   }
   byte.read = moment;
+}
+
+// Whether the running thread knows of all that read this byte since the block's last barrier that they are done.
+bool Memory::all_told(int64_t at) const {
+  const auto found = readers_.find(at);
+  return found != readers_.end() && std::ranges::all_of(found->second, [](const auto& reader) {
+           return knows_by_mbarrier({.thread = reader.first * kWarp, .warp_epoch = reader.second});
+         });
 }
 
 void Memory::check_write(const Byte& byte, int64_t at, bool atomic, bool tile, const Site& site) const {
@@ -121,8 +135,9 @@ void Memory::check_write(const Byte& byte, int64_t at, bool atomic, bool tile, c
   if (!over && byte.readers != Byte::kBlocks) {
     over = ordered(read, moment);
     if (read.block == moment.block && read.block_epoch == moment.block_epoch) {
-      if (byte.readers == Byte::kBlock) over = false;
-      if (byte.readers == Byte::kWarp) over = same_warp(read, moment) && read.warp_epoch < moment.warp_epoch;
+      if (byte.readers == Byte::kBlock) over = all_told(at);
+      if (byte.readers == Byte::kWarp)
+        over = (same_warp(read, moment) && read.warp_epoch < moment.warp_epoch) || knows_by_mbarrier(read);
     }
   }
   if (!over) race("writes what is being read by", read, at, site);
@@ -135,6 +150,7 @@ void Memory::claim(int64_t at, int64_t count, Byte::State state, bool atomic, bo
     Byte& byte = shadow_[static_cast<size_t>(i)];
     check_write(byte, i, atomic, tile, site);
     byte.write = now();
+    if (byte.readers == Byte::kBlock) readers_.erase(i);
     byte.readers = Byte::kNone;
     byte.state = state;
     byte.atomic = atomic;

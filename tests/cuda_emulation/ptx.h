@@ -59,18 +59,27 @@ uint32_t of_halves(uint32_t a, uint32_t b, const Operation& operation) {
 inline uint32_t subtract_halves(uint32_t a, uint32_t b) { return of_halves(a, b, std::minus<float>()); }
 inline uint32_t multiply_halves(uint32_t a, uint32_t b) { return of_halves(a, b, std::multiplies<float>()); }
 
-inline uint32_t subtract_bf16(uint32_t a, uint32_t b) {
+// Each of two, rounded once.
+template <class ToFloat, class Round>
+uint32_t fma_of_two(uint32_t a, uint32_t b, uint32_t c, const ToFloat& to_float, const Round& round) {
   uint32_t both = 0;
   for (int i = 0; i < 32; i += 16) {
-    const auto bf16 = [i](uint32_t word) { return std::bit_cast<float>(word >> i << 16); };
-    both |= static_cast<uint32_t>(f32_to_bf16(bf16(a) - bf16(b))) << i;
+    const auto value = [&](uint32_t word) { return static_cast<double>(to_float(static_cast<uint16_t>(word >> i))); };
+    both |= static_cast<uint32_t>(round(static_cast<float>(value(a) * value(b) + value(c)))) << i;
   }
   return both;
 }
+inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) { return fma_of_two(a, b, c, f16_to_f32, f32_to_f16); }
+inline uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) { return fma_of_two(a, b, c, bf16_to_f32, f32_to_bf16); }
+inline uint32_t subtract_bf16(uint32_t a, uint32_t b) { return fma_bf16(b, 0xbf80bf80, a); }
 
 inline uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
 inline uint32_t round_to_bf16(float low, float high) {
   return static_cast<uint32_t>(f32_to_bf16(low)) | static_cast<uint32_t>(f32_to_bf16(high)) << 16;
+}
+
+inline uint32_t round_to_f16(float low, float high) {
+  return static_cast<uint32_t>(f32_to_f16(low)) | static_cast<uint32_t>(f32_to_f16(high)) << 16;
 }
 
 // Fragments of a[16][kDepth], b[8][kDepth], as cuda/kernels/ptx.h draws them.

@@ -34,6 +34,10 @@ void raise_registers(const Site& site = Site::current()) {
 }
 
 inline void fence_products(const Site& site = Site::current()) { emulation::fence_products(site); }
+template <int kFragments>
+void fence_products(const uint32_t (&)[kFragments][4], const Site& site = Site::current()) {
+  emulation::fence_products(site);
+}
 inline void commit_products(const Site& site = Site::current()) { emulation::commit_products(site); }
 template <int kLeft>
 void wait_products(const Site& site = Site::current()) {
@@ -41,6 +45,10 @@ void wait_products(const Site& site = Site::current()) {
 }
 inline void multiply_tile(int32_t (&c)[32][4], uint32_t a, uint32_t b, const Site& site = Site::current()) {
   emulation::multiply_tile(c[0], rows_of_128_bytes(a), rows_of_128_bytes(b), site);
+}
+template <bool kF16, int kTiles>
+void multiply_tile(float (&c)[kTiles][4], const uint32_t (&a)[4], uint32_t b, const Site& site = Site::current()) {
+  emulation::multiply_halves_tile(c[0], kTiles * 8, kF16 ? INT8Q_F16 : INT8Q_BF16, a, rows_of_128_bytes(b), site);
 }
 
 }  // namespace int8q::gpu::ptx

@@ -8,6 +8,7 @@
 #include <bit>
 #include <optional>
 
+#include "cuda/kernels/w8a16_wgmma.h"
 #include "cuda_emulation/cases.h"
 
 namespace int8q::gpu {
@@ -52,10 +53,28 @@ void launch_backward(const Backward& p, const Case& c) {
          [&] { c.aligned ? backward<Arch, Multiply::kF32, true>(p) : backward<Arch, Multiply::kF32, false>(p); });
 }
 
+// By wgmma, where there is a tile for it.
+template <class Arch, class Tile>
+void launch_backward(const Backward& p, const Case& c) {
+  if constexpr (std::is_void_v<Tile>) {
+    launch_backward<Arch>(p, c);
+  } else {
+    const BackwardByMaps maps{map_of(p.dy, p.m, p.n * 2, p.dy_stride, Tile::kM, Tile::kDepth * 2),
+                              map_of(p.w, p.n, p.k, p.w_stride, Tile::kDepth, Tile::kN), p};
+    emulation::launch(
+        {.blocks = (c.m + Tile::kM - 1) / Tile::kM * ((c.k + Tile::kN - 1) / Tile::kN),
+         .threads = Tile::kBlockThreads,
+         .shared_bytes = Tile::kSharedBytes,
+         .seed = c.seed,
+         .most_shared_bytes = Arch::kSharedBytes},
+        [&] { c.dy == Dtype::kF16 ? backward_wgmma<Arch, Tile, true>(maps) : backward_wgmma<Arch, Tile, false>(maps); });
+  }
+}
+
 // Of what is rounded before the product, relative; fp16's weights twice.
 double rounding(Dtype dy) { return dy == Dtype::kF16 ? 1.01 * 0x1p-10 : dy == Dtype::kBf16 ? 0x1p-8 : 0x1p-23; }
 
-template <class Arch>
+template <class Arch, class Tile = void>
 void check(const Case& c) {
   SCOPED_TRACE(std::to_string(c.m) + " x " + std::to_string(c.n) + " x " + std::to_string(c.k) + ", dY " +
                std::to_string(static_cast<int>(c.dy)) + ", dX " + std::to_string(static_cast<int>(c.dx)) +
@@ -79,21 +98,21 @@ void check(const Case& c) {
   const emulation::Matrix dy_device(dy, alignment, c.seed), w_device(w, alignment, c.seed),
       dx_device(dx, alignment, c.seed + 1);
   const Buffer<float> stats_device(col_stats, "col_stats");
-  launch_backward<Arch>({.m = c.m,
-                         .n = c.n,
-                         .k = c.k,
-                         .dy = dy_device.data(),
-                         .dy_stride = dy_device.stride(),
-                         .dy_dtype = c.dy,
-                         .w = reinterpret_cast<const int8_t*>(w_device.data()),
-                         .w_stride = w_device.stride(),
-                         .col_stats = stats_device.device(),
-                         .greatest = greatest,
-                         .dx = dx_device.data(),
-                         .dx_stride = dx_device.stride(),
-                         .dx_dtype = c.dx,
-                         .accumulate = c.accumulate},
-                        c);
+  launch_backward<Arch, Tile>({.m = c.m,
+                               .n = c.n,
+                               .k = c.k,
+                               .dy = dy_device.data(),
+                               .dy_stride = dy_device.stride(),
+                               .dy_dtype = c.dy,
+                               .w = reinterpret_cast<const int8_t*>(w_device.data()),
+                               .w_stride = w_device.stride(),
+                               .col_stats = stats_device.device(),
+                               .greatest = greatest,
+                               .dx = dx_device.data(),
+                               .dx_stride = dx_device.stride(),
+                               .dx_dtype = c.dx,
+                               .accumulate = c.accumulate},
+                              c);
   const double eps = c.dx == Dtype::kF32 ? 0x1p-24 : c.dx == Dtype::kF16 ? 0x1p-11 : 0x1p-8;
   for (int64_t i = 0; i < c.m; ++i) {
     for (int64_t j = 0; j < c.k; ++j) {
@@ -160,6 +179,40 @@ TYPED_TEST(BackwardOnGpu, NanAndInfStayInTheirRow) {
                         .aligned = seed % 2 == 0,
                         .seed = seed,
                         .special = std::bit_cast<float>(bits)});
+      ++seed;
+    }
+  }
+}
+
+template <class Tile>
+class BackwardByWgmma : public testing::Test {};
+using Tiles = testing::Types<W8a16WgmmaTile<64, 64>, W8a16WgmmaTile<128, 128>, W8a16WgmmaTile<256, 128>>;
+TYPED_TEST_SUITE(BackwardByWgmma, Tiles);
+
+// More stages than there are, and than there are twice; tiles beside and below each other; sums of one product, which is rounded
+// once.
+TYPED_TEST(BackwardByWgmma, IsCloseToFloat64) {
+  const float specials[] = {0.0f, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()};
+  uint64_t seed = 1;
+  for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{{1, 1, 1},
+                                                                   {3, 33, 17},
+                                                                   {64, 64, 128},
+                                                                   {65, 100, 130},
+                                                                   {257, 40, 65},
+                                                                   {130, 200, 9},
+                                                                   {7, 2300, 67},
+                                                                   {1, 2, 131},
+                                                                   {1, 2, 130}}) {
+    for (const Dtype dy : {Dtype::kF16, Dtype::kBf16}) {
+      check<Sm90a, TypeParam>({.m = m,
+                               .n = n,
+                               .k = k,
+                               .dy = dy,
+                               .dx = static_cast<Dtype>(seed % 3),
+                               .accumulate = seed % 2 == 0,
+                               .aligned = true,
+                               .seed = seed,
+                               .special = n == 2 ? 0.0f : specials[seed / 2 % 3]});
       ++seed;
     }
   }

@@ -10,19 +10,10 @@
 namespace int8q::gpu {
 namespace {
 
-TensorMap map_of(const int8_t* matrix, int64_t k, int64_t rows, int64_t stride, int box_rows) {
-  TensorMap map;
-  EXPECT_EQ(emulation::encode_tensor_map(&map, matrix, {static_cast<uint64_t>(k), static_cast<uint64_t>(rows)},
-                                         static_cast<uint64_t>(stride),
-                                         {static_cast<uint32_t>(WgmmaTile::kK), static_cast<uint32_t>(box_rows)}),
-            0);
-  return map;
-}
-
 void check_product(const Case& c) {
   check<Sm90a>(c, [&](const Gemm& p) {
-    const GemmByMaps maps{map_of(p.codes, p.k, p.m, p.codes_stride, WgmmaTile::kM),
-                          map_of(p.w, p.k, p.n, p.w_stride, WgmmaTile::kN), p};
+    const GemmByMaps maps{map_of(p.codes, p.m, p.k, p.codes_stride, WgmmaTile::kM, WgmmaTile::kK),
+                          map_of(p.w, p.n, p.k, p.w_stride, WgmmaTile::kN, WgmmaTile::kK), p};
     emulation::launch({.blocks = tiles_of<WgmmaTile>(c),
                        .threads = WgmmaTile::kBlockThreads,
                        .shared_bytes = WgmmaTile::shared_bytes(c.k, p.found != nullptr, false),

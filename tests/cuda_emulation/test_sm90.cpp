@@ -227,6 +227,73 @@ TEST(EmulatorOfSm90, WhatIsRefused) {
                }));
 }
 
+// Registers that a product of halves reads are not written before it is done.
+TEST(EmulatorOfSm90, RegistersOfProducts) {
+  constexpr int kRow = 128;
+  const auto run = [](bool early) {
+    for (int i = thread_index() * 4; i < 64 * kRow; i += kWarpgroup * 4) store_shared(static_cast<uint32_t>(i), 0u);
+    ptx::proxy_fence();
+    block_barrier();
+    float c[8][4] = {};
+    uint32_t a[4] = {1, 2, 3, 4};
+    ptx::fence_products();
+    ptx::multiply_tile<true>(c, a, 0);
+    ptx::commit_products();
+    if (early) a[2] = 0;
+    ptx::wait_products<0>();
+    a[2] = 0;
+  };
+  const emulation::LaunchShape shape{.threads = kWarpgroup, .shared_bytes = 64 * kRow};
+  expect_none(shape, [&] { run(false); });
+  expect_fault(FaultKind::kMissingWait, shape, [&] { run(true); });
+}
+
+// What a warp did before its barrier and an arrival is over for who waited; of several warps, where all arrived.
+TEST(EmulatorOfSm90, MbarriersOrderAccesses) {
+  enum class Lacks { kNothing, kWarpBarrier, kWait, kArrivalOfOne };
+  constexpr int kReaders = 2;
+  const auto run = [](Lacks lacks) {
+    constexpr uint32_t kFull = 256, kEmpty = 264;
+    if (thread_index() == 0) {
+      ptx::init_barrier(kFull, 1);
+      ptx::init_barrier(kEmpty, lacks == Lacks::kArrivalOfOne ? kReaders - 1 : kReaders);
+    }
+    block_barrier();
+    const auto at = static_cast<uint32_t>(lane_index() * 4);
+    const auto tell = [&](uint32_t barrier) {
+      if (lacks != Lacks::kWarpBarrier) warp_barrier();
+      if (lane_index() == 0) ptx::arrive(barrier);
+    };
+    if (warp_index() == 0) {
+      store_shared(at, 1u);
+      tell(kFull);
+      if (lacks != Lacks::kWait) ptx::wait_barrier(kEmpty, 0);
+      store_shared(at, 2u);
+    } else {
+      ptx::wait_barrier(kFull, 0);
+      load_shared<uint32_t>(at ^ 4);
+      if (lacks != Lacks::kArrivalOfOne || warp_index() == 1) tell(kEmpty);
+    }
+  };
+  const emulation::LaunchShape shape{.threads = (1 + kReaders) * kWarp, .shared_bytes = 272};
+  expect_none(shape, [&] { run(Lacks::kNothing); });
+  expect_fault(FaultKind::kRace, shape, [&] { run(Lacks::kWarpBarrier); });
+  for (const Lacks lacks : {Lacks::kWait, Lacks::kArrivalOfOne}) {
+    int faults = 0;
+    for (const uint64_t seed : kSeeds) {
+      emulation::LaunchShape seeded = shape;
+      seeded.seed = seed;
+      try {
+        emulation::launch(seeded, [&] { run(lacks); });
+      } catch (const Fault& fault) {
+        EXPECT_EQ(static_cast<int>(fault.kind), static_cast<int>(FaultKind::kRace)) << fault.what();
+        ++faults;
+      }
+    }
+    EXPECT_GT(faults, 0) << "in none of these orders";
+  }
+}
+
 TEST(EmulatorOfSm90, RegistersAreMovedByWarpgroups) {
   expect_fault(FaultKind::kDivergence, {.threads = kWarpgroup}, [] {
     if (warp_index() != 1) ptx::lower_registers<24>();

@@ -5,6 +5,7 @@
 
 #include "cuda/kernels/w8a16_gemm.h"
 #include "cuda/kernels/w8a16_skinny.h"
+#include "cuda/kernels/w8a16_wgmma.h"
 #include "cuda_emulation/cases.h"
 
 namespace int8q::gpu {
@@ -172,6 +173,21 @@ void check_gemm(const Case& c, bool small) {
   });
 }
 
+template <class Tile>
+void check_wgmma(const Case& c) {
+  check(c, [&](const Gemm& p) {
+    const W8a16ByMaps maps{map_of(p.x, p.m, p.k * 2, p.x_stride, Tile::kM, Tile::kDepth * 2),
+                           map_of(p.w, p.n, p.k, p.w_stride, Tile::kN, Tile::kDepth), p};
+    emulation::launch(
+        {.blocks = (c.m + Tile::kM - 1) / Tile::kM * ((c.n + Tile::kN - 1) / Tile::kN),
+         .threads = Tile::kBlockThreads,
+         .shared_bytes = Tile::kSharedBytes,
+         .seed = c.seed,
+         .most_shared_bytes = Sm90a::kSharedBytes},
+        [&] { c.x == Dtype::kF16 ? w8a16_wgmma<Sm90a, Tile, true>(maps) : w8a16_wgmma<Sm90a, Tile, false>(maps); });
+  });
+}
+
 template <class A>
 class W8a16OnGpu : public testing::Test {};
 TYPED_TEST_SUITE(W8a16OnGpu, Architectures);
@@ -220,6 +236,18 @@ TYPED_TEST(W8a16OnGpu, GemmIsCloseToFloat64) {
     for_each_case({{1, 1, 1}, {3, 33, 17}, {40, 64, 32}, {65, 66, 40}, {129, 65, 33}, {7, 130, 100}, {70, 9, 200}},
                   [&](const Case& c) { check_gemm<TypeParam>(c, small); });
   }
+}
+
+// More stages than there are, and than there are twice; tiles beside and below each other.
+TEST(W8a16ByWgmma, IsCloseToFloat64) {
+  for_each_case({{1, 1, 1}, {3, 33, 17}, {64, 128, 64}, {65, 130, 100}, {257, 65, 40}, {130, 9, 200}, {7, 67, 2300}},
+                [](Case c) {
+                  c.kept = false;
+                  if (c.x == Dtype::kF32 || !c.aligned) return;
+                  check_wgmma<W8a16WgmmaTile<64, 64>>(c);
+                  check_wgmma<W8a16WgmmaTile<128, 128>>(c);
+                  check_wgmma<W8a16WgmmaTile<256, 128>>(c);
+                });
 }
 
 }  // namespace

@@ -120,6 +120,16 @@ struct Backward {
   bool accumulate;  // into dx
 };
 
+// The same by w8a16_wgmma.h, whose maps have bytes, too: two for each float of p.x or p.dy, and p.w.
+struct W8a16ByMaps {
+  TensorMap floats, w;
+  Gemm p;
+};
+struct BackwardByMaps {
+  TensorMap floats, w;
+  Backward p;
+};
+
 // Behind quantize_rows, for who asks for the columns themselves: mask, list and count of what its blocks found, and zeros as
 // the codes of these columns.
 struct FinishColumns {

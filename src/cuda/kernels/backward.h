@@ -269,17 +269,9 @@ class BackwardBlock {
         }
       }
     };
-    const float scale = p_.greatest * (1.0f / 127.0f);
     Results<Tile>::exchange(p_.m - row_, p_.k - col_, write, [&](int first) {
-      return [this, scale, first](int row, const uint32_t(&bits)[kChunk]) {
-        const int64_t col = col_ + first;
-        uint8_t* dx = p_.dx + (row_ + row) * p_.dx_stride;
-        float value[kChunk];
-#pragma unroll
-        for (int e = 0; e < kChunk; ++e) value[e] = float_of(bits[e]) * scale;
-        if (p_.accumulate) add_chunk(p_.dx_dtype, dx, col, p_.k, value);
-        store_chunk(p_.dx_dtype, dx, col, p_.k, value);
-      };
+      return
+          [this, col = col_ + first](int row, const uint32_t(&bits)[kChunk]) { store_gradient(p_, row_ + row, col, bits); };
     });
   }
 

@@ -42,9 +42,10 @@ template <class T>
 INT8Q_DEVICE void store(T* p, T value) {
   *p = value;
 }
+// beside: a constant, which the instruction adds.
 template <class T>
-INT8Q_DEVICE T load_shared(uint32_t at) {
-  return *reinterpret_cast<const T*>(shared_bytes + at);
+INT8Q_DEVICE T load_shared(uint32_t at, int beside = 0) {
+  return *reinterpret_cast<const T*>(shared_bytes + at + beside);
 }
 template <class T>
 INT8Q_DEVICE void store_shared(uint32_t at, T value) {

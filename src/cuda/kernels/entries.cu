@@ -11,6 +11,7 @@
 #include "cuda/kernels/stateless.h"
 #include "cuda/kernels/w8a16_gemm.h"
 #include "cuda/kernels/w8a16_skinny.h"
+#include "cuda/kernels/w8a16_wgmma.h"
 
 namespace int8q::gpu {
 
@@ -38,6 +39,21 @@ INT8Q_KERNEL(gemm_s8_unaligned, LargeTile<Arch>::kThreads, 2, Gemm) { gemm<Arch,
 INT8Q_KERNEL(gemm_small_s8, SmallTile<Arch>::kThreads, INT8Q_ARCH >= 75 ? 4 : 3, Gemm) { gemm<Arch, SmallTile<Arch>, true, true>(p); }
 #if INT8Q_ARCH == 901
 INT8Q_KERNEL(gemm_wgmma_s8, WgmmaTile::kBlockThreads, 1, GemmByMaps) { gemm_wgmma<Arch>(p); }
+
+// By tiles of so many rows and columns.
+#define INT8Q_WGMMA_OF_HALVES(name, f16, rows, cols)                                                                     \
+  INT8Q_KERNEL(w8a16_wgmma_##name##_##rows, (W8a16WgmmaTile<rows, cols>::kBlockThreads), 1, W8a16ByMaps) {               \
+    w8a16_wgmma<Arch, W8a16WgmmaTile<rows, cols>, f16>(p);                                                               \
+  }                                                                                                                      \
+  INT8Q_KERNEL(backward_wgmma_##name##_##rows, (W8a16WgmmaTile<rows, cols>::kBlockThreads), 1, BackwardByMaps) {         \
+    backward_wgmma<Arch, W8a16WgmmaTile<rows, cols>, f16>(p);                                                            \
+  }
+INT8Q_WGMMA_OF_HALVES(f16, true, 64, 64)
+INT8Q_WGMMA_OF_HALVES(f16, true, 128, 128)
+INT8Q_WGMMA_OF_HALVES(f16, true, 256, 128)
+INT8Q_WGMMA_OF_HALVES(bf16, false, 64, 64)
+INT8Q_WGMMA_OF_HALVES(bf16, false, 128, 128)
+INT8Q_WGMMA_OF_HALVES(bf16, false, 256, 128)
 #endif
 
 INT8Q_KERNEL(finish_s8, SmallTile<Arch>::kThreads, INT8Q_ARCH >= 75 ? 4 : 3, Gemm) { finish_products<Arch, SmallTile<Arch>>(p); }

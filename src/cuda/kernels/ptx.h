@@ -55,12 +55,19 @@ INT8Q_DEVICE uint32_t multiply_halves(uint32_t a, uint32_t b) {
   return product;
 }
 
-// a - b of two bf16 each; a subtraction of its own comes with sm_90 only.
-INT8Q_DEVICE uint32_t subtract_bf16(uint32_t a, uint32_t b) {
-  uint32_t difference;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(difference) : "r"(b), "r"(0xbf80bf80), "r"(a));
-  return difference;
+// a * b + c of two halves each, of two bf16 each.
+INT8Q_DEVICE uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t sum;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
 }
+INT8Q_DEVICE uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t sum;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+// a - b; a subtraction of its own comes with sm_90 only.
+INT8Q_DEVICE uint32_t subtract_bf16(uint32_t a, uint32_t b) { return fma_bf16(b, 0xbf80bf80, a); }
 
 // a & b | c: one instruction, which the compiler does not make of two constants.
 INT8Q_DEVICE uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
@@ -73,6 +80,13 @@ INT8Q_DEVICE uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
 INT8Q_DEVICE uint32_t round_to_bf16(float low, float high) {
   uint32_t both;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+// The same as fp16.
+INT8Q_DEVICE uint32_t round_to_f16(float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
 }
 

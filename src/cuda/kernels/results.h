@@ -81,4 +81,15 @@ struct ResultColumns {
   }
 };
 
+// Columns [col, col + 8) of a row of dX: f * (greatest / 127), rounded once.
+INT8Q_DEVICE void store_gradient(const Backward& p, int64_t row, int64_t col, const uint32_t (&f)[kChunk]) {
+  const float scale = p.greatest * (1.0f / 127.0f);
+  uint8_t* dx = p.dx + row * p.dx_stride;
+  float value[kChunk];
+#pragma unroll
+  for (int e = 0; e < kChunk; ++e) value[e] = float_of(f[e]) * scale;
+  if (p.accumulate) add_chunk(p.dx_dtype, dx, col, p.k, value);
+  store_chunk(p.dx_dtype, dx, col, p.k, value);
+}
+
 }  // namespace int8q::gpu

@@ -163,4 +163,25 @@ using W8a16LargeTile = W8a16Tile<128, 128, 64, 64, kHow>;
 template <Multiply kHow>
 using W8a16SmallTile = W8a16Tile<64, 64, 32, 32, kHow>;
 
+// ---------------------------------------------------------------------------------------------------- w8a16_wgmma.h
+
+// kM rows of Y, or of dX, by 128 columns, of which two warpgroups have 64 each; or by 64, of which both have half of the sum.
+// Codes become halves once for kM rows, some 40 instructions of a warp for 16 of the sum, beside a product of kM / 2 cycles;
+// stages of 64 of the sum fill an SM.
+template <int M, int N>
+struct W8a16WgmmaTile {
+  static constexpr int kM = M, kN = N, kDepth = 64;
+  static constexpr int kThreads = 256, kBlockThreads = kThreads + 128;  // the last warpgroup brings the stages
+  static constexpr int kRowsAtOnce = kM;
+  static constexpr int kBytesOfFloats = kM * kDepth * 2, kStageBytes = kBytesOfFloats + kN * kDepth;
+  static constexpr int kStages = 200 * 1024 / kStageBytes;
+  static constexpr int kRatiosAt = kStages * kStageBytes;  // of a stage's sum, twice 16 bits each; of the gradient alone
+  static constexpr int kBarriersAt = kRatiosAt + kStages * kDepth * 4;
+  static constexpr int kSharedBytes = kBarriersAt + 2 * kStages * 8;
+  static constexpr int kRegistersToMultiply = WgmmaTile::kRegistersToMultiply;
+  static constexpr int kRegistersToBring = WgmmaTile::kRegistersToBring;
+  static_assert(kStageBytes % 1024 == 0 && kBytesOfFloats % 1024 == 0);  // where the swizzle repeats
+  static_assert(kRowsAtOnce * kN * 4 <= kRatiosAt && kSharedBytes <= Sm90a::kSharedBytes);
+};
+
 }  // namespace int8q::gpu

@@ -144,8 +144,8 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
       sm_80:80:8.0
       sm_86:86:8.6
       sm_89:86:8.9
-      sm_90:90:9.0
-      sm_90a:901:9.0a
+      sm_90:90:9.0-sm_90
+      sm_90a:901:9.0
       sm_100:90:10.0
       sm_120:120:12.0
       compute_80:86:8.7
@@ -226,8 +226,8 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
   )
   foreach(capability IN LISTS capabilities)
     set(cuda_environment "${emulation_environment};LD_LIBRARY_PATH=${libcuda_folder};INT8Q_STUB_GPUS=${capability}")
-    if(capability MATCHES "a$") # stoi stops there
-      string(APPEND cuda_environment ";INT8Q_CUDA_IMAGE=sm_90a")
+    if(capability MATCHES "-(sm_.*)$") # where stoi stops
+      string(APPEND cuda_environment ";INT8Q_CUDA_IMAGE=${CMAKE_MATCH_1}")
     endif()
     add_test(NAME cuda_${capability} COMMAND test_cuda)
     set_tests_properties(

@@ -19,9 +19,10 @@ constexpr Tile tile_of() {
   return {.m = T::kM, .n = T::kN, .threads = T::kThreads, .shared_bytes = T::shared_bytes};
 }
 
+template <int N>
 constexpr Tile wgmma_tile() {
-  Tile tile = tile_of<gpu::WgmmaTile>();
-  tile.threads = gpu::WgmmaTile::kBlockThreads;
+  Tile tile = tile_of<gpu::WgmmaTile<N>>();
+  tile.threads = gpu::WgmmaTile<N>::kBlockThreads;
   return tile;
 }
 
@@ -29,7 +30,7 @@ template <class Arch>
 constexpr Shapes shapes_of() {
   return {.large = tile_of<gpu::LargeTile<Arch>>(),
           .small = tile_of<gpu::SmallTile<Arch>>(),
-          .wgmma = gpu::kHasWgmma<Arch> ? wgmma_tile() : Tile{},
+          .wgmma = gpu::kHasWgmma<Arch> ? std::array{wgmma_tile<128>(), wgmma_tile<256>()} : std::array<Tile, 2>{},
           .skinny_rows = gpu::kHasInt8Mma<Arch> ? 64 : 16};
 }
 
@@ -228,7 +229,6 @@ void Device::find_kernels() {
   kernels.gemm = load_both("gemm_s8", kTiled);
   kernels.finish = load("finish_s8", kTiled);
   kernels.gemm_small = load("gemm_small_s8", kTiled);
-  if (shapes.wgmma.m != 0) kernels.gemm_wgmma = load("gemm_wgmma_s8", kTiled);
   for (size_t i = 0; 8 << i <= shapes.skinny_rows; ++i) {
     kernels.skinny[i] = load_both("skinny_s8_" + std::to_string(8 << i));
     kernels.skinny_fused[i] = load("skinny_fused_" + std::to_string(8 << i));
@@ -249,7 +249,8 @@ void Device::find_kernels() {
       kernels.backward_wgmma[static_cast<size_t>(how)][i] = load("backward_wgmma_" + end, kTiled);
     }
   };
-  if (shapes.wgmma.m != 0) {
+  if (has_wgmma()) {
+    kernels.gemm_wgmma = {load("gemm_wgmma_s8_128", kTiled), load("gemm_wgmma_s8_256", kTiled)};
     load_wgmma(gpu::Multiply::kF16, "f16");
     load_wgmma(gpu::Multiply::kBf16, "bf16");
   }

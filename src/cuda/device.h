@@ -24,7 +24,8 @@ struct Kernels {
   ByAlignment<3> quantize_rows;  // by gpu::Dtype
   std::array<Function, 2> gemm;
   Function finish;                                // of what cuBLASLt multiplied
-  Function gemm_small, gemm_wgmma;                // which take aligned weights alone
+  Function gemm_small;                            // which takes aligned weights alone, as do those of wgmma:
+  std::array<Function, 2> gemm_wgmma;             // by tiles of 128 and 256 columns
   ByAlignment<4> skinny;                          // for 8, 16, 32 and 64 rows
   std::array<Function, 4> skinny_fused;           // which takes aligned matrices alone
   ByAlignment<3> backward;                        // by gpu::Multiply, as what follows
@@ -42,8 +43,8 @@ struct Tile {
 };
 struct Shapes {
   Tile large, small;
-  Tile wgmma;       // of no rows where there is none
-  int skinny_rows;  // at most
+  std::array<Tile, 2> wgmma;  // of 128 and 256 columns; of no rows where there are none
+  int skinny_rows;            // at most
 };
 
 class Device {
@@ -63,6 +64,8 @@ class Device {
   Kernels kernels{};
   Shapes shapes{};
   std::unique_ptr<CublasLt> cublaslt;  // NULL: our own kernels multiply
+
+  bool has_wgmma() const { return shapes.wgmma[0].m != 0; }
 
   // cuMemAlloc and cuMemFree, or theirs, called with this device current.
   Allocator allocator(const int8q_allocator* theirs);

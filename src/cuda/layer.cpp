@@ -12,7 +12,8 @@ namespace {
 
 static_assert(gpu::kNoOutliers == cpu::kNoOutliers);
 
-constexpr int kBlocksPerSm = 2;  // of the persistent kernels
+constexpr int kBlocksPerSm = 2;            // of the persistent kernels
+constexpr int kQuantizingBlocksPerSm = 4;  // of which each waits for a row at a time
 // Codes up to which each block quantizes X for itself, instead of a launch more. An SM's two blocks then take 16 instructions an
 // element twice, of which it issues 128 threads' a cycle, that is bytes / 4 cycles; and read 2 bytes an element twice from L2, at
 // some 25 bytes a cycle (5.5 TB/s, 132 SMs), bytes / 6. 16 KiB: 4096 cycles, 2.3 us at 1.75 GHz, where the launch costs 2 to 3 us.
@@ -60,14 +61,26 @@ int splits_of(const Device& device, int64_t tiles, int64_t k) {
 // A tile's coordinates have 31 bits.
 constexpr int64_t kMostByMaps = (int64_t{1} << 31) - 256;
 
-// Whether gemm_wgmma takes it: large tiles wherever they keep three SMs of four busy, room for the list of outlier columns.
-bool multiplies_by_wgmma(const Device& device, const gpu::Gemm& p) {
-  const Tile& tile = device.shapes.wgmma;
-  if (tile.m == 0 || p.k == 0 || p.m > kMostByMaps || p.n > kMostByMaps || p.k > kMostByMaps) return false;
+// A tile of gemm_wgmma's takes as long for its first copies and its results as for so much of K, as measured on an H100.
+constexpr int64_t kFixedOfTile = 2048;
+
+// Which of gemm_wgmma's tiles takes this product in the fewest cycles: for aligned weights, where there is room for the list of
+// outlier columns and tiles keep an SM of five busy at least. -1: none.
+int wgmma_tile_for(const Device& device, const gpu::Gemm& p) {
+  if (!device.has_wgmma() || p.k == 0 || p.m > kMostByMaps || p.n > kMostByMaps || p.k > kMostByMaps) return -1;
   if (p.found != nullptr) {
-    if (p.scope == gpu::OutlierScope::kElements || !gpu::WgmmaTile::finds_first(p.k, p.kept_count > 0)) return false;
+    if (p.scope == gpu::OutlierScope::kElements || !gpu::WgmmaTile<256>::finds_first(p.k, p.kept_count > 0)) return -1;
   }
-  return is_aligned(p.w, p.w_stride) && 4 * tiles_of(tile, p) >= 3 * device.multiprocessors;
+  if (!is_aligned(p.w, p.w_stride)) return -1;
+  int best = -1;
+  int64_t fewest = INT64_MAX;
+  for (int i = 1; i >= 0; --i) {
+    const Tile& tile = device.shapes.wgmma[static_cast<size_t>(i)];
+    const int64_t blocks = tiles_of(tile, p), waves = ceil_div(blocks, device.multiprocessors);
+    const int64_t cycles = checked_mul(waves, tile.n * (p.k + kFixedOfTile), "the result");
+    if (5 * blocks >= device.multiprocessors && cycles < fewest) best = i, fewest = cycles;
+  }
+  return best;
 }
 
 // Rows of `cols` bytes, copied by boxes of 64 or 128 bytes of each.
@@ -84,13 +97,13 @@ gpu::TensorMap map_of(const Device& device, const void* matrix, int64_t rows, in
   return map;
 }
 
-void launch_wgmma(Queue& queue, const gpu::Gemm& p) {
+void launch_wgmma(Queue& queue, const gpu::Gemm& p, size_t which) {
   const Device& device = queue.device;
-  const Tile& tile = device.shapes.wgmma;
-  constexpr int kK = gpu::WgmmaTile::kK;
+  const Tile& tile = device.shapes.wgmma[which];
+  constexpr int kK = gpu::WgmmaTile<256>::kK;  // of both
   const gpu::GemmByMaps maps{map_of(device, p.codes, p.m, p.k, p.codes_stride, tile.m, kK),
                              map_of(device, p.w, p.n, p.k, p.w_stride, tile.n, kK), p};
-  queue.launch(device.kernels.gemm_wgmma, tiles_of(tile, p), tile.threads,
+  queue.launch(device.kernels.gemm_wgmma[which], tiles_of(tile, p), tile.threads,
                tile.shared_bytes(p.k, p.found != nullptr, p.kept_count > 0), maps);
 }
 
@@ -195,7 +208,7 @@ int shared_bytes_of(gpu::Multiply how) {
 
 // Whether w8a16_wgmma.h has the product of these floats, of rows of `depth`, and codes.
 bool has_wgmma_for(const Device& device, const FloatRows& floats, gpu::Multiply how, int64_t cols, int64_t depth) {
-  return device.shapes.wgmma.m != 0 && how != gpu::Multiply::kF32 && floats.dtype != kernel_index(INT8Q_F32) &&
+  return device.has_wgmma() && how != gpu::Multiply::kF32 && floats.dtype != kernel_index(INT8Q_F32) &&
          is_aligned(floats) && depth > 0 && depth <= kMostByMaps / 2 && cols <= kMostByMaps && floats.rows <= kMostByMaps;
 }
 
@@ -272,7 +285,7 @@ void multiply_floats(Queue& queue, const gpu::Gemm& p, const FloatRows& x) {
 }  // namespace
 
 int quantizing_blocks(const Device& device, int64_t rows) {
-  return static_cast<int>(std::min<int64_t>(rows, device.multiprocessors * kBlocksPerSm));
+  return static_cast<int>(std::min<int64_t>(rows, device.multiprocessors * kQuantizingBlocksPerSm));
 }
 
 void quantize(Queue& queue, const FloatRows& x, uint32_t limit, const QuantizedRows& to) {
@@ -296,7 +309,7 @@ void quantize(Queue& queue, const FloatRows& x, uint32_t limit, const QuantizedR
 void multiply(Queue& queue, gpu::Gemm p) {
   const Device& device = queue.device;
   if (p.m <= device.shapes.skinny_rows) return launch_skinny(queue, p, false);
-  if (multiplies_by_wgmma(device, p)) return launch_wgmma(queue, p);
+  if (const int wgmma = wgmma_tile_for(device, p); wgmma >= 0) return launch_wgmma(queue, p, static_cast<size_t>(wgmma));
   const bool aligned = is_aligned(p.w, p.w_stride);
   const auto launch = [&](const Tile& tile, Function function) {
     queue.launch(function, tiles_of(tile, p) * p.splits, tile.threads,

@@ -34,7 +34,12 @@ def run(command, **environment):
 
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "bench_linear.json"
-    said = run([BENCH, *OPTIONS, *CUT_OFF, f"--benchmark_out={path}"], LD_LIBRARY_PATH=FOLDER, INT8Q_STUB_GPUS="9.0")
+    said = run(
+        [BENCH, *OPTIONS, *CUT_OFF, f"--benchmark_out={path}"],
+        LD_LIBRARY_PATH=FOLDER,
+        INT8Q_STUB_GPUS="9.0",
+        INT8Q_CUDA_IMAGE="sm_90",
+    )
     expect("--seconds=4: " in said and "repetitions of rows were left out" in said, f"it does not say so:\n{said[-2000:]}")
     content = json.loads(path.read_text())
     told = run([sys.executable, str(REPORT), folder])

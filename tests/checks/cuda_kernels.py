@@ -46,6 +46,7 @@ KERNELS = {
 NOT_BEFORE_75 = re.compile(r"skinny_\w+_(32|64)|backward_f16")
 
 
+GEMM_WGMMA = ["gemm_wgmma_s8_128", "gemm_wgmma_s8_256"]
 WGMMA_OF_HALVES = [
     f"{kernel}_wgmma_{dtype}_{rows}"
     for kernel in ("w8a16", "backward")
@@ -59,8 +60,7 @@ def kernels_of(architecture, version):
     if version < 75:
         kernels |= {"gemm_small_s8": (128, 3), "finish_s8": (128, 3)}
     if architecture == "sm_90a":
-        kernels["gemm_wgmma_s8"] = (384, 1)
-        kernels |= {name: (384, 1) for name in WGMMA_OF_HALVES}
+        kernels |= {name: (384, 1) for name in (*GEMM_WGMMA, *WGMMA_OF_HALVES)}
     products = ("f16", "bf16") if version >= 80 else ("f16", "f32") if version >= 75 else ("f32",)
     for product in products:
         for tail in ("", "_unaligned"):
@@ -98,11 +98,11 @@ GEMM_SMALL_LOOP = {
     120: ONE_WAY,
 }
 # Of a step of 128 k's: four products of 32, begun once and waited for once (serialized ones are at each product), one wait
-# for the stage and one arrival, nothing by threads. In the whole kernel copies of A and W in two places, at first and in
-# the loop, registers moved twice, and one wait more, for the last products.
+# for the stage and one arrival, nothing by threads. In the whole kernel a copy of A and one of W, registers moved twice,
+# and one wait more, for the last products.
 WGMMA_LOOP = {"IGMMA": 4, "WARPGROUP.ARRIVE": 1, "WARPGROUP.DEPBAR": 1, "SYNCS": 2}
 WGMMA_LOOP |= {"LDS": 0, "LDSM": 0, "STS": 0, "BAR": 0, "LDG": 0}
-WGMMA_KERNEL = {"IGMMA": 4, "WARPGROUP.ARRIVE": 1, "WARPGROUP.DEPBAR": 2, "UTMALDG": 4, "USETMAXREG": 2}
+WGMMA_KERNEL = {"IGMMA": 4, "WARPGROUP.ARRIVE": 1, "WARPGROUP.DEPBAR": 2, "UTMALDG": 2, "USETMAXREG": 2}
 # Of two stages of 64: eight products, begun and waited for by fours, two waits for a stage and one arrival each; codes are
 # read by two bytes, 16 of a stage, for the gradient also 8 bytes of ratios for every two of them.
 HALVES_LOOP = {
@@ -121,9 +121,10 @@ WGMMA_SOURCE = """
 #include "cuda/kernels/gemm_wgmma.h"
 #include "cuda/kernels/w8a16_wgmma.h"
 #define KERNEL(name, Maps) \\
-  extern "C" __global__ void __launch_bounds__(WgmmaTile::kBlockThreads, 1) name(const __grid_constant__ Maps maps)
+  extern "C" __global__ void __launch_bounds__(384, 1) name(const __grid_constant__ Maps maps)
 namespace int8q::gpu {
-KERNEL(gemm, GemmByMaps) { gemm_wgmma<Sm90a>(maps); }
+KERNEL(gemm_128, GemmByMaps) { gemm_wgmma<Sm90a, WgmmaTile<128>>(maps); }
+KERNEL(gemm_256, GemmByMaps) { gemm_wgmma<Sm90a, WgmmaTile<256>>(maps); }
 KERNEL(forward_64, W8a16ByMaps) { w8a16_wgmma<Sm90a, W8a16WgmmaTile<64, 64>, true>(maps); }
 KERNEL(forward_256, W8a16ByMaps) { w8a16_wgmma<Sm90a, W8a16WgmmaTile<256, 128>, false>(maps); }
 KERNEL(backward_64, BackwardByMaps) { backward_wgmma<Sm90a, W8a16WgmmaTile<64, 64>, true>(maps); }
@@ -261,11 +262,13 @@ def check_float_products(architecture, version, loop_of):
 
 
 def check_wgmma(code):
-    kernel = code["gemm_wgmma_s8_sm90a"]
-    loop = loop_around(kernel, "IGMMA")
-    expect_counts("the loop of gemm_wgmma_s8", loop, WGMMA_LOOP)
-    expect_counts("gemm_wgmma_s8", kernel, WGMMA_KERNEL)
-    expect_overlap("gemm_wgmma_s8", kernel)
+    for name in GEMM_WGMMA:
+        kernel = code[name + "_sm90a"]
+        loop = loop_around(kernel, "IGMMA")
+        expect_counts(f"the loop of {name}", loop, WGMMA_LOOP)
+        expect_counts(name, kernel, WGMMA_KERNEL)
+        expect_overlap(name, kernel)
+        print(f"sm_90a: loop of {name} {len(loop)} instructions")
     for name in WGMMA_OF_HALVES:
         ratios = 16 if name.startswith("backward") else 0
         wanted = HALVES_LOOP | {"LDS": HALVES_LOOP["LDS.U16"] + ratios, "LDS.64": ratios}
@@ -277,7 +280,6 @@ def check_wgmma(code):
     for entry in re.findall(r"KERNEL\((\w+), \w+\) {", WGMMA_SOURCE):
         expect(f"Compiling entry function '{entry}'" in log, f"ptxas did not say that it compiled {entry}:\n{log}")
     expect(not SERIALIZED.search(log), f"ptxas serializes the products of a kernel:\n{log}")
-    print(f"sm_90a: loop of gemm_wgmma_s8 {len(loop)} instructions")
 
 
 def check_code(architecture, version, code):

@@ -46,7 +46,8 @@ void print_kernels(int tag) {
   print(tag, "gemm_s8", LargeTile<Arch>::shared_bytes(kK, true, false));
   print(tag, "gemm_small_s8", SmallTile<Arch>::shared_bytes(kK, true, false));
   print(tag, "finish_s8", SmallTile<Arch>::shared_bytes(kK, true, false));
-  print(tag, "gemm_wgmma_s8", WgmmaTile::shared_bytes(kK, true, false));
+  print(tag, "gemm_wgmma_s8_128", WgmmaTile<128>::shared_bytes(kK, true, false));
+  print(tag, "gemm_wgmma_s8_256", WgmmaTile<256>::shared_bytes(kK, true, false));
   print_wgmma_of_halves<W8a16WgmmaTile<64, 64>>(tag);
   print_wgmma_of_halves<W8a16WgmmaTile<128, 128>>(tag);
   print_wgmma_of_halves<W8a16WgmmaTile<256, 128>>(tag);

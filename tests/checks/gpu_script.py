@@ -96,14 +96,14 @@ class GpuScript(unittest.TestCase):
     def test_the_order_and_the_images(self):
         played = Played()
         self.assertEqual(played.status, 0, played.output)
-        both = [("test_cuda", "usual"), ("cuda_bench_linear", "usual")]
+        both = [("test_cuda", "sm_90"), ("cuda_bench_linear", "sm_90")]
         both += [("test_cuda", "sm_90a"), ("cuda_bench_linear", "sm_90a")]
-        by_image = ("usual", "usual", "sm_90a", "usual", "usual", "sm_90a", "usual", "usual")
+        by_image = ("sm_90", "sm_90", "sm_90a", "sm_90", "sm_90", "sm_90a", "sm_90", "sm_90")
         sanitized = [("compute-sanitizer", image) for image in by_image]
         self.assertEqual(played.programs(), both + sanitized)
         self.assertEqual(played.kept, ["bench_linear.json", "sm_90a/bench_linear.json"])
         options = [rest for name, image, rest in played.calls if (name, image) == ("cuda_bench_linear", "sm_90a")][0]
-        self.assertRegex(options, r"--seconds=\d+ .*--benchmark_filter=\S*512\|2048\|4096")
+        self.assertRegex(options, r"--seconds=\d+ .*--benchmark_filter=\S*128\|512\|2048\|4096")
         of_wgmma = [rest for name, image, rest in played.calls if (name, image) == ("compute-sanitizer", "sm_90a")]
         self.assertIn("--tool memcheck", of_wgmma[0])
         self.assertIn("--tool racecheck", of_wgmma[1])
@@ -119,9 +119,9 @@ class GpuScript(unittest.TestCase):
         played = Played(DO_TEST="sleep 100")
         self.assertEqual(played.status, 1, played.output)
         self.assertIn("cut off", played.step("tests")[0])
-        self.assertIn(("cuda_bench_linear", "usual"), played.programs())
+        self.assertIn(("cuda_bench_linear", "sm_90"), played.programs())
         self.assertIn(("cuda_bench_linear", "sm_90a"), played.programs())
-        self.assertIn(("compute-sanitizer", "usual"), played.programs())
+        self.assertIn(("compute-sanitizer", "sm_90"), played.programs())
 
     def test_a_sanitizer_that_is_cut_off(self):
         played = Played(DO_SANITIZER=f"{PASSES}; sleep 100")

@@ -13,21 +13,28 @@ TEST(CudaDispatch, WgmmaMultipliesLargeResultsOfSm90a) {
   if (more_of_driver().stub_count == nullptr) GTEST_SKIP() << "a GPU's driver counts no launches";
   const ContextPtr there = make_gpu_context();
   const bool has_it = std::string(gpu().image->name) == "sm_90a";
-  const auto launched = [&](int64_t m, int64_t k, int32_t mode) {
-    constexpr int64_t kN = 9;
-    const LayerOnDevice layer(there.get(), kN, k, mode);
-    Grid x = activations(INT8Q_F16, m, k), y(INT8Q_F16, m, kN);
+  // Of which tiles, of 128 columns and of 256.
+  const auto launched = [&](int64_t m, int64_t n, int64_t k, int32_t mode) {
+    const LayerOnDevice layer(there.get(), n, k, mode);
+    Grid x = activations(INT8Q_F16, m, k), y(INT8Q_F16, m, n);
     const DeviceGrid x_there(x), y_there(y);
     const DeviceWorkspace workspace(there.get(), layer.linear.get(), m);
-    const int64_t before = more_of_driver().stub_count("gemm_wgmma_s8");
+    const auto count = [] {
+      return std::pair(more_of_driver().stub_count("gemm_wgmma_s8_128"), more_of_driver().stub_count("gemm_wgmma_s8_256"));
+    };
+    const auto before = count();
     EXPECT_STATUS(INT8Q_OK, int8q_forward(there.get(), layer.linear.get(), x_there.view(), 0, y_there.view(),
                                           workspace.get(), workspace.bytes()));
-    return more_of_driver().stub_count("gemm_wgmma_s8") - before;
+    const auto after = count();
+    return std::pair(after.first - before.first, after.second - before.second);
   };
-  for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN}) EXPECT_EQ(launched(300, 40, mode), has_it ? 1 : 0);
-  EXPECT_EQ(launched(300, 40, INT8Q_OUTLIERS_ELEMENT), 0);
-  EXPECT_EQ(launched(200, 40, INT8Q_OUTLIERS_COLUMN), 0) << "two tiles for three SMs";
-  EXPECT_EQ(launched(300, 0, INT8Q_OUTLIERS_COLUMN), 0) << "no map has columns of nothing";
+  const std::pair<int64_t, int64_t> none{0, 0}, narrow{has_it ? 1 : 0, 0}, wide{0, has_it ? 1 : 0};
+  for (const int32_t mode : {INT8Q_OUTLIERS_OFF, INT8Q_OUTLIERS_COLUMN}) {
+    EXPECT_EQ(launched(300, 9, 40, mode), narrow);
+    EXPECT_EQ(launched(300, 200, 40, mode), wide) << "three tiles for three SMs, of which narrow ones would be six";
+  }
+  EXPECT_EQ(launched(300, 9, 40, INT8Q_OUTLIERS_ELEMENT), none);
+  EXPECT_EQ(launched(300, 9, 0, INT8Q_OUTLIERS_COLUMN), none) << "no map has columns of nothing";
 }
 
 // By tiles of 64, 128 or 256 rows, for more rows than skinny kernels take; 16-bit floats of aligned rows, and no kept columns.
@@ -41,7 +48,7 @@ TEST(CudaDispatch, WgmmaMultipliesHalvesOfSm90a) {
     ASSERT_CALL(call());
     EXPECT_EQ(count(kernel) - before, has_it ? 1 : 0) << kernel;
   };
-  constexpr int64_t kN = 24, kK = 40;
+  constexpr int64_t kN = 128, kK = 128;
   const LayerOnDevice layer(there.get(), kN, kK, INT8Q_OUTLIERS_ALL);
   for (const auto& [dtype, name] : {std::pair<int32_t, std::string>{INT8Q_F16, "f16_"}, {INT8Q_BF16, "bf16_"}}) {
     for (const auto& [rows, m] : {std::pair<std::string, int64_t>{"64", 50}, {"128", 300}, {"256", 600}}) {

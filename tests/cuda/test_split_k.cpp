@@ -55,7 +55,8 @@ struct Exact {
       : x(s.m, s.k, 1), w(s.n, s.k, seed_of_w), x_there(x.floats), w_there(w.floats) {
     int8q_linear_options options{};
     options.size = sizeof options;
-    options.outlier_mode = INT8Q_OUTLIERS_OFF;
+    options.outlier_mode = INT8Q_OUTLIERS_ELEMENT;  // which wgmma does not take, and whose elements are none
+    options.threshold = 1000;
     int8q_linear* raw = nullptr;
     EXPECT_STATUS(INT8Q_OK, int8q_create_linear(context, w_there.view(), nullptr, nullptr, &options, &raw));
     linear.reset(raw);

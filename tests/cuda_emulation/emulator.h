@@ -277,8 +277,8 @@ void change_registers(const char* name, int registers, const Site& site);
 int encode_tensor_map(void* map, const void* matrix, const uint64_t (&sizes)[2], uint64_t stride, const uint32_t (&box)[2]);
 void copy_tile(int64_t at, const void* map, int column, int row, int64_t mbarrier, const Site& site);
 
-// c[128] of each thread += a[64][32] . b[256][32]^T, by descriptors.
-void multiply_tile(int32_t* c, uint64_t a, uint64_t b, const Site& site);
+// c[columns / 2] of each thread += a[64][32] . b[columns][32]^T, by descriptors.
+void multiply_tile(int32_t* c, int columns, uint64_t a, uint64_t b, const Site& site);
 // c[columns / 2] of each thread += a[64][16] . b[columns][16]^T of fp16 or bf16 (dtype), a[4] of each thread, b by its descriptor.
 void multiply_halves_tile(float* c, int columns, int32_t dtype, const uint32_t* a, uint64_t b, const Site& site);
 void fence_products(const Site& site);

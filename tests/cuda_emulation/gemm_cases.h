@@ -23,13 +23,15 @@ struct Case {
   bool aligned = true;  // rows of W and X at multiples of 16 bytes
   int splits = 1;
   uint64_t seed = 0;
+  int kept = 0;  // of the first columns also in fp16
 
   std::string name() const {
     return std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k) + ", x " +
            std::to_string(static_cast<int>(x)) + ", y " + std::to_string(static_cast<int>(y)) + ", mode " +
            std::to_string(mode) + ", " + std::to_string(outlier_cols) + " outlier columns" + (bias ? ", bias" : "") +
            (accumulate ? ", accumulate" : "") + (accumulators ? ", accumulators" : "") + (aligned ? "" : ", unaligned") +
-           (splits == 1 ? "" : ", " + std::to_string(splits) + " splits") + ", seed " + std::to_string(seed);
+           (splits == 1 ? "" : ", " + std::to_string(splits) + " splits") +
+           (kept == 0 ? "" : ", " + std::to_string(kept) + " kept columns") + ", seed " + std::to_string(seed);
   }
 };
 
@@ -78,6 +80,16 @@ void check(const Case& c, const Run& run) {
     for (int64_t i = 0; i < c.m; ++i) y.set(i, n, random.uniform(-5, 5));
   }
 
+  const int64_t kept_stride = (c.n + 15) / 16 * 16;
+  std::vector<int64_t> kept_cols(static_cast<size_t>(c.kept));
+  std::vector<uint32_t> kept_bitmap(static_cast<size_t>(bitmap_words(c.k)));
+  std::vector<uint16_t> kept(static_cast<size_t>(c.kept * kept_stride));
+  for (int64_t t = 0; t < c.kept; ++t) {
+    kept_cols[static_cast<size_t>(t)] = t;
+    kept_bitmap[static_cast<size_t>(t / 32)] |= 1u << t % 32;
+  }
+  for (uint16_t& weight : kept) weight = f32_to_f16(random.uniform(-3, 3));
+
   const int blocks = static_cast<int>(std::min<int64_t>(c.m, 3));
   const int64_t stride = (c.k + 15) / 16 * 16;
   const emulation::Matrix x_device(x, c.aligned ? 16 : 1, c.seed), w_device(w, c.aligned ? 16 : 1, c.seed),
@@ -87,6 +99,9 @@ void check(const Case& c, const Run& run) {
   Buffer<FoundColumns> found(blocks, "found");
   Buffer<uint32_t> bitmaps(static_cast<int64_t>(blocks) * bitmap_words(c.k), "bitmaps");
   const Buffer<float> col_stats_device(col_stats, "col_stats"), bias_device(bias, "bias");
+  const Buffer<int64_t> kept_cols_device(kept_cols, "kept_cols");
+  const Buffer<uint32_t> kept_bitmap_device(kept_bitmap, "kept_bitmap");
+  const Buffer<uint16_t> kept_device(kept, "kept_weights");
   Buffer<int32_t> sums(c.m * c.n, "accumulators");
   const int64_t tiles = tiles_of<SmallTile<Arch>>(c), tile_elements = SmallTile<Arch>::kM * SmallTile<Arch>::kN;
   Buffer<uint32_t> counters(tiles, "counters");
@@ -126,11 +141,11 @@ void check(const Case& c, const Run& run) {
                .x = x_device.data(),
                .x_stride = x_device.stride(),
                .x_dtype = c.x,
-               .kept_count = 0,
-               .kept_cols = nullptr,
-               .kept_bitmap = nullptr,
-               .kept_weights = nullptr,
-               .kept_stride = 0,
+               .kept_count = c.kept,
+               .kept_cols = kept_cols_device.device(),
+               .kept_bitmap = kept_bitmap_device.device(),
+               .kept_weights = kept_device.device(),
+               .kept_stride = kept_stride,
                .y = c.accumulators ? reinterpret_cast<uint8_t*>(sums.device()) : y_device.data(),
                .y_stride = c.accumulators ? c.n * 4 : y_device.stride(),
                .y_dtype = c.y,
@@ -146,12 +161,18 @@ void check(const Case& c, const Run& run) {
   for (int64_t i = 0; i < c.m; ++i) {
     for (int64_t n = 0; n < c.n; ++n) {
       int32_t acc = 0;
-      double outlier = 0, magnitudes = 0;
+      double outlier = 0, magnitudes = 0, of_kept = 0, most_of_kept = 0;
       for (int64_t j = 0; j < c.k; ++j) {
         acc += q.codes[static_cast<size_t>(i * c.k + j)] * w.integer(n, j);
       }
       for (const int64_t j : q.outlier_cols) {
         if (c.mode == INT8Q_OUTLIERS_ELEMENT && !test::is_outlier(x.at(i, j), c.mode, test::kThreshold)) continue;
+        if (j < c.kept) {
+          const auto weight = static_cast<double>(f16_to_f32(kept[static_cast<size_t>(j * kept_stride + n)]));
+          of_kept += static_cast<double>(x.at(i, j)) * weight;
+          most_of_kept += std::fabs(static_cast<double>(x.at(i, j)) * weight);
+          continue;
+        }
         outlier += static_cast<double>(x.at(i, j)) * w.integer(n, j);
         magnitudes += std::fabs(static_cast<double>(x.at(i, j)) * w.integer(n, j));
       }
@@ -163,11 +184,12 @@ void check(const Case& c, const Run& run) {
                    product = acc * static_cast<double>(q.stats[static_cast<size_t>(i)]) / 127;
       const double before = (c.bias ? static_cast<double>(bias[static_cast<size_t>(n)]) : 0) +
                             (c.accumulate ? static_cast<double>(y.at(i, n)) : 0);
-      const double want = (product + outlier) * scale + before;
+      const double want = (product + outlier) * scale + of_kept + before;
       // Each of the terms is rounded once as fp32, each of at most count + 4 sums, factors four times; the result to y's type.
       const double terms = static_cast<double>(q.outlier_cols.size()) + 8;
-      const double bound = terms * 0x1p-24 * ((std::fabs(product) + magnitudes) * scale + std::fabs(before)) +
-                           1.01 * eps * std::fabs(want) + 0x1p-24;
+      const double bound =
+          terms * 0x1p-24 * ((std::fabs(product) + magnitudes) * scale + most_of_kept + std::fabs(before)) +
+          1.01 * eps * std::fabs(want) + 0x1p-24;
       const float got = y_device.element(abi(c.y), i, n);
       ASSERT_NEAR(got, want, bound) << "row " << i << ", column " << n;
     }

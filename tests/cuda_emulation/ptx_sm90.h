@@ -43,8 +43,9 @@ template <int kLeft>
 void wait_products(const Site& site = Site::current()) {
   emulation::wait_products(kLeft, site);
 }
-inline void multiply_tile(int32_t (&c)[32][4], uint32_t a, uint32_t b, const Site& site = Site::current()) {
-  emulation::multiply_tile(c[0], rows_of_128_bytes(a), rows_of_128_bytes(b), site);
+template <int kTiles>
+void multiply_tile(int32_t (&c)[kTiles][4], uint32_t a, uint32_t b, const Site& site = Site::current()) {
+  emulation::multiply_tile(c[0], kTiles * 8, rows_of_128_bytes(a), rows_of_128_bytes(b), site);
 }
 template <bool kF16, int kTiles>
 void multiply_tile(float (&c)[kTiles][4], const uint32_t (&a)[4], uint32_t b, const Site& site = Site::current()) {

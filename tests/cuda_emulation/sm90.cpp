@@ -12,7 +12,7 @@ namespace int8q::emulation {
 namespace {
 
 constexpr int64_t kRow = 128, kChunk = 16, kPattern = 8 * kRow;  // bytes: of a row, and after which the swizzle repeats
-constexpr int kRowsOfA = 64, kRowsOfB = 256, kDepth = 32;        // of a product of codes; bytes of any
+constexpr int kRowsOfA = 64, kDepth = 32;                        // of a product of codes; bytes of any
 constexpr uint32_t kPoison = 0x5a5a5a5a;
 
 // All of a warpgroup meet; the last to come does what is to be done for all.
@@ -341,8 +341,8 @@ void begin_product(void* c, const Product& product, const char* name, const Site
 
 }  // namespace
 
-void multiply_tile(int32_t* c, uint64_t a, uint64_t b, const Site& site) {
-  begin_product(c, {.a = a, .b = b, .columns = kRowsOfB}, "wgmma of codes", site);
+void multiply_tile(int32_t* c, int columns, uint64_t a, uint64_t b, const Site& site) {
+  begin_product(c, {.a = a, .b = b, .columns = columns}, "wgmma of codes", site);
 }
 
 void multiply_halves_tile(float* c, int columns, int32_t dtype, const uint32_t* a, uint64_t b, const Site& site) {

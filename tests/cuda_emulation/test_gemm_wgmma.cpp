@@ -10,17 +10,22 @@
 namespace int8q::gpu {
 namespace {
 
+template <class Tile>
 void check_product(const Case& c) {
   check<Sm90a>(c, [&](const Gemm& p) {
-    const GemmByMaps maps{map_of(p.codes, p.m, p.k, p.codes_stride, WgmmaTile::kM, WgmmaTile::kK),
-                          map_of(p.w, p.n, p.k, p.w_stride, WgmmaTile::kN, WgmmaTile::kK), p};
-    emulation::launch({.blocks = tiles_of<WgmmaTile>(c),
-                       .threads = WgmmaTile::kBlockThreads,
-                       .shared_bytes = WgmmaTile::shared_bytes(c.k, p.found != nullptr, false),
+    const GemmByMaps maps{map_of(p.codes, p.m, p.k, p.codes_stride, Tile::kM, Tile::kK),
+                          map_of(p.w, p.n, p.k, p.w_stride, Tile::kN, Tile::kK), p};
+    emulation::launch({.blocks = tiles_of<Tile>(c),
+                       .threads = Tile::kBlockThreads,
+                       .shared_bytes = Tile::shared_bytes(c.k, p.found != nullptr, c.kept > 0),
                        .seed = c.seed,
                        .most_shared_bytes = Sm90a::kSharedBytes},
-                      [&] { gemm_wgmma<Sm90a>(maps); });
+                      [&] { gemm_wgmma<Sm90a, Tile>(maps); });
   });
+}
+void check_product(const Case& c) {
+  check_product<WgmmaTile<128>>(c);
+  check_product<WgmmaTile<256>>(c);
 }
 
 // One step of 128 k's, all stages at once, and each of them twice and more.
@@ -53,6 +58,8 @@ TEST(GemmByWgmma, NumbersOfOutlierColumns) {
   for (const int columns : {1, 15, 16, 17, 32, 33}) {
     for (const Dtype x : {Dtype::kF32, Dtype::kF16}) {
       Case c{.m = 3, .n = 9, .k = 140, .x = x, .outlier_cols = columns, .exactly = true, .seed = seed++};
+      check_product(c);
+      c.kept = 2;
       check_product(c);
       c.accumulators = true;
       check_product(c);

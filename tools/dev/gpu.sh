@@ -3,7 +3,8 @@
 #
 # gpu.sh FOLDER [RESULTS]: all that a GPU can tell of int8q, in ten minutes at most, on a machine with a driver, a shell and
 # Python 3.10 or later (PYTHON=): doctor, the tests, the benchmark, the comparison with bitsandbytes and torch where they are,
-# the same with sm_90a's kernels (wgmma) where the GPU is of capability 9.0, and, with what time is left, compute-sanitizer.
+# and, with what time is left, compute-sanitizer. On a GPU of capability 9.0 all with sm_90's kernels, and then what differs with
+# sm_90a's (wgmma), which it takes by itself.
 # FOLDER, or its bin/, lib/ or dist/, holds test_cuda, cuda_bench_linear with libbenchmark.so.1debian beside it, and a wheel,
 # which is not installed but unpacked; the command int8q, too, with libint8q.so.1. Built on Debian 12, they need x86-64 with
 # glibc 2.34 and a libstdc++.so.6 of GCC 12 (GLIBCXX_3.4.30), without the benchmark of GCC 11: Ubuntu 22.04 has both. With all
@@ -136,6 +137,7 @@ mkdir -p "$results"
 results=$(realpath "$results")
 rm -f "$results"{,/sm_90a}/{bench_linear,compare_cuda,test_cuda}.json # of a run before, which would be taken for this one's
 echo "GPU ${name:-that nothing names}; results in $results"
+[ "$capability" != 9.0 ] || export INT8Q_CUDA_IMAGE=sm_90
 if command -v nvidia-smi >/dev/null; then
   fields=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,ecc.mode.current,utilization.gpu
   nvidia-smi --query-gpu="$fields" --format=csv | tee "$results/nvidia-smi.csv"
@@ -251,17 +253,17 @@ run_benchmark benchmark "$results"
 begin comparison
 run_comparison comparison "$results"
 
-# What a GPU of capability 9.0 does not run by itself: the kernels for it alone. M of one small tile more, and of prefill.
+# The kernels for a GPU of capability 9.0 alone: what takes more rows than skinny kernels.
 begin tests_of_sm_90a
 if [ "$capability" = 9.0 ]; then
   export INT8Q_CUDA_IMAGE=sm_90a
   mkdir -p "$results/sm_90a"
   run_tests "tests of sm_90a" "$results/sm_90a"
   begin benchmark_of_sm_90a
-  run_benchmark "benchmark of sm_90a" "$results/sm_90a" --benchmark_filter='bandwidth|/M:(512|2048|4096)(/|$)'
+  run_benchmark "benchmark of sm_90a" "$results/sm_90a" --benchmark_filter='bandwidth|/M:(64|128|512|2048|4096)(/|$)'
   begin comparison_of_sm_90a
   run_comparison "comparison of sm_90a" "$results/sm_90a" --rows 2048 4096 512
-  unset INT8Q_CUDA_IMAGE
+  export INT8Q_CUDA_IMAGE=sm_90
 else
   begin benchmark_of_sm_90a
   begin comparison_of_sm_90a

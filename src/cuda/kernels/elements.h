@@ -182,17 +182,18 @@ INT8Q_DEVICE void store_element(Dtype dtype, uint8_t* row, int64_t i, float valu
   store(reinterpret_cast<uint16_t*>(row + i * 2), round_to_16_bits(dtype, value));
 }
 
-// Stores elements [i, i + 8) of a row of k, at once where their place is a multiple of 16 bytes.
-template <class T>
-INT8Q_DEVICE void store_bits(T* row, int64_t i, int64_t k, const uint32_t (&words)[kChunkWords<T>]) {
-  if (i + kChunk <= k && reinterpret_cast<uint64_t>(row + i) % 16 == 0) {
+// Stores as many elements of a row of k, from i on, as these words have, at once where their place is a multiple of 16 bytes.
+template <class T, int kWords>
+INT8Q_DEVICE void store_bits(T* row, int64_t i, int64_t k, const uint32_t (&words)[kWords]) {
+  constexpr int kElements = kWords * 4 / static_cast<int>(sizeof(T));
+  if (i + kElements <= k && reinterpret_cast<uint64_t>(row + i) % 16 == 0) {
 #pragma unroll
-    for (int w = 0; w < kChunkWords<T>; w += 4)
+    for (int w = 0; w < kWords; w += 4)
       store(reinterpret_cast<U32x4*>(row + i) + w / 4, U32x4{words[w], words[w + 1], words[w + 2], words[w + 3]});
     return;
   }
 #pragma unroll
-  for (int e = 0; e < kChunk; ++e) {
+  for (int e = 0; e < kElements; ++e) {
     if (i + e < k) store(row + i + e, static_cast<T>(bits_at<T>(words, e)));
   }
 }

@@ -38,7 +38,8 @@ INT8Q_KERNEL(gemm_s8, LargeTile<Arch>::kThreads, 2, Gemm) { gemm<Arch, LargeTile
 INT8Q_KERNEL(gemm_s8_unaligned, LargeTile<Arch>::kThreads, 2, Gemm) { gemm<Arch, LargeTile<Arch>, false, false>(p); }
 INT8Q_KERNEL(gemm_small_s8, SmallTile<Arch>::kThreads, INT8Q_ARCH >= 75 ? 4 : 3, Gemm) { gemm<Arch, SmallTile<Arch>, true, true>(p); }
 #if INT8Q_ARCH == 901
-INT8Q_KERNEL(gemm_wgmma_s8, WgmmaTile::kBlockThreads, 1, GemmByMaps) { gemm_wgmma<Arch>(p); }
+INT8Q_KERNEL(gemm_wgmma_s8_128, WgmmaTile<128>::kBlockThreads, 1, GemmByMaps) { gemm_wgmma<Arch, WgmmaTile<128>>(p); }
+INT8Q_KERNEL(gemm_wgmma_s8_256, WgmmaTile<256>::kBlockThreads, 1, GemmByMaps) { gemm_wgmma<Arch, WgmmaTile<256>>(p); }
 
 // By tiles of so many rows and columns.
 #define INT8Q_WGMMA_OF_HALVES(name, f16, rows, cols)                                                                     \

@@ -66,26 +66,42 @@ class GemmEpilogue {
   // Whether the product passes over outlier columns: their codes are taken as 0.
   INT8Q_DEVICE bool passes_over() const { return finds_first() && p_.scope == OutlierScope::kColumns; }
 
-  // What the product has done for outlier columns: nothing; find_first, for which there is room; that, where there is room, and
-  // heeded passes_over.
-  enum class Columns { kNone, kFound, kPassedOver };
+  // What the product has done for outlier columns: nothing; passed over them, where there is room to say which; or had a list made
+  // of them and the first gathered.
+  enum class Columns { kNone, kPassedOver, kGathered };
+
+  // How many outlier columns there are, and how many of the first lie as a stage at `at`: 32 codes, those of A negative, and 16
+  // halves of each row.
+  struct Gathered {
+    uint32_t count = 0, there = 0, at = 0;
+  };
 
   // What stands behind acc_, by all threads.
   template <Columns kDone>
-  INT8Q_DEVICE void finish() {
+  INT8Q_DEVICE void finish(const Gathered& gathered = {}) {
+    constexpr bool kGathered = kDone == Columns::kGathered;
     if (p_.found == nullptr) {
       if (p_.accumulators) return store_accumulators();
       scale_rows();
     } else {
-      block_barrier();  // all have read the last stages
       ColumnList columns = column_list();
-      if (kDone == Columns::kNone || (kDone == Columns::kPassedOver && !finds_first())) mark_found(columns, Tile::kThreads);
-      columns.close();
-      if (p_.scope == OutlierScope::kColumns && !(kDone == Columns::kPassedOver && passes_over()))
-        subtract_columns(columns);
+      if constexpr (!kGathered) {
+        block_barrier();  // all have read the last stages
+        if (kDone == Columns::kNone || !finds_first()) mark_found(columns, Tile::kThreads);
+      }
+      if (!kGathered || gathered.count > gathered.there) columns.close();
+      if (p_.scope == OutlierScope::kColumns && !(kDone == Columns::kPassedOver && passes_over())) {
+        if (kGathered && gathered.there > 0) multiply_s8(gathered.at, 0);
+        subtract_columns(columns, gathered.there);
+      }
       if (p_.accumulators) return store_accumulators();
       scale_rows();  // here and above: one call between two tests of p_.found would spill
-      add_columns(columns);
+      if constexpr (kGathered) {
+        if (gathered.there > 0) {
+          p_.x_dtype == Dtype::kF16 ? multiply_halves<true>(gathered.at, 1) : multiply_halves<false>(gathered.at, 1);
+        }
+      }
+      add_columns(columns, gathered.there);
     }
     store_floats();
   }
@@ -166,9 +182,9 @@ class GemmEpilogue {
   }
 
   template <bool kF16>
-  INT8Q_DEVICE void multiply_halves() {
+  INT8Q_DEVICE void multiply_halves(uint32_t stage, int half) {
     uint32_t a[kTilesM][4], b[kTilesN][2];
-    load_fragments(0, 0, a, b);
+    load_fragments(stage, half, a, b);
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
 #pragma unroll
@@ -233,43 +249,44 @@ class GemmEpilogue {
 
   INT8Q_DEVICE bool elements() const { return p_.scope == OutlierScope::kElements; }
 
-  INT8Q_DEVICE void subtract_columns(const ColumnList& columns) {
+  // Those from `begin` on.
+  INT8Q_DEVICE void subtract_columns(const ColumnList& columns, uint32_t begin) {
     const auto codes = [this](int64_t m) { return reinterpret_cast<const uint8_t*>(p_.codes + m * p_.codes_stride); };
     const auto minus = [](uint32_t code) { return (0 - code) & 0xffu; };
     const auto same = [](uint32_t code) { return code; };
 #pragma unroll 1
-    for (uint32_t first = 0; first < columns.count; first += 32) {
+    for (uint32_t first = begin; first < columns.count; first += 32) {
       bring_columns<32>(columns, first, codes, minus, same);
       multiply_s8(0, 0);
     }
   }
 
-  INT8Q_DEVICE void add_columns(const ColumnList& columns) {
+  INT8Q_DEVICE void add_columns(const ColumnList& columns, uint32_t begin) {
     if constexpr (kElements) {
       if (elements() || Arch::kVersion < 80) {
         return p_.x_dtype == Dtype::kF32 ? add_elements<uint32_t>(columns) : add_elements<uint16_t>(columns);
       }
     }
     if constexpr (Arch::kVersion >= 80) {
-      p_.x_dtype == Dtype::kF32 ? add_terms<uint32_t>(columns) : add_terms<uint16_t>(columns);
+      p_.x_dtype == Dtype::kF32 ? add_terms<uint32_t>(columns, begin) : add_terms<uint16_t>(columns, begin);
     }
   }
 
   // fp16 and bf16 as they are, fp32 as three bf16 terms. X: an element's bits.
   template <class X>
-  INT8Q_DEVICE void add_terms(const ColumnList& columns) {
+  INT8Q_DEVICE void add_terms(const ColumnList& columns, uint32_t begin) {
     constexpr bool kF32 = sizeof(X) == 4;
     const bool f16 = !kF32 && p_.x_dtype == Dtype::kF16;
     const auto w = [f16](uint32_t code) {
       return f16 ? static_cast<uint32_t>(float_to_half(code_of(code))) : bits_of(code_of(code)) >> 16;
     };
 #pragma unroll 1
-    for (uint32_t first = 0; first < columns.count; first += 16) {
+    for (uint32_t first = begin; first < columns.count; first += 16) {
 #pragma unroll 1
       for (int term = 0; term < (kF32 ? 3 : 1); ++term) {
         const auto x = [term](uint32_t bits) { return kF32 ? bf16_term(float_of(bits), term) : bits; };
         bring_columns<16>(columns, first, rows_of_x<X>(), x, w);
-        f16 ? multiply_halves<true>() : multiply_halves<false>();
+        f16 ? multiply_halves<true>(0, 0) : multiply_halves<false>(0, 0);
       }
     }
   }
@@ -331,8 +348,8 @@ class GemmEpilogue {
     }
   }
 
-  // begin(col)(row, bits) of eight elements of Y; element(i, j, c) gives the bits of this thread's.
-  template <class Element, class Begin>
+  // begin(col)(row, bits) of eight elements of Y, as Results has them; element(i, j, c) gives the bits of this thread's.
+  template <bool kApart, class Element, class Begin>
   INT8Q_DEVICE void exchange(const Element& element, const Begin& begin) const {
     const auto write = [&](int first) {
 #pragma unroll
@@ -348,14 +365,17 @@ class GemmEpilogue {
         }
       }
     };
-    Results<Tile>::exchange(p_.m - row_, p_.n - col_, write, [&](int col) { return begin(col_ + col); });
+    Results<Tile>::template exchange<kApart>(p_.m - row_, p_.n - col_, write, [&](int col) { return begin(col_ + col); });
   }
 
   INT8Q_DEVICE void store_accumulators() const {
     const auto bits_of_sum = [&](int i, int j, int c) { return static_cast<uint32_t>(acc_[i][j][c]); };
-    exchange(bits_of_sum, [&](int64_t col) {
+    exchange<true>(bits_of_sum, [&](int64_t col) {
       return [this, col](int row, const uint32_t(&bits)[kChunk]) {
-        store_bits(reinterpret_cast<uint32_t*>(p_.y + (row_ + row) * p_.y_stride), col, p_.n, bits);
+        auto* y = reinterpret_cast<uint32_t*>(p_.y + (row_ + row) * p_.y_stride);
+        const uint32_t low[] = {bits[0], bits[1], bits[2], bits[3]}, high[] = {bits[4], bits[5], bits[6], bits[7]};
+        store_bits(y, col, p_.n, low);
+        store_bits(y, col + Tile::kN / 2, p_.n, high);
       };
     });
   }
@@ -364,7 +384,7 @@ class GemmEpilogue {
     const bool keeps_found = p_.found != nullptr && keeps();
     const auto bitmap = static_cast<uint32_t>(Tile::bitmap_at(p_.k, true));
     const auto bits_of_float = [&](int i, int j, int c) { return bits_of(f_[i][j][c]); };
-    exchange(bits_of_float, [&](int64_t col) {
+    exchange<false>(bits_of_float, [&](int64_t col) {
       return [this, keeps_found, bitmap, columns = ResultColumns(p_, col)](int row, const uint32_t(&bits)[kChunk]) {
         columns.store(p_, row_ + row, bits, keeps_found, bitmap);
       };

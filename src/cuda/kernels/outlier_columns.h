@@ -14,9 +14,9 @@
 
 namespace int8q::gpu {
 
-// The bitmap at `bitmap`, zeroed by the whole block. No barrier.
-INT8Q_DEVICE void clear_bitmap(uint32_t bitmap, int words, int threads) {
-  for (int w = thread_index(); w < words; w += threads) store_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4, 0);
+// The bitmap at `bitmap`, zeroed by these threads, of which this is the thread-th. No barrier.
+INT8Q_DEVICE void clear_bitmap(uint32_t bitmap, int words, int threads, int thread = thread_index()) {
+  for (int w = thread; w < words; w += threads) store_shared<uint32_t>(bitmap + static_cast<uint32_t>(w) * 4, 0);
 }
 
 // Marks columns [column, column + 32) by their bits; column % 32 + the highest bit < 32.
@@ -106,17 +106,25 @@ struct ColumnList {
 
   // An empty bitmap, by the whole block; ends in a barrier.
   INT8Q_DEVICE void clear(int threads) const {
-    clear_bitmap(bitmap, words + 1, threads);
+    clear(threads, thread_index());
     block_barrier();
   }
+  // By these threads, of which this is the thread-th; no barrier.
+  INT8Q_DEVICE void clear(int threads, int thread) const { clear_bitmap(bitmap, words + 1, threads, thread); }
 
   INT8Q_DEVICE void mark(int64_t column, uint32_t bits) const { mark_columns(bitmap, column, bits); }
 
-  // Marks what any block found, by the whole block. Blocks find the same columns: where the lane below has one, too, that lane
-  // marks it, for marks of one word go one by one.
+  // Marks what any block found, by the whole block.
   INT8Q_DEVICE void merge(const FoundColumns* found, const uint32_t* bitmaps, int blocks, int threads) const {
+    merge(found, bitmaps, blocks, threads, thread_index(), [] { block_barrier(); });
+  }
+  // By so many threads, of which this is the thread-th, and which barrier() brings together. Blocks find the same columns: where the
+  // lane below has one, too, that lane marks it, for marks of one word go one by one.
+  template <class Barrier>
+  INT8Q_DEVICE void merge(const FoundColumns* found, const uint32_t* bitmaps, int blocks, int threads, int thread,
+                          const Barrier& barrier) const {
     for (int first = 0; first < blocks; first += threads) {
-      const int b = first + thread_index();
+      const int b = first + thread;
       uint32_t parts[1 + kListed] = {};
       if (b < blocks) load_words(&found[b], parts);  // at once, of which few are needed
       const bool whole = parts[0] > kListed;
@@ -127,11 +135,11 @@ struct ColumnList {
         if (mine != 0 && (lane_index() == 0 || mine != below)) mark(mine - 1, 1);
       }
     }
-    block_barrier();
+    barrier();
     if (load_shared<uint32_t>(any_whole()) == 0) return;
     // Threads share 16 bytes of a bitmap, so that none has many bitmaps to read; loads do not wait for each other.
     const int quads = words / 4, shares = threads > quads ? threads / quads : 1;
-    for (int i = thread_index(); i < quads * shares; i += threads) {
+    for (int i = thread; i < quads * shares; i += threads) {
       const int quad = i % quads;
       uint32_t bits[4] = {0, 0, 0, 0};
 #pragma unroll 4

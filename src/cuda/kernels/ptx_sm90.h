@@ -9,8 +9,8 @@
 //   copy_tile      the box of a TensorMap whose first byte is (column, row), to rows of 128 bytes from a multiple of 1024 on:
 //                  chunk c of 16 bytes of row r lies at c ^ (r % 8), or of a box of 64 bytes a row at c ^ (r / 2 % 4); what is
 //                  outside of the matrix is zero, and counts
-//   multiply_tile  c[64][256] += a[64][32] . b[256][32]^T of s8, by the four warps of a warpgroup, a and b as copy_tile lays
-//                  them. Warp w of them has rows 16 w .. as 32 fragments of 16 x 8, each as mma_s8's (ptx.h).
+//   multiply_tile  c[64][8 * kTiles] += a[64][32] . b[8 * kTiles][32]^T of s8, by the four warps of a warpgroup, a and b as
+//                  copy_tile lays them. Warp w of them has rows 16 w .. as kTiles fragments of 16 x 8, as mma_s8's (ptx.h).
 //   multiply_tile  c[64][8 * kTiles] += a[64][16] . b[8 * kTiles][16]^T of halves, fp32 sums; a is the warp's fragment of
 //                  its 16 rows, as mma_f16's
 //
@@ -115,13 +115,22 @@ INT8Q_DEVICE void wait_products() {
 #define INT8Q_32(kind, j) INT8Q_16(kind, j), INT8Q_16(kind, j + 4)
 #define INT8Q_64(kind, j) INT8Q_32(kind, j), INT8Q_32(kind, j + 8)
 #define INT8Q_128(kind, j) INT8Q_64(kind, j), INT8Q_64(kind, j + 16)
-INT8Q_DEVICE void multiply_tile(int32_t (&c)[32][4], uint32_t a, uint32_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" INT8Q_NAMES_128 "}, %128, %129, 1;"
-               : INT8Q_128("+r", 0)
-               : "l"(rows_of_128_bytes(shared_address(a))), "l"(rows_of_128_bytes(shared_address(b))));
+// columns: of c; sums: registers of it, behind which operands are numbered.
+#define INT8Q_MULTIPLY_CODES(columns, sums, a0, b0)                                                                      \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" #columns "k32.s32.s8.s8 {" INT8Q_NAMES_##sums "}, " a0 ", " b0 ", 1;" \
+               : INT8Q_##sums("+r", 0)                                                                                   \
+               : "l"(rows_of_128_bytes(shared_address(a))), "l"(rows_of_128_bytes(shared_address(b))))
+template <int kTiles>
+INT8Q_DEVICE void multiply_tile(int32_t (&c)[kTiles][4], uint32_t a, uint32_t b) {
+  if constexpr (kTiles == 16) {
+    INT8Q_MULTIPLY_CODES(128, 64, "%64", "%65");
+  } else {
+    static_assert(kTiles == 32);
+    INT8Q_MULTIPLY_CODES(256, 128, "%128", "%129");
+  }
 }
+#undef INT8Q_MULTIPLY_CODES
 
-// columns: of c; sums: registers of it, behind which a's are numbered.
 #define INT8Q_MULTIPLY_HALVES(columns, type, sums, a0, a1, a2, a3, b0)                                       \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." type "." type " {" INT8Q_NAMES_##sums \
                "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b0 ", 1, 1, 1, 0;"                                    \

@@ -24,11 +24,12 @@ struct Results {
   INT8Q_DEVICE static uint32_t at(int row, int col, int beside) { return at(row, col) ^ at(0, beside); }
 
   // write(first) stores the bits of this thread's elements of rows [first, first + kRowsAtOnce) to at(row, col). Then body(row,
-  // bits) of each eighth of a row of the tile, inside of rows x cols or partly, where body is begin(col): a thread's eighths are
-  // of the same columns, for which it calls begin once, unless most of the sums still wait in registers. Begins with a barrier.
-  template <class Write, class Begin>
+  // bits) of eight elements of a row, inside of rows x cols or partly: neighbours, or with kApart four of each half, which what
+  // is of 32 bits leaves by in whole sectors. body is begin(col): a thread's are of the same columns, for which it calls begin
+  // once, unless most of the sums still wait in registers. Begins with a barrier.
+  template <bool kApart = false, class Write, class Begin>
   INT8Q_DEVICE static void exchange(int64_t rows, int64_t cols, const Write& write, const Begin& begin) {
-    constexpr int kOfARow = Tile::kN / kChunk;
+    constexpr int kOfARow = Tile::kN / kChunk, kColumns = kApart ? 4 : 8, kNext = kApart ? Tile::kN / 2 : 4;
     static_assert(Tile::kThreads % kOfARow == 0);
     constexpr bool kHolds = kRowsAtOnce * 2 >= Tile::kM;
 #pragma unroll 1
@@ -36,12 +37,12 @@ struct Results {
       block_barrier();  // all have read what was there
       write(first);
       block_barrier();
-      [[maybe_unused]] const auto body = begin(thread_index() % kOfARow * kChunk);
+      [[maybe_unused]] const auto body = begin(thread_index() % kOfARow * kColumns);
 #pragma unroll 1
       for (int i = thread_index(); i < kRowsAtOnce * kOfARow; i += Tile::kThreads) {
-        const int row = first + i / kOfARow, col = i % kOfARow * kChunk;
+        const int row = first + i / kOfARow, col = i % kOfARow * kColumns;
         if (row >= rows || col >= cols) continue;
-        const U32x4 low = load_shared<U32x4>(at(row, col)), high = load_shared<U32x4>(at(row, col + 4));
+        const U32x4 low = load_shared<U32x4>(at(row, col)), high = load_shared<U32x4>(at(row, col + kNext));
         const uint32_t bits[kChunk] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
         if constexpr (kHolds) {
           body(row, bits);

@@ -10,7 +10,7 @@ namespace int8q::gpu {
 
 // ---------------------------------------------------------------------------------------------------- gemm.h
 
-template <int M, int N, int WarpM, int WarpN, int Stages, int BytesBehind, int K = 64>
+template <int M, int N, int WarpM, int WarpN, int Stages, int BytesBehind, int K = 64, int Gathered = 0>
 struct GemmTile {
   static constexpr int kM = M, kN = N, kK = K, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages;
   static constexpr int kThreads = M / WarpM * (N / WarpN) * kWarp;
@@ -19,16 +19,16 @@ struct GemmTile {
   static_assert(Stages * kStageBytes >= kRowsAtOnce * N * 4);
   static constexpr int kColumnsAtOnce = 32;  // outlier columns
 
-  // The list of outlier columns. Where there is room behind the stages its bitmap lies there, so that the product passes over
-  // these columns; else it begins when the stages are done with, behind the one that columns are brought in. Kept columns are
-  // asked for again while results are stored.
+  // The list of outlier columns. Where there is room behind the stages, and what is gathered meanwhile, its bitmap lies there, so
+  // that the product passes over these columns; else it begins when the stages are done with, behind the one that columns are
+  // brought in. Kept columns are asked for again while results are stored.
   static constexpr int kStagesBytes = Stages * kStageBytes;
   static_assert(kStageBytes + BytesBehind + kColumnsAtOnce * 4 <= kStagesBytes);
   INT8Q_CONSTEXPR static bool finds_first(int64_t k, bool kept) {
     return BytesBehind > 0 && bitmap_bytes(k) + (kept ? rank_bytes(k) + kColumnsAtOnce * 4 : 0) <= BytesBehind;
   }
   INT8Q_CONSTEXPR static int bitmap_at(int64_t k, bool kept) {
-    return finds_first(k, kept) ? kStagesBytes : kept ? kRowsAtOnce * N * 4 : kStageBytes;
+    return finds_first(k, kept) ? kStagesBytes + Gathered : kept ? kRowsAtOnce * N * 4 : kStageBytes;
   }
   INT8Q_CONSTEXPR static int rank_at(int64_t k, bool kept) {
     return finds_first(k, kept) && !kept ? kStageBytes : bitmap_at(k, kept) + bitmap_bytes(k);
@@ -78,24 +78,33 @@ static_assert(2 * LargeTile<Sm80>::shared_bytes(0, false, false) <= Sm80::kShare
 
 // ---------------------------------------------------------------------------------------------------- gemm_wgmma.h
 
-// Two warpgroups of 64 x 256, the widest product that there is: a byte of W is read from shared memory for 64 rows, of A
-// for 256, 10 KiB in the 128 cycles of an instruction. Rows of 128 bytes, which the copy engine swizzles; four stages of 48
-// KiB fill an SM.
-struct WgmmaTile : GemmTile<128, 256, 16, 256, 4, 16 * 1024, 128> {
-  static constexpr int kBlockThreads = kThreads + 128;  // the last warpgroup brings the stages
+// Two warpgroups of 64 x N. With 256, the widest product that there is, a byte of W is read from shared memory for 64 rows, of
+// A for 256, 10 KiB in the 128 cycles of an instruction; with 128 there are twice as many tiles for an SM each. Rows of 128
+// bytes, which the copy engine swizzles; stages of 192 KiB fill an SM, but for rows of 64 bytes for the first outlier columns,
+// and their bitmap: K up to 80000, with kept columns half of it.
+template <int N>
+struct WgmmaTile : GemmTile<128, N, 16, N, N == 256 ? 4 : 6, 10 * 1024, 128, (128 + N) * 64> {
+  using Base = GemmTile<128, N, 16, N, N == 256 ? 4 : 6, 10 * 1024, 128, (128 + N) * 64>;
+  static constexpr int kBlockThreads = Base::kThreads + 128;              // the last warpgroup brings the stages
+  static constexpr int kGatheredAt = Base::kStagesBytes, kGathered = 16;  // outlier columns
+  static constexpr int kGatheringWarps = 3;
   // A thread, of the 168 that a block of three warpgroups begins with.
-  static constexpr int kRegistersToMultiply = 232, kRegistersToBring = 40;
-  static_assert(kThreads * kRegistersToMultiply + 128 * kRegistersToBring <= kBlockThreads * 168);
+  static constexpr int kRegistersToMultiply = 224, kRegistersToBring = 56;
+  static_assert(Base::kThreads * kRegistersToMultiply + 128 * kRegistersToBring <= kBlockThreads * 168);
 
   // Behind all that the block stores, which must not touch them.
   INT8Q_CONSTEXPR static int barriers_at(int64_t k, bool outliers, bool kept) {
-    return (GemmTile::shared_bytes(k, outliers, kept) + 7) / 8 * 8;
+    return (Base::shared_bytes(k, outliers, kept) + 7) / 8 * 8;
   }
+  // Of stages, of those who gather, and of what they gathered; behind them two lists of these columns for each of their warps, and
+  // how many there are.
   INT8Q_CONSTEXPR static int shared_bytes(int64_t k, bool outliers, bool kept) {
-    return barriers_at(k, outliers, kept) + 2 * kStages * 8;
+    return barriers_at(k, outliers, kept) + kBytesOfBarriers;
   }
+  static constexpr int kListsAt = (2 * Base::kStages + 2) * 8;  // behind the first barrier
+  static constexpr int kBytesOfBarriers = kListsAt + kGatheringWarps * 2 * kGathered * 4 + 4;
+  static_assert(Base::kStagesBytes + (128 + N) * 64 + 10 * 1024 + kBytesOfBarriers <= Sm90::kSharedBytes);
 };
-static_assert(WgmmaTile::shared_bytes(0, false, false) <= Sm90::kSharedBytes);
 
 // ---------------------------------------------------------------------------------------------------- skinny.h
 
@@ -178,8 +187,8 @@ struct W8a16WgmmaTile {
   static constexpr int kRatiosAt = kStages * kStageBytes;  // of a stage's sum, twice 16 bits each; of the gradient alone
   static constexpr int kBarriersAt = kRatiosAt + kStages * kDepth * 4;
   static constexpr int kSharedBytes = kBarriersAt + 2 * kStages * 8;
-  static constexpr int kRegistersToMultiply = WgmmaTile::kRegistersToMultiply;
-  static constexpr int kRegistersToBring = WgmmaTile::kRegistersToBring;
+  static constexpr int kRegistersToMultiply = WgmmaTile<256>::kRegistersToMultiply;
+  static constexpr int kRegistersToBring = WgmmaTile<256>::kRegistersToBring;
   static_assert(kStageBytes % 1024 == 0 && kBytesOfFloats % 1024 == 0);  // where the swizzle repeats
   static_assert(kRowsAtOnce * kN * 4 <= kRatiosAt && kSharedBytes <= Sm90a::kSharedBytes);
 };

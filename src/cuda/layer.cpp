@@ -61,8 +61,9 @@ int splits_of(const Device& device, int64_t tiles, int64_t k) {
 // A tile's coordinates have 31 bits.
 constexpr int64_t kMostByMaps = (int64_t{1} << 31) - 256;
 
-// A tile of gemm_wgmma's takes as long for its first copies and its results as for so much of K, as measured on an H100.
-constexpr int64_t kFixedOfTile = 2048;
+// A tile of gemm_wgmma's takes as long for its first copies and its results as for so much of K; for K itself, by 128 columns 1.1
+// times what columns say, for shared memory is too slow for them. As measured on an H100.
+constexpr int64_t kFixedOfTile = 2048, kLeastColumns = 144;
 
 // Which of gemm_wgmma's tiles takes this product in the fewest cycles: for aligned weights, where there is room for the list of
 // outlier columns and tiles keep an SM of five busy at least. -1: none.
@@ -77,7 +78,8 @@ int wgmma_tile_for(const Device& device, const gpu::Gemm& p) {
   for (int i = 1; i >= 0; --i) {
     const Tile& tile = device.shapes.wgmma[static_cast<size_t>(i)];
     const int64_t blocks = tiles_of(tile, p), waves = ceil_div(blocks, device.multiprocessors);
-    const int64_t cycles = checked_mul(waves, tile.n * (p.k + kFixedOfTile), "the result");
+    const int64_t of_tile = std::max<int64_t>(tile.n, kLeastColumns) * p.k + tile.n * kFixedOfTile;
+    const int64_t cycles = checked_mul(waves, of_tile, "the result");
     if (5 * blocks >= device.multiprocessors && cycles < fewest) best = i, fewest = cycles;
   }
   return best;

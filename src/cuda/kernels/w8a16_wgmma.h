@@ -48,6 +48,7 @@ class HalvesByWgmma {
   static constexpr int kWarps = Tile::kThreads / kWarp, kWarpsOfGroup = 4, kTiles = Tile::kM / 8;
   static constexpr int kSlice = 16, kSlices = Tile::kDepth / kSlice;  // of the sum: of a product, in a stage
   static constexpr int kEvery = kShares ? 2 : 1;                      // stages, of which a warpgroup takes one
+  static_assert(Tile::kStages % kEvery == 0);                         // so that it sees each phase of its stages' barriers
 
  public:
   INT8Q_DEVICE explicit HalvesByWgmma(const Maps& maps) : maps_(maps), p_(maps.p) {
@@ -223,7 +224,7 @@ class HalvesByWgmma {
     }
   }
 
-  // Codes in bytes 0 and 2, each times its ratio, rounded as if once.
+  // Codes in bytes 0 and 2, each times its ratio, rounded once but for what is left of the ratio.
   INT8Q_DEVICE static uint32_t scaled(uint32_t codes, const U32x2& ratio) {
     const uint32_t halves = halves_of_codes<kF16>(codes);
     return fma_halves<kF16>(halves, ratio.x, fma_halves<kF16>(halves, ratio.y, 0));

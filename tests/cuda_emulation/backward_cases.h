@@ -12,10 +12,6 @@
 
 namespace int8q::gpu {
 
-using emulation::Buffer;
-using test::Grid;
-using test::Random;
-
 struct Case {
   int64_t m, n, k;
   Dtype dy, dx;

@@ -31,6 +31,10 @@ inline void fill_provoking(Grid& x, uint64_t seed) {
 
 namespace int8q::gpu {
 
+using emulation::Buffer;
+using test::Grid;
+using test::Random;
+
 // Rows of `cols` bytes, to be copied by boxes.
 inline TensorMap map_of(const void* matrix, int64_t rows, int64_t cols, int64_t stride, int box_rows, int box_cols) {
   TensorMap map;

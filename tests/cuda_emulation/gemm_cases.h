@@ -9,10 +9,6 @@
 
 namespace int8q::gpu {
 
-using emulation::Buffer;
-using test::Grid;
-using test::Random;
-
 struct Case {
   int64_t m, n, k;
   Dtype x = Dtype::kF16, y = Dtype::kF32;

@@ -12,9 +12,6 @@
 namespace int8q::gpu {
 namespace {
 
-using emulation::Buffer;
-using test::Grid;
-
 template <Dtype D>
 void run(const QuantizeRows& p, int blocks, uint64_t seed, bool aligned) {
   emulation::launch(

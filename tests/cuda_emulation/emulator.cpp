@@ -18,6 +18,8 @@ namespace {
 
 constexpr int kResident = 3;  // blocks at a time
 constexpr size_t kStackBytes = size_t{256} << 10;
+// Stacks begin this far apart within theirs, so that caches hold the tops of all: pages alike would share few of their sets.
+constexpr size_t kStaggerBytes = 17 * 64, kStaggers = 61;
 constexpr size_t kSharedAlignment = 128;
 
 // Block `to` knows from its epoch `since` on what block `of` did before its epoch `until`.
@@ -133,7 +135,8 @@ void resume(Thread& t) {
   engine.running = &t;
   if (t.fiber == nullptr) {
     t.stack = take_stack();
-    t.fiber = context::make_fcontext(static_cast<uint8_t*>(t.stack) + kStackBytes, kStackBytes, fiber_main);
+    const size_t bytes = kStackBytes - static_cast<size_t>(t.index) % kStaggers * kStaggerBytes;
+    t.fiber = context::make_fcontext(static_cast<uint8_t*>(t.stack) + bytes, bytes, fiber_main);
   }
   void* fake = nullptr;
   leave_for(&fake, t.stack, kStackBytes);
@@ -348,7 +351,7 @@ void warp_operation(const char* name, const void* input, void* output, WarpCompu
   if (warp.arrived == 0) {
     warp.name = name;
     warp.site = site;
-  } else if (std::strcmp(warp.name, name) != 0 || warp.site.line() != site.line()) {
+  } else if ((warp.name != name && std::strcmp(warp.name, name) != 0) || warp.site.line() != site.line()) {
     fault(FaultKind::kDivergence,
           std::string("is at ") + name + " while other lanes are at " + warp.name + ", " + describe(warp.site), site);
   }

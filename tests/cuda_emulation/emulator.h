@@ -30,6 +30,7 @@
 // It knows nothing of registers, bank conflicts, caches or weak ordering inside a warp.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -80,7 +81,7 @@ struct Moment {
 struct Byte {
   enum State : uint8_t { kUnwritten, kWritten, kOnItsWay, kMbarrier };
   enum Readers : uint8_t { kNone, kThread, kWarp, kBlock, kBlocks };
-  Moment write, read;
+  Moment write{}, read{};
   uint32_t proxy_fences = 0;  // of its writer, by then
   State state = kUnwritten;
   Readers readers = kNone;
@@ -90,12 +91,13 @@ struct Byte {
 // Bytes of one address space, and what is known of each.
 class Memory {
  public:
-  Memory(uint8_t* bytes, int64_t size, const char* name) : bytes_(bytes), name_(name), shadow_(static_cast<size_t>(size)) {}
+  Memory(uint8_t* bytes, int64_t size, const char* name)
+      : bytes_(bytes), name_(name), size_(size), words_(static_cast<size_t>((size + kWordBytes - 1) / kWordBytes)) {}
 
-  int64_t size() const { return static_cast<int64_t>(shadow_.size()); }
+  int64_t size() const { return size_; }
   uint8_t* bytes() const { return bytes_; }
   void mark_written(int64_t at, int64_t count);
-  bool written(int64_t at) const { return shadow_[static_cast<size_t>(at)].state == Byte::kWritten; }
+  bool written(int64_t at) const;
 
   void read(int64_t at, void* to, int64_t count, const Site& site);
   void write(int64_t at, const void* from, int64_t count, const Site& site);
@@ -112,6 +114,16 @@ class Memory {
   void begin_mbarrier(int64_t at, const Site& site);
 
  private:
+  static constexpr int64_t kWordBytes = 4;
+  struct Word {
+    Byte alike;                                           // each of its bytes,
+    std::unique_ptr<std::array<Byte, kWordBytes>> bytes;  // if these are not there
+  };
+  template <class Body>
+  void for_each(int64_t at, int64_t count, const Body& body);
+  void split(int64_t word);
+  void set(int64_t at, int64_t count, const Byte& byte);
+
   struct Chunk {
     int readers = 0;        // that a product on its way still has
     int64_t mbarrier = -1;  // that told of its tile, in this phase; -1: threads wrote it
@@ -126,14 +138,15 @@ class Memory {
   void check(int64_t at, int64_t count, const Site& site) const;
   void read(int64_t at, void* to, int64_t count, bool notes, const Site& site);
   void claim(int64_t at, int64_t count, Byte::State state, bool atomic, bool tile, const Site& site);
-  void check_write(const Byte& byte, int64_t at, bool atomic, bool tile, const Site& site) const;
-  void note_read(Byte& byte);
+  void check_write(const Byte& byte, int64_t at, const Moment& moment, bool atomic, bool tile, const Site& site) const;
+  void note_read(Byte& byte, int64_t at, const Moment& moment);
   bool all_told(int64_t at) const;
   [[noreturn]] void race(const char* what, const Moment& other, int64_t at, const Site& site) const;
 
   uint8_t* bytes_;
   const char* name_;
-  std::vector<Byte> shadow_;
+  int64_t size_;
+  std::vector<Word> words_;
   std::vector<Chunk> chunks_;  // empty until one is asked for
   // Of what several warps read since the block's last barrier, where there are mbarriers: byte -> warp -> when.
   std::map<int64_t, std::map<uint32_t, uint32_t>> readers_;
@@ -180,7 +193,8 @@ class Buffer {
         registered_(storage_.get() + offset, count * static_cast<int64_t>(sizeof(T)), name) {}
   Buffer(const std::vector<T>& values, const char* name, int64_t offset = 0)
       : Buffer(static_cast<int64_t>(values.size()), name, offset) {
-    for (size_t i = 0; i < values.size(); ++i) set(static_cast<int64_t>(i), values[i]);
+    std::memcpy(device(), values.data(), values.size() * sizeof(T));
+    registered_.memory().mark_written(0, registered_.memory().size());
   }
 
   T* device() const { return reinterpret_cast<T*>(storage_.get() + offset_); }

@@ -31,11 +31,53 @@ bool (*reaches)(const void* p) = nullptr;
 
 bool is_ordered(const Moment& then) { return ordered(then, now()); }
 
-void Memory::mark_written(int64_t at, int64_t count) {
-  for (int64_t i = at; i < at + count; ++i) {
-    shadow_[static_cast<size_t>(i)] = Byte{};
-    shadow_[static_cast<size_t>(i)].state = Byte::kWritten;
+// body(byte, its place) for each byte of [at, at + count); once for a word whose bytes are alike.
+template <class Body>
+void Memory::for_each(int64_t at, int64_t count, const Body& body) {
+  for (const int64_t end = at + count; at < end;) {
+    Word& word = words_[static_cast<size_t>(at / kWordBytes)];
+    if (word.bytes == nullptr && at % kWordBytes == 0 && end - at >= kWordBytes) {
+      body(word.alike, at);
+      at += kWordBytes;
+    } else {
+      if (word.bytes == nullptr) split(at / kWordBytes);
+      body((*word.bytes)[static_cast<size_t>(at % kWordBytes)], at);
+      ++at;
+    }
   }
+}
+
+void Memory::split(int64_t w) {
+  Word& word = words_[static_cast<size_t>(w)];
+  word.bytes = std::make_unique<std::array<Byte, kWordBytes>>();
+  word.bytes->fill(word.alike);
+  if (word.alike.readers != Byte::kBlock) return;
+  const auto found = readers_.find(w * kWordBytes);
+  if (found == readers_.end()) return;
+  for (int64_t i = 1; i < kWordBytes; ++i) readers_[w * kWordBytes + i] = found->second;
+}
+
+// Makes these bytes alike.
+void Memory::set(int64_t at, int64_t count, const Byte& byte) {
+  for (const int64_t end = at + count; at < end;) {
+    Word& word = words_[static_cast<size_t>(at / kWordBytes)];
+    if (at % kWordBytes == 0 && end - at >= kWordBytes) {
+      word.alike = byte;
+      word.bytes.reset();
+      at += kWordBytes;
+    } else {
+      for_each(at, 1, [&](Byte& its, int64_t) { its = byte; });
+      ++at;
+    }
+  }
+}
+
+void Memory::mark_written(int64_t at, int64_t count) { set(at, count, {.state = Byte::kWritten}); }
+
+bool Memory::written(int64_t at) const {
+  const Word& word = words_[static_cast<size_t>(at / kWordBytes)];
+  const Byte& byte = word.bytes == nullptr ? word.alike : (*word.bytes)[static_cast<size_t>(at % kWordBytes)];
+  return byte.state == Byte::kWritten;
 }
 
 void Memory::check(int64_t at, int64_t count, const Site& site) const {
@@ -60,8 +102,7 @@ void Memory::read(int64_t at, void* to, int64_t count, const Site& site) { read(
 void Memory::read(int64_t at, void* to, int64_t count, bool notes, const Site& site) {
   check(at, count, site);
   const Moment moment = now();
-  for (int64_t i = at; i < at + count; ++i) {
-    Byte& byte = shadow_[static_cast<size_t>(i)];
+  for_each(at, count, [&](Byte& byte, int64_t i) {
     if (byte.state == Byte::kOnItsWay) {
       fault(FaultKind::kMissingWait, "reads byte " + std::to_string(i) + " of " + name_ + " before its copy is waited for",
             site);
@@ -75,23 +116,22 @@ void Memory::read(int64_t at, void* to, int64_t count, bool notes, const Site& s
     } else if (!ordered(byte.write, moment)) {
       race("reads what is being written by", byte.write, i, site);
     }
-    if (notes) note_read(byte);
-  }
+    if (notes) note_read(byte, i, moment);
+  });
   if (to != nullptr) std::memcpy(to, bytes_ + at, static_cast<size_t>(count));
 }
 
-void Memory::note_read(Byte& byte) {
-  const Moment moment = now();
+void Memory::note_read(Byte& byte, int64_t at, const Moment& moment) {
   const bool old = byte.readers == Byte::kNone || ordered(byte.read, moment);
   if (old && (byte.read.launch != moment.launch || byte.read.block != moment.block ||
               byte.read.block_epoch < moment.block_epoch || byte.readers == Byte::kNone)) {
-    if (byte.readers == Byte::kBlock) readers_.erase(&byte - shadow_.data());
+    if (byte.readers == Byte::kBlock) readers_.erase(at);
     byte.readers = Byte::kThread;
   } else if (byte.read.block != moment.block) {
     byte.readers = Byte::kBlocks;
   } else if (!same_warp(byte.read, moment) || byte.readers == Byte::kBlock) {
     if (has_mbarriers()) {
-      std::map<uint32_t, uint32_t>& epochs = readers_[&byte - shadow_.data()];
+      std::map<uint32_t, uint32_t>& epochs = readers_[at];
       epochs[byte.read.thread / kWarp] = byte.read.warp_epoch;
       epochs[moment.thread / kWarp] = moment.warp_epoch;
     }
@@ -110,8 +150,8 @@ bool Memory::all_told(int64_t at) const {
          });
 }
 
-void Memory::check_write(const Byte& byte, int64_t at, bool atomic, bool tile, const Site& site) const {
-  const Moment moment = now();
+void Memory::check_write(const Byte& byte, int64_t at, const Moment& moment, bool atomic, bool tile,
+                         const Site& site) const {
   if (byte.state == Byte::kOnItsWay) {
     fault(FaultKind::kMissingWait, "writes byte " + std::to_string(at) + " of " + name_ + ", which a copy is to fill",
           site);
@@ -146,17 +186,13 @@ void Memory::check_write(const Byte& byte, int64_t at, bool atomic, bool tile, c
 // Makes the running thread the writer of these bytes.
 void Memory::claim(int64_t at, int64_t count, Byte::State state, bool atomic, bool tile, const Site& site) {
   check(at, count, site);
-  for (int64_t i = at; i < at + count; ++i) {
-    Byte& byte = shadow_[static_cast<size_t>(i)];
-    check_write(byte, i, atomic, tile, site);
-    byte.write = now();
+  const Moment moment = now();
+  for_each(at, count, [&](Byte& byte, int64_t i) {
+    check_write(byte, i, moment, atomic, tile, site);
     if (byte.readers == Byte::kBlock) readers_.erase(i);
-    byte.readers = Byte::kNone;
-    byte.state = state;
-    byte.atomic = atomic;
-    byte.proxy_fences = proxy_fences();
-    if (!chunks_.empty()) chunks_[static_cast<size_t>(at / kChunkBytes)].mbarrier = -1;
-  }
+  });
+  set(at, count, {.write = moment, .proxy_fences = proxy_fences(), .state = state, .atomic = atomic});
+  if (!chunks_.empty()) chunks_[static_cast<size_t>(at / kChunkBytes)].mbarrier = -1;
 }
 
 void Memory::write(int64_t at, const void* from, int64_t count, const Site& site) {
@@ -166,11 +202,10 @@ void Memory::write(int64_t at, const void* from, int64_t count, const Site& site
 
 uint64_t Memory::atomic(int64_t at, int64_t count, const std::function<uint64_t(uint64_t)>& change, const Site& site) {
   check(at, count, site);
-  for (int64_t i = at; i < at + count; ++i) {
-    if (shadow_[static_cast<size_t>(i)].state == Byte::kUnwritten) {
-      fault(FaultKind::kUninitialized, "changes byte " + std::to_string(i) + " of " + name_ + ", which nobody wrote", site);
-    }
-  }
+  for_each(at, count, [&](const Byte& byte, int64_t i) {
+    if (byte.state != Byte::kUnwritten) return;
+    fault(FaultKind::kUninitialized, "changes byte " + std::to_string(i) + " of " + name_ + ", which nobody wrote", site);
+  });
   claim(at, count, Byte::kWritten, true, false, site);
   uint64_t before = 0;
   std::memcpy(&before, bytes_ + at, static_cast<size_t>(count));
@@ -186,11 +221,11 @@ void Memory::begin_copy(int64_t at, int64_t count, const Site& site) {
 
 void Memory::end_copy(int64_t at, const void* from, int64_t count, const Site& site) {
   check(at, count, site);
-  for (int64_t i = at; i < at + count; ++i) {
-    Byte& byte = shadow_[static_cast<size_t>(i)];
+  const Moment moment = now();
+  for_each(at, count, [&](Byte& byte, int64_t) {
     byte.state = Byte::kWritten;
-    byte.write = now();
-  }
+    byte.write = moment;
+  });
   std::memcpy(bytes_ + at, from, static_cast<size_t>(count));
 }
 
@@ -224,10 +259,9 @@ void Memory::check_proxy(const Byte& byte, int64_t at, const Site& site) const {
 void Memory::begin_tile(int64_t at, int64_t mbarrier, uint32_t phase, const Site& site) {
   check(at, kChunkBytes, site);
   const bool by_threads = chunk(at).mbarrier < 0;
-  for (int64_t i = at; i < at + kChunkBytes; ++i) {
-    const Byte& byte = shadow_[static_cast<size_t>(i)];
+  for_each(at, kChunkBytes, [&](const Byte& byte, int64_t i) {
     if (by_threads && byte.state == Byte::kWritten) check_proxy(byte, i, site);
-  }
+  });
   claim(at, kChunkBytes, Byte::kOnItsWay, false, true, site);
   std::memset(bytes_ + at, kPoison, kChunkBytes);
   chunk(at).mbarrier = mbarrier;
@@ -235,14 +269,14 @@ void Memory::begin_tile(int64_t at, int64_t mbarrier, uint32_t phase, const Site
 }
 
 void Memory::end_tile(int64_t at, const void* from) {
-  for (int64_t i = at; i < at + kChunkBytes; ++i) shadow_[static_cast<size_t>(i)].state = Byte::kWritten;
+  for_each(at, kChunkBytes, [](Byte& byte, int64_t) { byte.state = Byte::kWritten; });
   std::memcpy(bytes_ + at, from, kChunkBytes);
 }
 
 void Memory::begin_product(int64_t at, int readers, const Site& site) {
   read(at, nullptr, kChunkBytes, false, site);
   if (chunk(at).mbarrier < 0) {
-    for (int64_t i = at; i < at + kChunkBytes; ++i) check_proxy(shadow_[static_cast<size_t>(i)], i, site);
+    for_each(at, kChunkBytes, [&](const Byte& byte, int64_t i) { check_proxy(byte, i, site); });
   }
   chunk(at).readers += readers;
 }
@@ -254,7 +288,7 @@ void Memory::end_product(int64_t at) {
 
 void Memory::begin_mbarrier(int64_t at, const Site& site) {
   claim(at, 8, Byte::kWritten, false, false, site);
-  for (int64_t i = at; i < at + 8; ++i) shadow_[static_cast<size_t>(i)].state = Byte::kMbarrier;
+  for_each(at, 8, [](Byte& byte, int64_t) { byte.state = Byte::kMbarrier; });
 }
 
 Registered::Registered(void* bytes, int64_t size, const char* name)

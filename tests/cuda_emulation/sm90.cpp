@@ -25,7 +25,7 @@ void meet(const char* name, const Site& site, const Last& last) {
   if (group.arrived == 0) {
     group.name = name;
     group.site = site;
-  } else if (std::strcmp(group.name, name) != 0 || group.site.line() != site.line()) {
+  } else if ((group.name != name && std::strcmp(group.name, name) != 0) || group.site.line() != site.line()) {
     fault(
         FaultKind::kDivergence,
         std::string("is at ") + name + " while others of its warpgroup are at " + group.name + ", " + describe(group.site),

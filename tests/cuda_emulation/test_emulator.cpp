@@ -117,6 +117,51 @@ TEST(Emulator, RacesInSharedMemory) {
   });
 }
 
+// They are told apart once they differ, and are one again when they were written together.
+TEST(Emulator, BytesOfAWord) {
+  const emulation::LaunchShape shape{.threads = 64, .shared_bytes = 4};
+  // By one thread of each warp, of a word that both may touch.
+  const auto by_both = [](auto body) {
+    return [=] {
+      if (thread_index() == 0) store_shared(0, 0u);
+      block_barrier();
+      if (lane_index() == 0) body(static_cast<uint32_t>(warp_index()) * 2);
+    };
+  };
+  expect_none(shape, by_both([](uint32_t own) {
+                store_shared(own, uint8_t{1});
+                load_shared<uint16_t>(own);
+              }));
+  expect_fault(FaultKind::kRace, shape, by_both([](uint32_t own) {
+                 store_shared(own, uint8_t{1});
+                 load_shared<uint16_t>(own ^ 2);
+               }));
+  expect_fault(FaultKind::kRace, shape, by_both([](uint32_t own) {
+                 if (own == 0) load_shared<uint32_t>(0);
+                 if (own != 0) store_shared(3, uint8_t{1});
+               }));
+  expect_fault(FaultKind::kRace, shape, by_both([](uint32_t own) {
+                 if (own == 0) load_shared<uint8_t>(3);
+                 if (own != 0) store_shared(0, 1u);
+               }));
+  expect_fault(FaultKind::kUninitialized, shape, [] {
+    if (thread_index() != 0) return;
+    store_shared(0, uint16_t{1});
+    load_shared<uint32_t>(0);
+  });
+  const auto together = [](bool waits) {
+    return [=] {
+      if (lane_index() == 0) store_shared(static_cast<uint32_t>(warp_index()) * 2, uint16_t{1});
+      block_barrier();
+      if (thread_index() == 0) store_shared(0, 1u);
+      if (waits) block_barrier();
+      if (thread_index() == 32) load_shared<uint8_t>(3);
+    };
+  };
+  expect_none(shape, together(true));
+  expect_fault(FaultKind::kRace, shape, together(false));
+}
+
 TEST(Emulator, RacesInGlobalMemory) {
   Buffer<uint32_t> x(std::vector<uint32_t>(64), "x");
   expect_fault(FaultKind::kRace, {.blocks = 2}, [&] { store(x.device() + thread_index(), 1u); });

@@ -252,7 +252,7 @@ TEST(EmulatorOfSm90, RegistersOfProducts) {
 TEST(EmulatorOfSm90, MbarriersOrderAccesses) {
   enum class Lacks { kNothing, kWarpBarrier, kWait, kArrivalOfOne };
   constexpr int kReaders = 2;
-  const auto run = [](Lacks lacks) {
+  const auto run = [](Lacks lacks, bool bytes) {
     constexpr uint32_t kFull = 256, kEmpty = 264;
     if (thread_index() == 0) {
       ptx::init_barrier(kFull, 1);
@@ -268,7 +268,8 @@ TEST(EmulatorOfSm90, MbarriersOrderAccesses) {
       store_shared(at, 1u);
       tell(kFull);
       if (lacks != Lacks::kWait) ptx::wait_barrier(kEmpty, 0);
-      store_shared(at, 2u);
+      if (bytes) store_shared(at + 1, uint8_t{2});
+      if (!bytes) store_shared(at, 2u);
     } else {
       ptx::wait_barrier(kFull, 0);
       load_shared<uint32_t>(at ^ 4);
@@ -276,21 +277,24 @@ TEST(EmulatorOfSm90, MbarriersOrderAccesses) {
     }
   };
   const emulation::LaunchShape shape{.threads = (1 + kReaders) * kWarp, .shared_bytes = 272};
-  expect_none(shape, [&] { run(Lacks::kNothing); });
-  expect_fault(FaultKind::kRace, shape, [&] { run(Lacks::kWarpBarrier); });
-  for (const Lacks lacks : {Lacks::kWait, Lacks::kArrivalOfOne}) {
-    int faults = 0;
-    for (const uint64_t seed : kSeeds) {
-      emulation::LaunchShape seeded = shape;
-      seeded.seed = seed;
-      try {
-        emulation::launch(seeded, [&] { run(lacks); });
-      } catch (const Fault& fault) {
-        EXPECT_EQ(static_cast<int>(fault.kind), static_cast<int>(FaultKind::kRace)) << fault.what();
-        ++faults;
+  for (const bool bytes : {false, true}) {
+    SCOPED_TRACE(bytes ? "bytes" : "words");
+    expect_none(shape, [&] { run(Lacks::kNothing, bytes); });
+    expect_fault(FaultKind::kRace, shape, [&] { run(Lacks::kWarpBarrier, bytes); });
+    for (const Lacks lacks : {Lacks::kWait, Lacks::kArrivalOfOne}) {
+      int faults = 0;
+      for (const uint64_t seed : kSeeds) {
+        emulation::LaunchShape seeded = shape;
+        seeded.seed = seed;
+        try {
+          emulation::launch(seeded, [&] { run(lacks, bytes); });
+        } catch (const Fault& fault) {
+          EXPECT_EQ(static_cast<int>(fault.kind), static_cast<int>(FaultKind::kRace)) << fault.what();
+          ++faults;
+        }
       }
+      EXPECT_GT(faults, 0) << "in none of these orders";
     }
-    EXPECT_GT(faults, 0) << "in none of these orders";
   }
 }
 

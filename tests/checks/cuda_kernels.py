@@ -2,9 +2,9 @@
 """cuda_kernels.py FOLDER SHARED_MEMORY [ARCHITECTURE...]: compiles the CUDA kernels into FOLDER and reads what came out.
 
 Of each kernel and architecture: no stack and no spills, registers, threads and shared memory for the blocks an SM that it
-claims; SHARED_MEMORY, a program, says how much that is. In its disassembly no access to local memory; of the products and
-of quantize_rows the instructions that they are made for, in the innermost loop, and 16-byte accesses (docs/cuda.md lists
-them); of the epilogue that its gathered loads overlap.
+claims; SHARED_MEMORY, a program, says how much that is. In its disassembly no access to local memory, and the instructions
+that it is made for: products in the main loop, 16-byte accesses (docs/cuda.md lists them); of the epilogue that its
+gathered loads overlap.
 """
 
 import re
@@ -114,6 +114,16 @@ HALVES_LOOP = {
     "STS": 0,
     "BAR": 0,
     "LDG": 0,
+}
+# In the whole kernel, of 32 outlier columns: their codes, two fp16 products or one of bf16 in each of two places.
+FINISH = {70: {"IDP.4A": 256}, 75: {"IMMA": 32}, 80: {"IMMA": 8, "HMMA": 24}}
+# In the whole kernel. Eight floats are two accesses of 16 bytes as fp32, one as 16 bits: of X, bias and Y one or the other,
+# of accumulators and col_stats two. A block's list is four, of bitmaps four at once and up to three that are left.
+STATELESS = {
+    "copy_codes": {"LDG*128": 1, "STG*128": 1},
+    "dequantize_rows": {"STG*128": 2 + 1},
+    "dequantize_accumulators": {"LDG*128": 2 + 2 + 2 + 1, "STG*128": 2 + 1},
+    "finish_columns": {"LDG*128": 4 + 4 + 3},
 }
 # What ptxas tells, as information, of products that it serializes (C7510, C7511) and of waits that it adds (C7517, C7519).
 SERIALIZED = re.compile(r".*\(C75\d\d\).*")
@@ -243,13 +253,27 @@ def check_skinny(architecture, version, loop_of):
             loop_of(f"skinny_fused_{rows}", next(iter(products))),
             {**products, "LDG*128": steps * 2, "LDS*128": codes},
         )
+        at_once = 2 if version >= 75 and rows < 64 else 1
+        expect_counts(
+            f"the loop of skinny_s8_{rows}_unaligned of {architecture}",
+            loop_of(f"skinny_s8_{rows}_unaligned", next(iter(products))),
+            {product: number // steps * at_once for product, number in products.items()},
+        )
+
+
+def check_fp32_products(architecture, loop_of):
+    # 128 results a thread, by one of the sum, or four; of two steps, 16 codes of two rows of W by 16 rows of x.
+    for kernel, products in (("backward_f32", 128), ("w8a16_f32", 512), ("w8a16_skinny_f32_16", 1024)):
+        expect_counts(f"the loop of {kernel} of {architecture}", loop_of(kernel, "FFMA"), {"FFMA": products})
 
 
 def check_float_products(architecture, version, loop_of):
+    twice = 1 if version >= 80 else 2  # products of m16n8k8
     for product in ("f16", "bf16") if version >= 80 else ("f16",):
-        for kernel in (f"backward_{product}", f"w8a16_{product}"):
-            wanted = {"HMMA": 32 if version >= 80 else 64}
-            expect_counts(f"the loop of {kernel} of {architecture}", loop_of(kernel, "HMMA"), wanted)
+        for kernel, products in (("backward", 32), ("w8a16", 32), ("w8a16_small", 8)):
+            for tail in ("", "_unaligned")[: 1 if kernel == "w8a16_small" else 2]:
+                where = f"{kernel}_{product}{tail}"
+                expect_counts(f"the loop of {where} of {architecture}", loop_of(where, "HMMA"), {"HMMA": twice * products})
     for rows in (16, 48):
         # As skinny_s8, but four products and two loads of 16 bytes of x an eighth of the rows and step; a compiler may have
         # these twice, once for an argument that is 0.
@@ -259,6 +283,17 @@ def check_float_products(architecture, version, loop_of):
         copies = 2 if count(loop, "HMMA") == 2 * products else 1
         wanted = {"HMMA": copies * products, "LDG*128": steps * (2 + copies * rows // 4)}
         expect_counts(f"the loop of {kernel} of {architecture}", loop, wanted)
+
+
+def check_whole_kernels(architecture, version, code):
+    wanted = {**STATELESS, "finish_s8": from_version(FINISH, version) | {"STG*128": 7}}
+    wanted["count_outliers"] = {"LDG*128": 2 + 1 if version < 100 else 2 + 2}
+    if version >= 80:  # steps of one term and of three; from sm_100 on a first product stands before the loop of terms
+        for rows, products in ((16, 32), (48, 48)):
+            wanted[f"w8a16_skinny_bf16_{rows}"] = {"HMMA": 2 * products + (2 if version >= 100 else 0)}
+    suffix = "_" + architecture.replace("_", "")
+    for kernel, numbers in wanted.items():
+        expect_counts(f"{kernel} of {architecture}", code[kernel + suffix], numbers)
 
 
 def check_wgmma(code):
@@ -295,6 +330,9 @@ def check_code(architecture, version, code):
     expect_counts(f"the loop of gemm_s8 of {architecture}", gemm, from_version(GEMM_LOOP, version))
     small = loop_of("gemm_small_s8", product)
     expect_counts(f"the loop of gemm_small_s8 of {architecture}", small, from_version(GEMM_SMALL_LOOP, version))
+    opcode = "IMMA" if version >= 75 else "IDP.4A"
+    unaligned = loop_of("gemm_s8_unaligned", product)
+    expect_counts(f"the loop of gemm_s8_unaligned of {architecture}", unaligned, {opcode: count(gemm, opcode)})
     expect_overlap(f"finish_s8{suffix}", code[f"finish_s8{suffix}"])
     check_skinny(architecture, version, loop_of)
     # 64 bytes of a row ahead for the greatest, eight elements for the codes.
@@ -302,8 +340,11 @@ def check_code(architecture, version, code):
         for tail, wanted in (("", loads), ("_unaligned", 0)):
             kernel = f"quantize_rows_{dtype}{tail}{suffix}"
             expect_counts(kernel, code[kernel], {"LDG*128": wanted})
+    check_whole_kernels(architecture, version, code)
     if version >= 75:
         check_float_products(architecture, version, loop_of)
+    if version < 80:
+        check_fp32_products(architecture, loop_of)
     if architecture == "sm_90a":
         check_wgmma(code)
     most = ", ".join(f"{n} {opcode}" for opcode, n in Counter(i.opcode.split(".")[0] for i in gemm).most_common(6))

@@ -37,7 +37,10 @@ TESTS = {
     "w8a16_wgmma.h": [("test_w8a16_wgmma.cpp", "*"), ("test_backward_wgmma.cpp", "*")],
     "results.h": [("test_gemm.cpp", "*"), ("test_backward.cpp", "*")],
     "kept_columns.h": ("entries.cpp", "CudaLayer*"),
-    "stateless.h": [("entries.cpp", "CudaStateless*:-*Largest*:*QuantizeRows*"), ("entries.cpp", "CudaStateless.QuantizeRows*")],
+    "stateless.h": [
+        ("entries.cpp", "CudaStateless*:-*Largest*:*QuantizeRows*"),
+        ("entries.cpp", "CudaStateless.QuantizeRows*"),
+    ],
 }
 OF_ALL = ("elements.h", "halves.h", "outlier_columns.h", "results.h", "kept_columns.h")  # what kernels share
 # rule -> (expression, what takes its place)
@@ -81,7 +84,7 @@ RULES = {
     "gathered columns stay": (r"if \(kGathered && gathered\.there > 0\) multiply_s8[^;]*;", ";"),
     "gathered columns twice": (r"(subtract_columns|add_columns)\(columns, gathered\.there\)", r"\1(columns, 0)"),
     "no list of more than were gathered": (r"!kGathered \|\| gathered\.count > gathered\.there", "!kGathered"),
-    "fp16 for bf16": (r"== (Dtype::kF16 \? multiply_halves<true>\(gathered)", r"!= \1"),
+    "fp16 for bf16": (r"== (Dtype::kF16 \? multiply_halves<true>\(kStage)", r"!= \1"),
     "no meeting": (r"\bmeet\(\);", ";"),
     "one warp's columns": (r"const int thread = warp \* kWarp \+ lane_index\(\)", "const int thread = lane_index()"),
     "columns behind the first": (r"bits != 0 && rank < Tile::kGathered", "bits != 0"),
@@ -158,7 +161,7 @@ RULES = {
     "a ratio of 16 bits": (r"fma_halves<kF16>\(halves, ratio\.y, 0\)", "0"),
     "one ratio for two": (r"codes\.ratios\[i / 2\]", "codes.ratios[0]"),
     "columns of a pair swapped": (r"i % 2 == 0 \? 0x0400 : 0x0501", "i % 2 == 0 ? 0x0501 : 0x0400"),
-    "half of the sum": (r"bits_of\(low \+ float_of\(others\.x\)\)", "bits_of(low)"),
+    "half of the sum": (r"low \+= float_of\(others\.x\), ", ""),
     "the first of the sum": (r"slice \* kSlice \* 2\b", "0"),
     "a stage too few": (r"2 \* kEvery - 1\)", "kEvery - 1)"),
     "another warpgroup's rows": (r"warp_index\(\) / kWarpsOfGroup \* 64", "0"),

@@ -70,10 +70,10 @@ class GemmEpilogue {
   // of them and the first gathered.
   enum class Columns { kNone, kPassedOver, kGathered };
 
-  // How many outlier columns there are, and how many of the first lie as a stage at `at`: 32 codes, those of A negative, and 16
-  // halves of each row.
+  // How many outlier columns there are, and how many of the first lie as a stage at kGatheredAt: 32 codes, those of A negative, and
+  // 16 halves of each row.
   struct Gathered {
-    uint32_t count = 0, there = 0, at = 0;
+    uint32_t count = 0, there = 0;
   };
 
   // What stands behind acc_, by all threads.
@@ -91,14 +91,15 @@ class GemmEpilogue {
       }
       if (!kGathered || gathered.count > gathered.there) columns.close();
       if (p_.scope == OutlierScope::kColumns && !(kDone == Columns::kPassedOver && passes_over())) {
-        if (kGathered && gathered.there > 0) multiply_s8(gathered.at, 0);
+        if (kGathered && gathered.there > 0) multiply_s8(Tile::kGatheredAt, 0);
         subtract_columns(columns, gathered.there);
       }
       if (p_.accumulators) return store_accumulators();
       scale_rows();  // here and above: one call between two tests of p_.found would spill
       if constexpr (kGathered) {
         if (gathered.there > 0) {
-          p_.x_dtype == Dtype::kF16 ? multiply_halves<true>(gathered.at, 1) : multiply_halves<false>(gathered.at, 1);
+          constexpr uint32_t kStage = Tile::kGatheredAt;
+          p_.x_dtype == Dtype::kF16 ? multiply_halves<true>(kStage, 1) : multiply_halves<false>(kStage, 1);
         }
       }
       add_columns(columns, gathered.there);

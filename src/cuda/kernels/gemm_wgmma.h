@@ -122,7 +122,7 @@ class WgmmaBlock : GemmEpilogue<Arch, Tile, false> {
   INT8Q_DEVICE Gathered wait_for_columns() const {
     ptx::wait_barrier(gathered(), 0);
     const auto count = load_shared<uint32_t>(count_at());
-    return {count, gathers() && count > 0 ? Tile::kGathered : 0u, Tile::kGatheredAt};
+    return {count, gathers() && count > 0 ? Tile::kGathered : 0u};
   }
 
   // By three warps: the list of all, and the first of them.

@@ -10,25 +10,27 @@ namespace int8q::gpu {
 
 // ---------------------------------------------------------------------------------------------------- gemm.h
 
-template <int M, int N, int WarpM, int WarpN, int Stages, int BytesBehind, int K = 64, int Gathered = 0>
+// GatheredBytes: of outlier columns that are gathered beside the product.
+template <int M, int N, int WarpM, int WarpN, int Stages, int BytesBehind, int K = 64, int GatheredBytes = 0>
 struct GemmTile {
   static constexpr int kM = M, kN = N, kK = K, kWarpM = WarpM, kWarpN = WarpN, kStages = Stages;
   static constexpr int kThreads = M / WarpM * (N / WarpN) * kWarp;
-  static constexpr int kStageBytes = (M + N) * kK;
-  static constexpr int kRowsAtOnce = Stages * kStageBytes >= M * N * 4 ? M : M / 2;  // of Y, in the stages' place
-  static_assert(Stages * kStageBytes >= kRowsAtOnce * N * 4);
+  static constexpr int kStageBytes = (M + N) * kK, kStagesBytes = Stages * kStageBytes;
+  static constexpr int kGatheredAt = kStagesBytes, kBehindAt = kGatheredAt + GatheredBytes;
+  static constexpr int kMostBytes = kBehindAt + BytesBehind;                 // unless the list takes more
+  static constexpr int kRowsAtOnce = kStagesBytes >= M * N * 4 ? M : M / 2;  // of Y, in the stages' place
+  static_assert(kStagesBytes >= kRowsAtOnce * N * 4);
   static constexpr int kColumnsAtOnce = 32;  // outlier columns
 
   // The list of outlier columns. Where there is room behind the stages, and what is gathered meanwhile, its bitmap lies there, so
   // that the product passes over these columns; else it begins when the stages are done with, behind the one that columns are
   // brought in. Kept columns are asked for again while results are stored.
-  static constexpr int kStagesBytes = Stages * kStageBytes;
   static_assert(kStageBytes + BytesBehind + kColumnsAtOnce * 4 <= kStagesBytes);
   INT8Q_CONSTEXPR static bool finds_first(int64_t k, bool kept) {
     return BytesBehind > 0 && bitmap_bytes(k) + (kept ? rank_bytes(k) + kColumnsAtOnce * 4 : 0) <= BytesBehind;
   }
   INT8Q_CONSTEXPR static int bitmap_at(int64_t k, bool kept) {
-    return finds_first(k, kept) ? kStagesBytes + Gathered : kept ? kRowsAtOnce * N * 4 : kStageBytes;
+    return finds_first(k, kept) ? kBehindAt : kept ? kRowsAtOnce * N * 4 : kStageBytes;
   }
   INT8Q_CONSTEXPR static int rank_at(int64_t k, bool kept) {
     return finds_first(k, kept) && !kept ? kStageBytes : bitmap_at(k, kept) + bitmap_bytes(k);
@@ -83,11 +85,12 @@ static_assert(2 * LargeTile<Sm80>::shared_bytes(0, false, false) <= Sm80::kShare
 // bytes, which the copy engine swizzles; stages of 192 KiB fill an SM, but for rows of 64 bytes for the first outlier columns,
 // and their bitmap: K up to 80000, with kept columns half of it.
 template <int N>
-struct WgmmaTile : GemmTile<128, N, 16, N, N == 256 ? 4 : 6, 10 * 1024, 128, (128 + N) * 64> {
-  using Base = GemmTile<128, N, 16, N, N == 256 ? 4 : 6, 10 * 1024, 128, (128 + N) * 64>;
-  static constexpr int kBlockThreads = Base::kThreads + 128;              // the last warpgroup brings the stages
-  static constexpr int kGatheredAt = Base::kStagesBytes, kGathered = 16;  // outlier columns
-  static constexpr int kGatheringWarps = 3;
+using TileOfWgmma = GemmTile<128, N, 16, N, N == 256 ? 4 : 6, 10 * 1024, 128, (128 + N) * 64>;
+template <int N>
+struct WgmmaTile : TileOfWgmma<N> {
+  using Base = TileOfWgmma<N>;
+  static constexpr int kBlockThreads = Base::kThreads + 128;  // the last warpgroup brings the stages
+  static constexpr int kGathered = 16, kGatheringWarps = 3;   // outlier columns, and who gathers them
   // A thread, of the 168 that a block of three warpgroups begins with.
   static constexpr int kRegistersToMultiply = 224, kRegistersToBring = 56;
   static_assert(Base::kThreads * kRegistersToMultiply + 128 * kRegistersToBring <= kBlockThreads * 168);
@@ -103,7 +106,7 @@ struct WgmmaTile : GemmTile<128, N, 16, N, N == 256 ? 4 : 6, 10 * 1024, 128, (12
   }
   static constexpr int kListsAt = (2 * Base::kStages + 2) * 8;  // behind the first barrier
   static constexpr int kBytesOfBarriers = kListsAt + kGatheringWarps * 2 * kGathered * 4 + 4;
-  static_assert(Base::kStagesBytes + (128 + N) * 64 + 10 * 1024 + kBytesOfBarriers <= Sm90::kSharedBytes);
+  static_assert(Base::kMostBytes + kBytesOfBarriers <= Sm90::kSharedBytes);
 };
 
 // ---------------------------------------------------------------------------------------------------- skinny.h

@@ -57,7 +57,6 @@ class HalvesByWgmma {
     col_ = block_index() / tiles * Tile::kN;
     const int64_t stages = ((kGradient ? p_.n : p_.k) + Tile::kDepth - 1) / Tile::kDepth;
     steps_ = static_cast<int>((stages + 2 * kEvery - 1) / (2 * kEvery) * (2 * kEvery));  // what is beyond the sum is 0
-    group_ = kShares ? warp_index() / kWarpsOfGroup : 0;
   }
 
   INT8Q_DEVICE void run() {
@@ -77,6 +76,10 @@ class HalvesByWgmma {
   }
 
  private:
+  // Which of the warpgroups that share a sum, and which 16 columns of the tile.
+  INT8Q_DEVICE static int share() { return kShares ? warp_index() / kWarpsOfGroup : 0; }
+  INT8Q_DEVICE static int warp_of_columns() { return kShares ? warp_index() % kWarpsOfGroup : warp_index(); }
+
   // ---- Stages
 
   // A step's stage, and the parity of its barriers' phases that end with this step.
@@ -143,13 +146,13 @@ class HalvesByWgmma {
   // Those of a stage and, while they are under way, the halves of the next. Two at least: a compiler would serialize what it
   // may pass over.
   INT8Q_DEVICE void multiply_stages() {
-    Place place{group_, 0};
+    Place place{share(), 0};
     int before = -1;  // stage, of this warpgroup
     uint32_t a[2][kSlices][4];
     ptx::wait_barrier(full(place.stage), place.parity);
     make_halves(place.stage, a[0]);
 #pragma unroll 1
-    for (int step = group_; step + 2 * kEvery < steps_; step += 2 * kEvery) {
+    for (int step = share(); step + 2 * kEvery < steps_; step += 2 * kEvery) {
       multiply_stage<false>(before, place, a[0], a[1]);
       multiply_stage<false>(before, place, a[1], a[0]);
     }
@@ -186,7 +189,7 @@ class HalvesByWgmma {
 
   INT8Q_DEVICE Codes load_codes(int stage, int slice) const {
     constexpr int kRow = kGradient ? Tile::kN : Tile::kDepth;
-    const int g = lane_index() / 4, q = lane_index() % 4, warp = kShares ? warp_index() % kWarpsOfGroup : warp_index();
+    const int g = lane_index() / 4, q = lane_index() % 4, warp = warp_of_columns();
     Codes found;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -235,8 +238,7 @@ class HalvesByWgmma {
   // body(at, j, e): where this lane's sums j, e and j, 2 + e go, side by side.
   template <class Body>
   INT8Q_DEVICE void for_each_two(const Body& body) const {
-    const int warp = kShares ? warp_index() % kWarpsOfGroup : warp_index();
-    const int row = lane_index() % 4 * 2, col = warp * 16 + lane_index() / 4 * 2;
+    const int row = lane_index() % 4 * 2, col = warp_of_columns() * 16 + lane_index() / 4 * 2;
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
@@ -247,19 +249,21 @@ class HalvesByWgmma {
   INT8Q_DEVICE void store_results() const {
     if constexpr (kShares) {
       block_barrier();  // all have read the last stages
-      if (group_ == 1) {
+      if (share() == 1) {
         for_each_two([this](uint32_t at, int j, int e) {
           store_shared(at, U32x2{bits_of(sums_[j][e]), bits_of(sums_[j][2 + e])});
         });
       }
     }
     const auto write = [this](int) {
-      if (kShares && group_ == 1) return;
+      if (share() == 1) return;
       for_each_two([this](uint32_t at, int j, int e) {
-        const U32x2 others = kShares ? load_shared<U32x2>(at) : U32x2{0, 0};
-        const float low = sums_[j][e], high = sums_[j][2 + e];
-        store_shared(at, kShares ? U32x2{bits_of(low + float_of(others.x)), bits_of(high + float_of(others.y))}
-                                 : U32x2{bits_of(low), bits_of(high)});
+        float low = sums_[j][e], high = sums_[j][2 + e];
+        if constexpr (kShares) {
+          const auto others = load_shared<U32x2>(at);
+          low += float_of(others.x), high += float_of(others.y);
+        }
+        store_shared(at, U32x2{bits_of(low), bits_of(high)});
       });
     };
     const int64_t cols = kGradient ? p_.k : p_.n;
@@ -279,7 +283,7 @@ class HalvesByWgmma {
   const Maps& maps_;
   const decltype(Maps::p)& p_;
   int64_t row_, col_;
-  int steps_, group_;
+  int steps_;
   float sums_[kTiles][4] = {};
 };
 

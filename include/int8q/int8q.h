@@ -114,8 +114,9 @@ enum {
   INT8Q_OUTLIERS_COLUMN = 0,  /* every column with an outlier in any row, for all rows: the paper, bitsandbytes */
   INT8Q_OUTLIERS_OFF = 1,     /* nothing; threshold is ignored; a row with Inf becomes a NaN row */
   INT8Q_OUTLIERS_ELEMENT = 2, /* only the elements themselves: row i of Y does not depend on the other rows of X */
-  INT8Q_OUTLIERS_ALL =
-      3 /* everything: X stays in floating point, W is int8 (W8A16); threshold is ignored; rows as in ELEMENT */
+  /* everything: X stays in floating point, W is int8 (W8A16); threshold is ignored; rows as in ELEMENT, but on a GPU, where the
+   * last bits of a row may depend on how many there are */
+  INT8Q_OUTLIERS_ALL = 3
 };
 
 enum { INT8Q_FORWARD = 1, INT8Q_BACKWARD = 2 }; /* operations, for int8q_query_workspace */
@@ -306,7 +307,7 @@ INT8Q_API int32_t int8q_diagnose_json(char* buffer, uint64_t capacity, uint64_t*
  * Returns INVALID_ARGUMENT, ABI_MISMATCH, OUT_OF_MEMORY; UNSUPPORTED for an ISA that is unknown (the message lists the
  * names) or that this CPU lacks; NO_DEVICE for the CUDA backend without a usable GPU: no driver, one that does not load or
  * start, is of before CUDA 12.0 or does not take the kernels, no such GPU, no kernels for it, another INT8Q_CUDA_IMAGE than it
- * runs.
+ * runs, or INT8Q_CUDA_GEMM=cublaslt where no cuBLASLt loads.
  *
  * Thread safety: a context belongs to one call at a time; make one a thread. What happens if it is shared all the same is
  * still defined: int8q_forward, int8q_forward_many and int8q_backward find the pool busy and run serially on their own
@@ -354,8 +355,8 @@ INT8Q_API int32_t int8q_find_openmp_runner(const char* library, int32_t threads,
  * the context's allocator. All of them succeed on empty matrices; K = 0 gives accumulators of 0.
  * Returns (each, unless it has a list of its own) INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH,
  * SIZE_OVERFLOW, OUT_OF_MEMORY, MISALIGNED, OVERLAP, BUSY, RUNNER_FAILED. Results do not depend on ISA, threads
- * or runner; of a GPU, integers and what is quantized are the same bits, floating-point results are within the bound of
- * docs/numerics. Since level 1.0. */
+ * or runner; of a GPU, integers and what is quantized are the same bits, floating-point results are within the bounds of
+ * docs/cuda. Since level 1.0. */
 
 /* Quantizes each row on its own (vector-wise, paper section 3.1; bitsandbytes' int8_vectorwise_quant).
  *
@@ -448,7 +449,8 @@ INT8Q_API int32_t int8q_query_blob(int64_t out_features, int64_t in_features, in
  *            checked.
  * linear     receives the handle
  *
- * A CUDA context waits for its stream here, since stats and bias are checked on the host: not within a capture.
+ * A CUDA context waits for its stream here, since stats and bias are checked on the host: not within a capture. Memory of the
+ * host, where its GPU reads none, is an INVALID_ARGUMENT; calls that do not wait do not look.
  *
  * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW (K as in int8q_multiply),
  * OUT_OF_MEMORY, MISALIGNED, BUSY, RUNNER_FAILED; NOT_FINITE names the row of a NaN or Inf in weight, col_stats, bias or
@@ -457,15 +459,16 @@ INT8Q_API int32_t int8q_create_linear(int8q_context* context, const int8q_matrix
                                       const int8q_matrix* bias, const int8q_linear_options* options, int8q_linear** linear);
 
 /* The same into the caller's blob of blob_bytes >= int8q_query_blob, 64-byte aligned. Use int8q_open_linear on it.
- * Returns also BUFFER_TOO_SMALL, OVERLAP, UNSUPPORTED (a CUDA context). When it fails, the blob's contents are undefined and do not open. */
+ * Returns also BUFFER_TOO_SMALL, OVERLAP, UNSUPPORTED (a CUDA context). When it fails, the blob's contents are undefined and do
+ * not open. */
 INT8Q_API int32_t int8q_pack_linear(int8q_context* context, const int8q_matrix* weight, const float* col_stats,
                                     const int8q_matrix* bias, const int8q_linear_options* options, void* blob,
                                     uint64_t blob_bytes);
 
-/* Validates a blob and makes a linear over it, without copying; a CUDA context copies it to its device and waits. The blob is only read, is 64-byte aligned, and must stay
- * valid and unchanged while the linear lives. flags: INT8Q_TRUST_CHECKSUM skips reading the packed weights (everything
- * that memory safety depends on is validated all the same). Returns CORRUPT, MISALIGNED, UNSUPPORTED (a newer layout),
- * INVALID_ARGUMENT, INVALID_HANDLE, OUT_OF_MEMORY. */
+/* Validates a blob and makes a linear over it, without copying; a CUDA context copies it to its device and waits. The blob is
+ * only read, is 64-byte aligned, and must stay valid and unchanged while the linear lives. flags: INT8Q_TRUST_CHECKSUM skips
+ * reading the packed weights (everything that memory safety depends on is validated all the same). Returns CORRUPT, MISALIGNED,
+ * UNSUPPORTED (a newer layout), INVALID_ARGUMENT, INVALID_HANDLE, OUT_OF_MEMORY. */
 INT8Q_API int32_t int8q_open_linear(int8q_context* context, const void* blob, uint64_t blob_bytes, uint32_t flags,
                                     int8q_linear** linear);
 
@@ -477,8 +480,8 @@ INT8Q_API int32_t int8q_get_blob(const int8q_linear* linear, const void** blob, 
 INT8Q_API int32_t int8q_describe_linear(const int8q_linear* linear, int8q_linear_info* info);
 
 /* Unpacks without loss. Each output may be NULL: codes S8 [N,K]; col_stats [N]; bias F32 [1,N] (INVALID_ARGUMENT if the
- * linear has none); kept_cols [kept_count]; kept_weights F16 [N, kept_count]. A CUDA context waits for its stream where a borrowed
- * bias is F16 or BF16: not within a capture.
+ * linear has none); kept_cols [kept_count]; kept_weights F16 [N, kept_count]. A CUDA context waits for its stream where a
+ * borrowed bias is F16 or BF16: not within a capture.
  * Returns INVALID_ARGUMENT, INVALID_HANDLE, INVALID_DTYPE, ABI_MISMATCH, SIZE_OVERFLOW, MISALIGNED, OVERLAP,
  * RUNNER_FAILED. */
 INT8Q_API int32_t int8q_export_linear(int8q_context* context, const int8q_linear* linear, const int8q_matrix* codes,
@@ -536,8 +539,8 @@ INT8Q_API int32_t int8q_forward_part(int8q_context* context, const int8q_linear*
 
 /* Gradient to the input (LoRA): dX[M,K] = (dY[M,N] o col_stats/127) . Wq[N,K], accumulated in fp32. The int8 weights are
  * frozen; outlier and kept columns are int8 here (bitsandbytes' backward). On one ISA the result is the same for any number
- * of threads, any other rows of dY, and every run; ISAs may differ, each within the bound of docs/numerics. On a GPU a row
- * may depend on how many there are.
+ * of threads, any other rows of dY, and every run; ISAs may differ, each within the bound of docs/numerics. On a GPU, with
+ * the bounds of docs/cuda, a row may depend on how many there are.
  * dy F32, F16 or BF16 [M,N]; dx F32, F16 or BF16 [M,K]; flags and workspace (INT8Q_BACKWARD) as in int8q_forward.
  * Returns the same as int8q_forward. */
 INT8Q_API int32_t int8q_backward(int8q_context* context, const int8q_linear* linear, const int8q_matrix* dy, uint32_t flags,
@@ -574,8 +577,8 @@ INT8Q_API int32_t int8q_close_safetensors(int8q_safetensors* file);
  * progress  may be NULL
  *
  * Memory is bounded by a few row blocks, not by the model. Returns NOT_FOUND, IO (full disk), CORRUPT, UNSUPPORTED (already
- * quantized; no safetensors in the folder; a CUDA context), SIZE_OVERFLOW (K > 133,144), NOT_FINITE (names tensor and row), CANCELLED,
- * INVALID_ARGUMENT (a bad regex), INVALID_HANDLE, ABI_MISMATCH, OUT_OF_MEMORY, BUSY, RUNNER_FAILED. */
+ * quantized; no safetensors in the folder; a CUDA context), SIZE_OVERFLOW (K > 133,144), NOT_FINITE (names tensor and row),
+ * CANCELLED, INVALID_ARGUMENT (a bad regex), INVALID_HANDLE, ABI_MISMATCH, OUT_OF_MEMORY, BUSY, RUNNER_FAILED. */
 INT8Q_API int32_t int8q_quantize_checkpoint(int8q_context* context, const char* in, const char* out,
                                             const int8q_checkpoint_options* options, int8q_progress_fn progress,
                                             void* opaque);

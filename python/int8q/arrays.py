@@ -288,7 +288,10 @@ def _from_dlpack(exporter, name):
     except (BufferError, RuntimeError, ValueError) as error:
         raise ValueError(f"{name} exports no array: {error}") from error
     if device not in (_DL_CPU, _DL_CUDA_HOST):
-        raise ValueError(f"{name} is on DLPack device type {int(device)}; expected host memory")
+        raise ValueError(
+            f"{name} is on DLPack device type {int(device)}; expected host memory, where {name}.cpu() or its like copies "
+            "it; on a CUDA device int8q.nn.Linear8bit works"
+        )
     kind = next((kind for kind in _CAPSULES if _capsule_is(capsule, kind)), None)
     if kind is None:
         raise ValueError(f"{name} gives {capsule!r}; expected a DLPack capsule")

@@ -107,6 +107,25 @@ std::string remedy_of(int error, const Image& image) {
   }
 }
 
+constexpr int kOutOfMemory = 2, kUnavailable = 46;  // CUDA_ERROR_OUT_OF_MEMORY, CUDA_ERROR_DEVICE_UNAVAILABLE
+
+// For a GPU may have no room for a context or for kernels, or belong to another process.
+void check_opening(int error, const Device& device, const char* what) {
+  if (error == kOutOfMemory) {
+    fail(INT8Q_OUT_OF_MEMORY,
+         "GPU %d, %s, has no memory left for int8q's context and kernels: %s: %s; see nvidia-smi for "
+         "who has it",
+         device.ordinal, device.name.c_str(), what, error_text(error).c_str());
+  }
+  if (error == kUnavailable) {
+    fail(INT8Q_NO_DEVICE,
+         "no usable GPU: GPU %d, %s, belongs to another process: %s: %s; end that, or set the compute mode "
+         "to default by nvidia-smi -c 0",
+         device.ordinal, device.name.c_str(), what, error_text(error).c_str());
+  }
+  check(error, what);
+}
+
 struct Opened {
   std::mutex mutex;
   std::map<int, std::unique_ptr<Device>> devices;
@@ -171,15 +190,27 @@ void Device::start() {
   const int device = handle_of(driver, ordinal);
   multiprocessors = attribute(driver, device, kMultiprocessors);
   shared_bytes = attribute(driver, device, kSharedBytesOptin);
+  reads_pageable_memory = attribute(driver, device, kPageableMemory) != 0;
   shapes = shapes_of(image->tag);
   const RelaxedCapture relaxed(driver);
-  check(driver.cuDevicePrimaryCtxRetain(&context, device), "cuDevicePrimaryCtxRetain");
+  check_opening(driver.cuDevicePrimaryCtxRetain(&context, device), *this, "cuDevicePrimaryCtxRetain");
   try {
     load_kernels();
   } catch (...) {
     driver.cuDevicePrimaryCtxRelease(device);
     throw;
   }
+}
+
+void Device::expect_reachable(const void* p, const char* argument) const {
+  unsigned type = 0;
+  if (reads_pageable_memory || p == nullptr) return;
+  if (driver.cuPointerGetAttribute(&type, kMemoryType, reinterpret_cast<DevicePointer>(p)) == 0) return;
+  fail(INT8Q_INVALID_ARGUMENT,
+       "%s is %p, which is no memory that CUDA knows; the context's is of GPU %d, %s: expected memory of that; copy it "
+       "there by "
+       "cudaMemcpy, or take a CPU context",
+       argument, p, ordinal, name.c_str());
 }
 
 void Device::close() {
@@ -200,7 +231,7 @@ void Device::load_kernels() {
     fail(INT8Q_NO_DEVICE, "no usable GPU: GPU %d, %s, does not take the kernels for %s: %s; %s", ordinal, name.c_str(),
          image->name, error_text(error).c_str(), remedy.c_str());
   }
-  check(error, "cuModuleLoadData");
+  check_opening(error, *this, "cuModuleLoadData");
   try {
     find_kernels();
     cublaslt = CublasLt::open();
@@ -269,8 +300,6 @@ void Device::find_kernels() {
 }
 
 namespace {
-
-constexpr int kOutOfMemory = 2;  // CUDA_ERROR_OUT_OF_MEMORY
 
 // Some thread may capture meanwhile, which allocating does not disturb: the memory is there at once. The thread's mode before.
 int enter(void* opaque) {

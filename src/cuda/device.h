@@ -59,6 +59,7 @@ class Device {
   const int ordinal;
   std::string name;
   int major = 0, minor = 0, multiprocessors = 0, shared_bytes = 0;
+  bool reads_pageable_memory = false;  // of the host
   DriverContext context = nullptr;
   const Image* image = nullptr;
   Kernels kernels{};
@@ -66,6 +67,8 @@ class Device {
   std::unique_ptr<CublasLt> cublaslt;  // NULL: our own kernels multiply
 
   bool has_wgmma() const { return shapes.wgmma[0].m != 0; }
+  // INVALID_ARGUMENT for host memory that this GPU cannot read. The device is current.
+  void expect_reachable(const void* p, const char* argument) const;
 
   // cuMemAlloc and cuMemFree, or theirs, called with this device current.
   Allocator allocator(const int8q_allocator* theirs);

@@ -62,11 +62,23 @@ std::string error_text(const Driver& driver, int error) {
          (text == nullptr ? "" : std::string(" (") + text + ")");
 }
 
+std::string remedy_of_start(int error) {
+  switch (error) {
+    case 304:  // CUDA_ERROR_OPERATING_SYSTEM
+    case 999:  // CUDA_ERROR_UNKNOWN
+      return "see whether this user, in a container too, may open /dev/nvidiactl and /dev/nvidia0; else restart the "
+             "machine";
+    case 802:  // CUDA_ERROR_SYSTEM_NOT_READY
+      return "start the service nvidia-fabricmanager, which GPUs behind NVSwitches need";
+    default: return "restart the machine if the driver has been updated since, else reinstall it";
+  }
+}
+
 Presence does_not_start(const std::string& path, const Driver& driver, const char* call, int error, int version) {
   if (error == kErrorStubLibrary) return stub_library(path, call, version);
   return {.state = Presence::kFails,
-          .why = std::string("the NVIDIA driver does not start: ") + call + ": " + error_text(driver, error) +
-                 "; restart the machine if the driver has been updated since, else reinstall it",
+          .why = std::string("the NVIDIA driver does not start: ") + call + ": " + error_text(driver, error) + "; " +
+                 remedy_of_start(error),
           .version = version};
 }
 

@@ -18,10 +18,12 @@ inline constexpr int kOldestDriver = 12000;
 
 enum Attribute : int {
   kMultiprocessors = 16,
+  kPageableMemory = 88,  // whether it reads any memory of the host
   kCapabilityMajor = 75,
   kCapabilityMinor = 76,
   kSharedBytesOptin = 97,
 };
+inline constexpr int kMemoryType = 2;  // of cuPointerGetAttribute, which fails where CUDA knows nothing of the memory
 // Of cuFuncSetAttribute: the most dynamic shared memory of a block, and the percentage of an SM's that all shall have.
 inline constexpr int kFunctionSharedBytes = 8, kFunctionCarveout = 9;
 
@@ -64,7 +66,8 @@ enum TensorMapOptions : int {
   F(cuMemcpyHtoDAsync, DevicePointer to, const void* from, size_t bytes, Stream stream)                         \
   F(cuMemcpyDtoHAsync, void* to, DevicePointer from, size_t bytes, Stream stream)                               \
   F(cuMemcpy2DAsync, const struct Copy2D* copy, Stream stream)                                                  \
-  F(cuStreamSynchronize, Stream stream)
+  F(cuStreamSynchronize, Stream stream)                                                                         \
+  F(cuPointerGetAttribute, void* value, int attribute, DevicePointer pointer)
 
 // CUDA_MEMCPY2D.
 struct Copy2D {

@@ -33,7 +33,9 @@ class Making {
     carve(carver, borrowed);
   }
   ~Making() {
-    if (weights != nullptr) free_weights(allocator_, weights.release());
+    if (weights == nullptr) return;
+    queue.device.driver.cuStreamSynchronize(queue.stream);  // for who writes there; what it says is no news by now
+    free_weights(allocator_, weights.release());
   }
   Making(const Making&) = delete;
   Making& operator=(const Making&) = delete;
@@ -156,7 +158,14 @@ DeviceWeights* make_weights(Context& context, const DeviceWeightSource& source) 
   const int8q_matrix& w = source.weight;
   const int8q_linear_options& options = source.options;
   const bool s8 = w.dtype == INT8Q_S8, borrowed = (options.flags & INT8Q_BORROW_WEIGHT) != 0;
-  const Current current(context.gpu->device);
+  const Device& device = context.gpu->device;
+  const Current current(device);
+  if (w.rows > 0) {
+    if (w.cols > 0) device.expect_reachable(w.data, "weight->data");
+    device.expect_reachable(source.col_stats, "col_stats");
+    device.expect_reachable(source.bias.data, "bias->data");
+    if (options.kept_count > 0) device.expect_reachable(source.kept_weights.data, "options->kept_weights->data");
+  }
   BlobHeader header{};
   header.outlier_mode = options.outlier_mode;
   header.n = w.rows;

@@ -170,6 +170,22 @@ TEST(CudaLife, WhatIsRefused) {
                 int8q_pack_linear(there.get(), w_there.view(), nullptr, nullptr, nullptr, blob, sizeof blob));
   EXPECT_STATUS(INT8Q_UNSUPPORTED, int8q_quantize_checkpoint(there.get(), "a", "b", nullptr, nullptr, nullptr));
 
+  // Memory of the host; of a GPU that reads it, it would do.
+  if (!gpu().reads_pageable_memory) {
+    int8q_linear* none = nullptr;
+    Grid codes(INT8Q_S8, 8, 16), bias(INT8Q_F32, 1, 8);
+    const DeviceGrid codes_there(codes);
+    const std::vector<float> stats(8, 1.0f);
+    EXPECT_STATUS(INT8Q_INVALID_ARGUMENT, int8q_create_linear(there.get(), w.view(), nullptr, nullptr, nullptr, &none));
+    EXPECT_TRUE(names("weight->data is 0x") && names("memory of that")) << int8q_last_error();
+    EXPECT_STATUS(INT8Q_INVALID_ARGUMENT,
+                  int8q_create_linear(there.get(), codes_there.view(), stats.data(), nullptr, nullptr, &none));
+    EXPECT_TRUE(names("col_stats is 0x")) << int8q_last_error();
+    EXPECT_STATUS(INT8Q_INVALID_ARGUMENT,
+                  int8q_create_linear(there.get(), w_there.view(), nullptr, bias.view(), nullptr, &none));
+    EXPECT_TRUE(names("bias->data is 0x")) << int8q_last_error();
+  }
+
   // On the device what is not finite is found when the linear is made.
   w.set(5, 3, std::numeric_limits<float>::infinity());
   const DeviceGrid bad(w);
@@ -319,6 +335,30 @@ TEST(CudaLifeDeathTest, TheStubsGpusAreApart) {
                    : 1);
   };
   EXPECT_EXIT(read_the_others(), testing::ExitedWithCode(0), "memory of another GPU");
+}
+
+// The driver that is played finishes copies where somebody waits for them, and refuses to where the host did not.
+TEST(CudaLifeDeathTest, TheStubsCopiesAreWaitedFor) {
+  if (more_of_driver().stub_count == nullptr) GTEST_SKIP() << "a GPU's driver copies as it likes";
+  testing::GTEST_FLAG(death_test_style) = "threadsafe";
+  const cuda::Current current(gpu());
+  const cuda::Driver& driver = gpu().driver;
+  cuda::DevicePointer memory = 0;
+  uint8_t there[64], back[64];
+  std::memset(there, 1, sizeof there);
+  ASSERT_EQ(driver.cuMemAlloc(&memory, sizeof there), 0);
+  ASSERT_EQ(driver.cuMemcpyHtoDAsync(memory, there, sizeof there, nullptr), 0);
+  ASSERT_EQ(driver.cuMemcpyDtoHAsync(back, memory, sizeof back, nullptr), 0);
+  EXPECT_NE(back[0], 1);
+  ASSERT_EQ(driver.cuStreamSynchronize(nullptr), 0);
+  EXPECT_EQ(back[0], 1);
+  const auto change = [&] {
+    driver.cuMemcpyHtoDAsync(memory, there, sizeof there, nullptr);
+    there[63] = 2;
+    std::_Exit(driver.cuStreamSynchronize(nullptr) == 0 ? 1 : 0);
+  };
+  EXPECT_EXIT(change(), testing::ExitedWithCode(0), "host memory was changed");
+  ASSERT_EQ(driver.cuMemFree(memory), 0);
 }
 
 // A borrowed checkpoint's codes are read where they are.

@@ -182,7 +182,7 @@ class Registered {
 };
 
 // Global memory of `count` T, `offset` bytes behind an address that is aligned to 256 as cudaMalloc's are. What is put in
-// by `set` or the constructor counts as written.
+// by `put`, `set` or the constructor counts as written.
 template <class T>
 class Buffer {
  public:
@@ -193,16 +193,18 @@ class Buffer {
         registered_(storage_.get() + offset, count * static_cast<int64_t>(sizeof(T)), name) {}
   Buffer(const std::vector<T>& values, const char* name, int64_t offset = 0)
       : Buffer(static_cast<int64_t>(values.size()), name, offset) {
-    std::memcpy(device(), values.data(), values.size() * sizeof(T));
-    registered_.memory().mark_written(0, registered_.memory().size());
+    put(0, values.data(), count_);
   }
 
   T* device() const { return reinterpret_cast<T*>(storage_.get() + offset_); }
   int64_t count() const { return count_; }
-  void set(int64_t i, T value) {
-    std::memcpy(bytes(i), &value, sizeof(T));
-    registered_.memory().mark_written(i * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  // Elements from the i-th on.
+  void put(int64_t i, const T* values, int64_t count) {
+    if (count == 0) return;
+    std::memcpy(bytes(i), values, static_cast<size_t>(count) * sizeof(T));
+    registered_.memory().mark_written(i * static_cast<int64_t>(sizeof(T)), count * static_cast<int64_t>(sizeof(T)));
   }
+  void set(int64_t i, T value) { put(i, &value, 1); }
   // Fault of kUninitialized if no kernel wrote it.
   T operator[](int64_t i) const {
     for (size_t b = 0; b < sizeof(T); ++b) {

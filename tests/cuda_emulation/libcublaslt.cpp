@@ -47,6 +47,7 @@ extern "C" {
 #define STUB __attribute__((visibility("default")))
 
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream);
+int cuStreamSynchronize(void* stream);
 
 STUB int64_t int8q_stub_cublaslt_live() { return live; }
 
@@ -122,7 +123,8 @@ STUB int cublasLtMatmul(void*, void*, const void* alpha, const void* w, void* w_
       column[static_cast<size_t>(i)] = sum;
     }
     if (cuMemcpyHtoDAsync_v2(reinterpret_cast<uint64_t>(static_cast<int32_t*>(y) + j * d.stride), column.data(),
-                             column.size() * 4, stream) != 0) {
+                             column.size() * 4, stream) != 0 ||
+        cuStreamSynchronize(stream) != 0) {
       return kInvalidValue;
     }
   }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A CUDA driver without a GPU: what src/cuda/driver.h and tests/cuda/gpu.h call of libcuda.so.1, with the emulator as its device.
-// Device memory is host memory that the emulator watches; a launch is over when it returns.
+// Device memory is host memory that the emulator watches; a launch is over when it returns, a copy to the host when somebody has
+// waited for its stream, and what a copy reads there has to stay until then.
 //
 // What is played, by environment variables: INT8Q_STUB_DRIVER, the version (13090); INT8Q_STUB_GPUS, the capabilities of its
 // GPUs ("8.0"; "9.0,5.2"; empty: none); INT8Q_STUB_FAULT, the name of a function that fails from then on ("cuInit"; "cuInit=803"
@@ -84,6 +85,7 @@ STUB int cuDeviceGetAttribute(int* value, int attribute, int device) {
     case int8q::cuda::kCapabilityMajor: *value = gpu.major; return kSuccess;
     case int8q::cuda::kCapabilityMinor: *value = gpu.minor; return kSuccess;
     case int8q::cuda::kSharedBytesOptin: *value = gpu.shared_kib() << 10; return kSuccess;
+    case int8q::cuda::kPageableMemory: *value = 0; return kSuccess;
     default: return kInvalidValue;
   }
 }
@@ -193,35 +195,41 @@ STUB int cuMemFree_v2(Pointer memory) {
 STUB int cuMemcpyHtoDAsync_v2(Pointer to, const void* from, size_t bytes, void* stream) {
   ENTER(kNoCapture);
   if (is_foreign(static_cast<FakeStream*>(stream))) return kInvalidHandle;
-  return copy_in(to, from, bytes) ? kSuccess : kInvalidValue;
+  return copy_in(to, from, bytes, &stream_of(stream)) ? kSuccess : kInvalidValue;
 }
 STUB int cuMemcpyDtoHAsync_v2(void* to, Pointer from, size_t bytes, void* stream) {
   ENTER(kNoCapture);
   if (is_foreign(static_cast<FakeStream*>(stream))) return kInvalidHandle;
-  return copy_out(to, from, bytes) ? kSuccess : kInvalidValue;
+  return copy_out(to, from, bytes, stream_of(stream)) ? kSuccess : kInvalidValue;
 }
 STUB int cuMemcpy2DAsync_v2(const Copy2D* copy, void* stream) {
   ENTER(kNoCapture);
   if (is_foreign(static_cast<FakeStream*>(stream))) return kInvalidHandle;
   if (copy->from_pitch < copy->width_bytes || copy->to_pitch < copy->width_bytes) return kInvalidValue;
-  std::vector<uint8_t> row(copy->width_bytes);
+  const bool from_host = copy->from_type == Copy2D::kHost, to_host = copy->to_type == Copy2D::kHost;
+  if (from_host && to_host) return kInvalidValue;
+  FakeStream& target = stream_of(stream);
+  const size_t bytes = copy->width_bytes;
   for (size_t i = 0; i < copy->height; ++i) {
-    if (copy->from_type == Copy2D::kHost) {
-      std::memcpy(row.data(), static_cast<const uint8_t*>(copy->from_host) + i * copy->from_pitch, row.size());
-    } else if (!copy_out(row.data(), copy->from_device + i * copy->from_pitch, row.size())) {
-      return kInvalidValue;
-    }
-    if (copy->to_type == Copy2D::kHost) {
-      std::memcpy(static_cast<uint8_t*>(copy->to_host) + i * copy->to_pitch, row.data(), row.size());
-    } else if (!copy_in(copy->to_device + i * copy->to_pitch, row.data(), row.size())) {
-      return kInvalidValue;
-    }
+    const Pointer from = from_host ? reinterpret_cast<Pointer>(copy->from_host) + i * copy->from_pitch
+                                   : copy->from_device + i * copy->from_pitch;
+    if (!from_host && buffer_of(from, bytes) == nullptr) return kInvalidValue;
+    const bool copied = to_host ? copy_out(static_cast<uint8_t*>(copy->to_host) + i * copy->to_pitch, from, bytes, target)
+                                : copy_in(copy->to_device + i * copy->to_pitch, reinterpret_cast<const void*>(from), bytes,
+                                          from_host ? &target : nullptr);
+    if (!copied) return kInvalidValue;
   }
   return kSuccess;
 }
 STUB int cuStreamSynchronize(void* stream) {
   ENTER(kNoCapture);
   if (is_foreign(static_cast<FakeStream*>(stream))) return kInvalidHandle;
+  return finish_copies(stream_of(stream));
+}
+STUB int cuPointerGetAttribute(void* value, int attribute, Pointer pointer) {
+  ENTER(kContext);
+  if (attribute != int8q::cuda::kMemoryType || allocation_of(pointer, 1) == nullptr) return kInvalidValue;
+  *static_cast<unsigned*>(value) = Copy2D::kDevice;
   return kSuccess;
 }
 
@@ -229,7 +237,7 @@ STUB int cuStreamSynchronize(void* stream) {
 
 STUB int cuStreamCreate(void** stream, unsigned) {
   ENTER(kContext);
-  *stream = state().streams.emplace_back(std::make_unique<FakeStream>(FakeStream{current.back(), nullptr})).get();
+  *stream = state().streams.emplace_back(std::make_unique<FakeStream>(FakeStream{current.back(), nullptr, {}})).get();
   return kSuccess;
 }
 STUB int cuStreamBeginCapture_v2(void* stream, int) {
@@ -300,7 +308,7 @@ STUB int cuEventElapsedTime(float* ms, void* begin, void* end) {
 STUB int cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void*) {
   ENTER(kNoCapture);
   if (buffer_of(from, bytes) == nullptr) return kInvalidValue;
-  return copy_in(to, reinterpret_cast<const void*>(from), bytes) ? kSuccess : kInvalidValue;
+  return copy_in(to, reinterpret_cast<const void*>(from), bytes, nullptr) ? kSuccess : kInvalidValue;
 }
 
 // Names without version, as cuGetProcAddress has them; all are of before CUDA 12.0.
@@ -334,6 +342,7 @@ STUB int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, i
       VERSIONED(cuMemcpyDtoHAsync),
       VERSIONED(cuMemcpy2DAsync),
       NAMED(cuStreamSynchronize),
+      NAMED(cuPointerGetAttribute),
       NAMED(cuStreamCreate),
       VERSIONED(cuStreamBeginCapture),
       NAMED(cuStreamEndCapture),

@@ -84,9 +84,17 @@ struct Work {
 };
 using Graph = std::vector<Work>;
 
+// Between host and device, on the host's side: what was there when it was called for, or what comes there when somebody waits.
+struct HostCopy {
+  void* host;
+  std::vector<uint8_t> bytes;
+  bool to_host;
+};
+
 struct FakeStream {
   const void* context = nullptr;
   std::unique_ptr<Graph> capturing;
+  std::vector<HostCopy> copies;
 };
 
 struct Allocation {
@@ -181,19 +189,37 @@ inline Buffer<uint8_t>* buffer_of(uint64_t at, size_t bytes) {
   return allocation == nullptr || is_foreign(allocation) ? nullptr : allocation->buffer.get();
 }
 
-inline bool copy_in(uint64_t to, const void* from, size_t bytes) {
+// From device memory or, of the host, from what stays as it is until somebody waits for the stream.
+inline bool copy_in(uint64_t to, const void* from, size_t bytes, FakeStream* host_of) {
   Buffer<uint8_t>* buffer = buffer_of(to, bytes);
   if (buffer == nullptr) return false;
-  const auto at = static_cast<int64_t>(to - reinterpret_cast<uint64_t>(buffer->device()));
-  for (size_t i = 0; i < bytes; ++i) buffer->set(at + static_cast<int64_t>(i), static_cast<const uint8_t*>(from)[i]);
+  const auto* values = static_cast<const uint8_t*>(from);
+  buffer->put(static_cast<int64_t>(to - reinterpret_cast<uint64_t>(buffer->device())), values, static_cast<int64_t>(bytes));
+  if (host_of != nullptr && bytes > 0)
+    host_of->copies.push_back({const_cast<void*>(from), {values, values + bytes}, false});
   return true;
 }
 
-// What no kernel wrote stays as allocation left it.
-inline bool copy_out(void* to, uint64_t from, size_t bytes) {
+// What no kernel wrote stays as allocation left it. It is there when somebody has waited for the stream.
+inline bool copy_out(void* to, uint64_t from, size_t bytes, FakeStream& stream) {
   if (buffer_of(from, bytes) == nullptr) return false;
-  std::memcpy(to, reinterpret_cast<const void*>(from), bytes);
+  if (bytes == 0) return true;
+  const auto* values = reinterpret_cast<const uint8_t*>(from);
+  stream.copies.push_back({to, {values, values + bytes}, true});
+  std::memset(to, 0x5a, bytes);
   return true;
+}
+
+inline int finish_copies(FakeStream& stream) {
+  for (const HostCopy& copy : std::exchange(stream.copies, {})) {
+    if (copy.to_host) {
+      std::memcpy(copy.host, copy.bytes.data(), copy.bytes.size());
+    } else if (std::memcmp(copy.host, copy.bytes.data(), copy.bytes.size()) != 0) {
+      std::fprintf(stderr, "libcuda stub: host memory was changed before somebody waited for its copy\n");
+      return state().error = kIllegalAddress;
+    }
+  }
+  return kSuccess;
 }
 
 inline const void* running;  // its context

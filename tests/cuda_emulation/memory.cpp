@@ -72,7 +72,10 @@ void Memory::set(int64_t at, int64_t count, const Byte& byte) {
   }
 }
 
-void Memory::mark_written(int64_t at, int64_t count) { set(at, count, {.state = Byte::kWritten}); }
+void Memory::mark_written(int64_t at, int64_t count) {
+  set(at, count, {.state = Byte::kWritten});
+  readers_.erase(readers_.lower_bound(at), readers_.lower_bound(at + count));
+}
 
 bool Memory::written(int64_t at) const {
   const Word& word = words_[static_cast<size_t>(at / kWordBytes)];

@@ -43,6 +43,7 @@ class _Driver:
         # The emulator takes for written what was uploaded, and knows nothing of what the host stores.
         noise = np.full(self.BYTES, 0x5A, np.uint8)
         self.call("cuMemcpyHtoDAsync_v2", at, ctypes.c_void_p(noise.ctypes.data), ctypes.c_size_t(self.BYTES), None)
+        self.call("cuStreamSynchronize", None)
         self.memory, self.taken, self.stream = at.value, 0, 0
 
     def call(self, name, *arguments):
@@ -181,7 +182,7 @@ def test_weights_come_and_go_without_loss(layer, to_gpu):
     assert not back.packed.is_cuda and torch.equal(back.packed, layer.packed)
 
 
-@pytest.mark.parametrize("options", [{"outliers": "element", "threshold": 3.5}, {"outliers": "off"}])
+@pytest.mark.parametrize("options", [{"outliers": "element", "threshold": 3.5}, {"outliers": "off"}, {"outliers": "all"}])
 def test_options_come_along(to_gpu, options):
     layer = nn.Linear8bit.from_linear(torch.nn.Linear(K, N), **options)
     x = activations(5)

@@ -176,6 +176,20 @@ class DeviceGrid {
   int8q_matrix view_;
 };
 
+inline int64_t row_bytes(const Grid& grid) { return grid.cols() * dtype_bytes(grid.dtype()); }
+inline const uint8_t* bytes_of_row(Grid& grid, int64_t i) {
+  return static_cast<const uint8_t*>(grid.view()->data) + i * grid.view()->row_stride * dtype_bytes(grid.dtype());
+}
+
+// So many rows, which repeat the grid's.
+inline Grid repeated(Grid& grid, int64_t rows, int64_t gap) {
+  Grid more(grid.dtype(), rows, grid.cols(), gap);
+  for (int64_t i = 0; i < rows; ++i)
+    std::memcpy(const_cast<uint8_t*>(bytes_of_row(more, i)), bytes_of_row(grid, i % grid.rows()),
+                static_cast<size_t>(row_bytes(grid)));
+  return more;
+}
+
 struct DeviceWorkspace {
   DeviceBytes memory;
 

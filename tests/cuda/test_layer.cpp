@@ -3,9 +3,12 @@
 // The linear layer on a GPU: shapes, dtypes, modes, kept columns, strides and alignments beside the oracle's exact value, within
 // bounds from the number of roundings; its life, and that it does the same on each run.
 #include <cmath>
+#include <optional>
+#include <utility>
 
 #include "cuda/gpu.h"
 #include "cuda/shapes.h"
+#include "cuda/tiles.h"
 #include "support/draw.h"
 
 namespace int8q::test {
@@ -44,19 +47,6 @@ int64_t bytes_of(const Draw::Cell& drawn, size_t which, int64_t unit) { return s
 struct Bounded {
   double value, bound;
 };
-
-int64_t row_bytes(const Grid& grid) { return grid.cols() * dtype_bytes(grid.dtype()); }
-const uint8_t* row_of(Grid& grid, int64_t i) {
-  return static_cast<const uint8_t*>(grid.view()->data) + i * grid.view()->row_stride * dtype_bytes(grid.dtype());
-}
-
-// So many rows, which repeat the grid's.
-Grid repeated(Grid& grid, int64_t rows, int64_t gap) {
-  Grid more(grid.dtype(), rows, grid.cols(), gap);
-  for (int64_t i = 0; i < rows; ++i)
-    std::memcpy(const_cast<uint8_t*>(row_of(more, i)), row_of(grid, i % grid.rows()), static_cast<size_t>(row_bytes(grid)));
-  return more;
-}
 
 // A layer, its input, and what comes of them.
 struct Case {
@@ -134,8 +124,9 @@ struct Case {
     if (with_bias) value += static_cast<double>(oracle.bias[static_cast<size_t>(j)]);
     if (accumulate) value += static_cast<double>(before.at(i, j));
     magnitude += std::fabs(value - product - outliers);
-    // fp32 x as three bf16 terms: three times as many sums. Tensor cores truncate, which counts double.
-    const double sums = 6.0 * static_cast<double>(qx.outlier_cols.size()) + 8;
+    // Tensor cores truncate, which counts double; fp32 x as three bf16 terms: three times as many sums, so outlier columns of any.
+    const bool one_term = oracle.mode == INT8Q_OUTLIERS_ALL && x.dtype() != INT8Q_F32;
+    const double sums = (one_term ? 2.0 : 6.0) * static_cast<double>(qx.outlier_cols.size()) + 8;
     return {value, sums * 0x1p-24 * magnitude + 1.01 * unit_roundoff(before.dtype()) * std::fabs(value) + 0x1p-24};
   }
 
@@ -149,7 +140,8 @@ struct Case {
     }
     Grid all = y;
     for (int64_t i = x.rows(); i < y.rows(); ++i)
-      ASSERT_EQ(std::memcmp(row_of(all, i), row_of(all, i % x.rows()), static_cast<size_t>(row_bytes(y))), 0) << i;
+      ASSERT_EQ(std::memcmp(bytes_of_row(all, i), bytes_of_row(all, i % x.rows()), static_cast<size_t>(row_bytes(y))), 0)
+          << i;
     ASSERT_TRUE(y.gaps_untouched());
   }
 };
@@ -175,11 +167,11 @@ struct OnDevice {
   }
 };
 
-void expect_forward(int8q_context* context, Case& c, Grid& all_x, Grid& all_before) {
+void expect_forward(int8q_context* context, Case& c) {
   const OnDevice layer(context, c);
   ASSERT_NE(layer.linear, nullptr);
-  const DeviceGrid x(all_x), y(all_before);
-  const DeviceWorkspace workspace(context, layer.linear.get(), all_x.rows());
+  const DeviceGrid x(c.x), y(c.before);
+  const DeviceWorkspace workspace(context, layer.linear.get(), c.x.rows());
   ASSERT_CALL(int8q_forward(context, layer.linear.get(), x.view(), c.accumulate ? INT8Q_ACCUMULATE : 0, y.view(),
                             workspace.get(), workspace.bytes()));
   c.expect(y.download());
@@ -196,30 +188,76 @@ TEST(CudaLayer, EveryShapeDtypeMode) {
       SCOPED_TRACE(::testing::Message() << "M " << list[s].m << " N " << list[s].n << " K " << list[s].k << " drawn "
                                         << ::testing::PrintToString(drawn));
       Case c(list[s], ++cells, drawn);
-      expect_forward(context.get(), c, c.x, c.before);
+      expect_forward(context.get(), c);
       if (HasFatalFailure()) return;
     }
   }
   std::printf("%zu cells: %zu shapes x 4 modes on %s\n", cells, list.size(), gpu().name.c_str());
 }
 
-// More large tiles than there are SMs, of 128 x 256 at most, whatever the GPU: smaller results have smaller tiles. On the small
-// grid three for four SMs, which are as few as have them. Stages come round: ten steps of 128, and a tail. Rows repeat
-// themselves, since the oracle is slow; a tile has none twice.
-TEST(CudaLayer, LargeTilesFillTheGpu) {
-  const ContextPtr context = make_gpu_context();
-  const int64_t sms = gpu().multiprocessors, rows = 128 * (small_grid() ? (3 * sms + 7) / 8 : sms);
-  const Shape shape{131, 260, 10 * 128 + 16};
-  Draw draw = layer_draw();
-  for (size_t mode = 0; mode < std::size(kModes); ++mode) {
-    Draw::Cell drawn = draw.cell(mode, {mode, mode % 3});
-    for (const size_t place : {kXGap, kXOffset, kWGap, kWOffset}) drawn[place] = 0;  // aligned
-    drawn[kThreshold] = 0;                                                           // a few columns' outliers
-    SCOPED_TRACE(::testing::PrintToString(drawn));
-    Case c(shape, mode, drawn);
-    Grid x = repeated(c.x, rows, 0), before = repeated(c.before, rows, bytes_of(drawn, kYGap, 1));
-    expect_forward(context.get(), c, x, before);
-    if (HasFatalFailure()) return;
+// By a graph, of so many rows, which repeat the case's, for the oracle is slow; a tile has none twice. product: a kernel of the
+// graph, with any shared memory if it has 0.
+void expect_replay(Case& c, int64_t rows, const std::optional<Launch>& product) {
+  Stream stream;
+  const ContextPtr context = make_gpu_context(stream.get());
+  const OnDevice layer(context.get(), c);
+  ASSERT_NE(layer.linear, nullptr);
+  Grid all_x = repeated(c.x, rows, 0), before = repeated(c.before, rows, bytes_of(c.drawn, kYGap, 1));
+  const DeviceGrid x(all_x), y(before);
+  const DeviceWorkspace workspace(context.get(), layer.linear.get(), rows);
+  stream.capture([&] {
+    ASSERT_CALL(int8q_forward(context.get(), layer.linear.get(), x.view(), c.accumulate ? INT8Q_ACCUMULATE : 0, y.view(),
+                              workspace.get(), workspace.bytes()));
+  });
+  if (product) expect_kernel(stream.captured(), *product);
+  stream.replay();
+  stream.wait();
+  c.expect(y.download());
+}
+
+Draw::Cell aligned_cell(size_t seed, size_t mode, size_t dtype) {
+  Draw::Cell drawn = layer_draw().cell(seed, {mode, dtype});
+  for (const size_t place : {kXGap, kXOffset, kWGap, kWOffset, kThreshold}) drawn[place] = 0;
+  return drawn;
+}
+
+constexpr int64_t kStagesComeRound = 10 * 128 + 16;  // steps and a tail
+constexpr int64_t kRowsOfOracle = 131;
+
+// Where a GPU is full of tiles those of sm_80 are large, too.
+TEST(CudaLayer, EachTileOfCodes) {
+  if (gpu().cublaslt != nullptr) GTEST_SKIP() << "a graph cannot have calls that cuBLASLt takes";
+  enum : size_t { kColumn, kOff, kElement };  // of kModes
+  enum : size_t { kF32, kF16, kBf16 };
+  size_t seed = 0;
+  for (const OfTile& tile : tiles_of_codes()) {
+    std::vector<std::pair<size_t, size_t>> cells = {
+        {kColumn, kF16}, {kColumn, kBf16}, {kOff, tile.index == 0 ? kF16 : kBf16}};
+    if (tile.index == 1 && !small_grid()) cells.insert(cells.end(), {{kColumn, kF32}, {kElement, kF32}});
+    for (const auto& [mode, dtype] : cells) {
+      const Draw::Cell drawn = aligned_cell(++seed, mode, dtype);
+      SCOPED_TRACE(::testing::Message() << tile.rows << " rows, drawn " << ::testing::PrintToString(drawn));
+      Case c({std::min(kRowsOfOracle, tile.rows), tile.cols, kStagesComeRound}, seed, drawn);
+      expect_replay(c, tile.rows, gpu().has_wgmma() && mode != kElement ? std::optional(tile.product) : std::nullopt);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(CudaLayer, EachTileOfFloats) {
+  constexpr size_t kAll = 3;  // of kModes
+  size_t seed = 100;
+  for (const OfTile& tile : tiles_of_halves()) {
+    for (const size_t dtype : {1, 2, 0}) {
+      const bool halves = dtype != 0;
+      if (!halves && (small_grid() || tile.index == 0)) continue;
+      Draw::Cell drawn = aligned_cell(++seed, kAll, dtype);
+      if (halves) drawn[kKept] = 0;
+      SCOPED_TRACE(::testing::Message() << tile.rows << " rows, drawn " << ::testing::PrintToString(drawn));
+      Case c({std::min(kRowsOfOracle, tile.rows), tile.cols, kStagesComeRound}, seed, drawn);
+      expect_replay(c, tile.rows, gpu().has_wgmma() && halves ? std::optional(tile.product) : std::nullopt);
+      if (HasFatalFailure()) return;
+    }
   }
 }
 

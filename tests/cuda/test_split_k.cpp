@@ -6,6 +6,7 @@
 
 #include "cuda/layer_on_device.h"
 #include "cuda/shapes.h"
+#include "cuda/stream.h"
 
 namespace int8q::test {
 namespace {
@@ -74,43 +75,6 @@ struct Exact {
   }
 };
 
-// Which is captured from now on, and replayed.
-class Stream {
- public:
-  Stream() : current_(gpu()) { EXPECT_EQ(more_of_driver().cuStreamCreate(&stream_, 1), 0); }
-  void* get() const { return stream_; }
-  void wait() const { ASSERT_EQ(gpu().driver.cuStreamSynchronize(stream_), 0); }
-  template <class Body>
-  void capture(const Body& body) {
-    const MoreOfDriver& more = more_of_driver();
-    ASSERT_EQ(more.cuStreamBeginCapture(stream_, 0), 0);
-    body();
-    ASSERT_EQ(more.cuStreamEndCapture(stream_, &graph_), 0);
-    ASSERT_EQ(more.cuGraphInstantiateWithFlags(&executable_, graph_, 0), 0);
-  }
-  void replay() const { ASSERT_EQ(more_of_driver().cuGraphLaunch(executable_, stream_), 0); }
-
-  // Blocks of the kernels of so many threads.
-  std::vector<unsigned> blocks_of(int threads) const {
-    const MoreOfDriver& more = more_of_driver();
-    size_t count = 0;
-    EXPECT_EQ(more.cuGraphGetNodes(graph_, nullptr, &count), 0);
-    std::vector<void*> nodes(count);
-    EXPECT_EQ(more.cuGraphGetNodes(graph_, nodes.data(), &count), 0);
-    std::vector<unsigned> blocks;
-    for (void* node : nodes) {
-      KernelNode kernel{};
-      EXPECT_EQ(more.cuGraphKernelNodeGetParams(node, &kernel), 0);
-      if (static_cast<int>(kernel.block[0]) == threads) blocks.push_back(kernel.grid[0]);
-    }
-    return blocks;
-  }
-
- private:
-  const cuda::Current current_;
-  void *stream_ = nullptr, *graph_ = nullptr, *executable_ = nullptr;
-};
-
 // A graph's product has more blocks than tiles; it gives what calls give.
 TEST(CudaSplitK, GraphsAndCallsAreExactAtEachRun) {
   for (const Shape& s : split_shapes()) {
@@ -126,10 +90,11 @@ TEST(CudaSplitK, GraphsAndCallsAreExactAtEachRun) {
                                 workspace.bytes()));
     };
     stream.capture(forward);
-    const std::vector<unsigned> blocks = stream.blocks_of(gpu().shapes.small.threads);
-    ASSERT_EQ(blocks.size(), 1U);
-    EXPECT_GT(blocks[0], small_tiles(s)) << "no blocks share K";
-    EXPECT_EQ(blocks[0] % small_tiles(s), 0);
+    const std::vector<Launch> kernels = stream.captured();
+    const auto product = std::ranges::find(kernels, gpu().shapes.small.threads, &Launch::threads);
+    ASSERT_NE(product, kernels.end());
+    EXPECT_GT(product->blocks, small_tiles(s)) << "no blocks share K";
+    EXPECT_EQ(product->blocks % small_tiles(s), 0);
     for (int run = 0; run < runs(); ++run) {
       for (const bool by_graph : {false, true}) {
         SCOPED_TRACE(::testing::Message() << "run " << run << (by_graph ? ", by graph" : ", by a call"));

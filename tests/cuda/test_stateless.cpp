@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <utility>
 
 #include "cuda/gpu.h"
 #include "cuda/shapes.h"
@@ -114,19 +115,19 @@ TEST(CudaStateless, LongerRowsAreRefused) {
 TEST(CudaStateless, LargestSums) {
   const ContextPtr context = make_gpu_context();
   constexpr int64_t kK = kLargestForeignK;
-  for (const int64_t m : {1, 65}) {
-    Grid a(INT8Q_S8, m, kK), b(INT8Q_S8, 1, kK), y(INT8Q_F32, m, 1), c(INT8Q_S32, m, 1);
-    for (int64_t j = 0; j < kK; ++j) {
+  for (const auto& [m, k] : {std::pair<int64_t, int64_t>{1, kK}, {65, kK / 16 * 16}}) {  // which is aligned
+    Grid a(INT8Q_S8, m, k), b(INT8Q_S8, 1, k), y(INT8Q_F32, m, 1), c(INT8Q_S32, m, 1);
+    for (int64_t j = 0; j < k; ++j) {
       for (int64_t i = 0; i < m; ++i) a.set_integer(i, j, -128);
       b.set_integer(0, j, -128);
     }
     const DeviceGrid a_there(a), b_there(b), y_there(y), c_there(c);
     const DeviceArray<float> rows(std::vector<float>(static_cast<size_t>(m), 127.0f)), cols(std::vector<float>{127.0f});
     ASSERT_CALL(int8q_multiply(context.get(), a_there.view(), b_there.view(), c_there.view()));
-    EXPECT_EQ(c_there.download().integer(m - 1, 0), 128 * 128 * kK);
+    EXPECT_EQ(c_there.download().integer(m - 1, 0), 128 * 128 * k);
     ASSERT_CALL(int8q_scaled_multiply(context.get(), a_there.view(), rows.get(), b_there.view(), cols.get(), nullptr,
                                       y_there.view()));
-    EXPECT_NEAR(y_there.download().at(m - 1, 0), 128.0 * 128 * kK, 1000);
+    EXPECT_NEAR(y_there.download().at(m - 1, 0), 128.0 * 128 * static_cast<double>(k), 1000);
   }
   Grid longer(INT8Q_S8, 1, kK + 1), c(INT8Q_S32, 1, 1);
   const DeviceGrid longer_there(longer), c_there(c);

@@ -31,6 +31,7 @@ echo "linear/int8q:sm_90/K:256/N:128/M:1/graph_median 1 us"
 eval "${DO_BENCH:-}"
 """,
     "int8q": 'if [ "$*" = "doctor --json" ]; then cat "$DIAGNOSIS"; else eval "${DO_DOCTOR:-}"; fi',
+    "ncu": """for option in "$@"; do case $option in *.csv) echo '"line"' >"$option" ;; esac; done""",
     "compute-sanitizer": 'echo "========= COMPUTE-SANITIZER"; eval "${DO_SANITIZER-$PASSES}"',
 }
 PASSES = 'echo "[       OK ] A.B (1 ms)"'
@@ -49,7 +50,7 @@ ROW = {"run_type": "iteration", "real_time": 9.0, "time_unit": "us", "iterations
 
 
 class Played:
-    def __init__(self, capability="9.0", programs=tuple(ACTIONS), seconds=16, state="works", **actions):
+    def __init__(self, capability="9.0", programs=tuple(ACTIONS), seconds=16, state="works", again=False, **actions):
         with tempfile.TemporaryDirectory() as folder:
             given, self.results = Path(folder) / "bin", Path(folder) / "results"
             given.mkdir()
@@ -81,6 +82,10 @@ class Played:
             self.status, self.output = ran.returncode, ran.stdout
             self.calls = [line.split(" ", 2) for line in played.read_text().splitlines()]
             self.kept = sorted(str(path.relative_to(self.results)) for path in self.results.rglob("*.json"))
+            self.of_before = (Path(folder) / "results.before/compare_cuda.json").read_text()
+            self.stored_steps = (self.results / "steps.txt").read_text()
+            if again:
+                self.again = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     def programs(self):
         """(name, image) of the calls, without doctor's and what asks which GPU it is."""
@@ -98,19 +103,24 @@ class GpuScript(unittest.TestCase):
         self.assertEqual(played.status, 0, played.output)
         both = [("test_cuda", "sm_90"), ("cuda_bench_linear", "sm_90")]
         both += [("test_cuda", "sm_90a"), ("cuda_bench_linear", "sm_90a")]
-        by_image = ("sm_90", "sm_90", "sm_90a", "sm_90", "sm_90", "sm_90a", "sm_90", "sm_90")
+        by_image = 2 * ("sm_90", "sm_90", "sm_90a") + 2 * ("sm_90", "sm_90a")
         sanitized = [("compute-sanitizer", image) for image in by_image]
-        self.assertEqual(played.programs(), both + sanitized)
+        self.assertEqual(played.programs(), both + 5 * [("ncu", "sm_90a")] + sanitized)
+        self.assertEqual(played.step("profile of product"), ["profile of product: 1 lines"])
         self.assertEqual(played.kept, ["bench_linear.json", "sm_90a/bench_linear.json"])
+        self.assertEqual(played.of_before, "of a run before")
+        self.assertIn(played.stored_steps, played.output)
         options = [rest for name, image, rest in played.calls if (name, image) == ("cuda_bench_linear", "sm_90a")][0]
         self.assertRegex(options, r"--seconds=\d+ .*--benchmark_filter=\S*128\|512\|2048\|4096")
         of_wgmma = [rest for name, image, rest in played.calls if (name, image) == ("compute-sanitizer", "sm_90a")]
-        self.assertIn("--tool memcheck", of_wgmma[0])
-        self.assertIn("--tool racecheck", of_wgmma[1])
+        for tool, rest in zip(("memcheck", "racecheck", "initcheck", "synccheck"), of_wgmma):
+            self.assertIn(f"--tool {tool}", rest)
         self.assertIn("beside sm_90", played.output)
 
-    def test_other_gpus_have_one_image(self):
-        played = Played(capability="8.6")
+    def test_other_gpus_have_one_image_and_two_runs_are_kept(self):
+        played = Played(capability="8.6", again=True)
+        self.assertEqual(played.again.returncode, 2, played.again.stderr)
+        self.assertIn("results.before have results; move one elsewhere", played.again.stderr)
         self.assertEqual(played.status, 0, played.output)
         self.assertEqual({image for _, image in played.programs()}, {"usual"})
         self.assertIn("left out", played.step("sm_90a")[0])

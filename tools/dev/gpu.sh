@@ -3,17 +3,18 @@
 #
 # gpu.sh FOLDER [RESULTS]: all that a GPU can tell of int8q, in ten minutes at most, on a machine with a driver, a shell and
 # Python 3.10 or later (PYTHON=): doctor, the tests, the benchmark, the comparison with bitsandbytes and torch where they are,
-# and, with what time is left, compute-sanitizer. On a GPU of capability 9.0 all with sm_90's kernels, and then what differs with
-# sm_90a's (wgmma), which it takes by itself.
+# what ncu sees of some kernels and, with what time is left, compute-sanitizer. On a GPU of capability 9.0 all with sm_90's kernels, and then what differs with
+# sm_90a's (wgmma).
 # FOLDER, or its bin/, lib/ or dist/, holds test_cuda, cuda_bench_linear with libbenchmark.so.1debian beside it, and a wheel,
 # which is not installed but unpacked; the command int8q, too, with libint8q.so.1. Built on Debian 12, they need x86-64 with
 # glibc 2.34 and a libstdc++.so.6 of GCC 12 (GLIBCXX_3.4.30), without the benchmark of GCC 11: Ubuntu 22.04 has both. With all
 # images test_cuda, the benchmark and the wheel take 65 MiB; with those of one GPU, of an H100 say, 16 MiB:
 #   cmake --preset release -DINT8Q_CUDA_ARCHITECTURES="sm_90;sm_90a"       an A100: sm_80; an L4 or RTX 40: sm_89
 #   build/venv/bin/python -m build -w -C cmake.define.INT8Q_CUDA_ARCHITECTURES="sm_90;sm_90a"
-# RESULTS is bench/results/cuda-NAME_OF_THE_GPU if it is not given; sm_90a's are in its folder sm_90a. Each step says what it
-# found, or why it was left out; the end is tables of times, of bars and of steps. Status 1: a step failed, or all were left
-# out. BENCH_OPTIONS and COMPARE_OPTIONS are added to the two's.
+# RESULTS is bench/results/cuda-NAME_OF_THE_GPU if it is not given; sm_90a's are in its folder sm_90a. What lies there already is
+# moved to RESULTS.before, which must not be there. Results are written as they come, so that a run that is cut off leaves what
+# it has. Each step says what it found, or why it was left out; the end is tables of times, of bars and of steps. Status 1: a
+# step failed, or all were left out. BENCH_OPTIONS and COMPARE_OPTIONS are added to the two's.
 set -uo pipefail
 
 if [ $# -lt 1 ] || [ ! -d "$1" ]; then
@@ -26,6 +27,7 @@ python=${PYTHON:-python3}
 whole=${SECONDS_IN_ALL:-570}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+results=
 steps=()
 failed=0
 ran=0 # steps that use the GPU
@@ -36,6 +38,7 @@ say() { printf '\n== %s\n' "$*"; }
 note() { # STEP WHAT_CAME_OF_IT
   printf '%s: %s\n' "$1" "$2"
   steps+=("$1: $2")
+  [ -z "$results" ] || printf '%s\n' "${steps[@]}" >"$results/steps.txt"
 }
 fault() {
   note "$1" "$2"
@@ -50,8 +53,9 @@ file_named() {
   find -L "$given" "$given/bin" "$given/lib" "$given/dist" -maxdepth 1 -type f -name "$1" 2>/dev/null | sort | head -n 1
 }
 # Seconds that each step has for certain, of 570; it may use besides what those before it have left.
-declare -A share=([doctor]=30 [command]=10 [torch]=30 [tests]=100 [tensors]=40 [benchmark]=90 [comparison]=70
-  [tests_of_sm_90a]=30 [benchmark_of_sm_90a]=30 [comparison_of_sm_90a]=50 [sanitizers]=80 [report]=10)
+declare -A share=([doctor]=40 [command]=10 [torch]=20 [tests]=80 [tensors]=40 [benchmark]=70 [comparison]=50
+  [tests_of_sm_90a]=40 [tensors_of_sm_90a]=40 [benchmark_of_sm_90a]=30 [comparison_of_sm_90a]=40 [profiles]=30 [sanitizers]=70
+  [report]=10)
 reserved=0
 for step in "${!share[@]}"; do reserved=$((reserved + share[$step])); done
 [ "$reserved" -eq 570 ] || { echo "gpu.sh: the shares of the steps are $reserved seconds; expected 570" >&2; exit 2; }
@@ -109,7 +113,7 @@ PYTHON
 library=$(file_named libint8q.so.1)
 int8q=(env "LD_LIBRARY_PATH=$(joined "${library%/*}" "${LD_LIBRARY_PATH:-}")" "${command:-false}")
 diagnosis_by_wheel() {
-  "$python" -c '
+  timeout 60 "$python" -c '
 import ctypes
 from int8q import _abi
 text = ctypes.create_string_buffer(1 << 16)
@@ -123,24 +127,27 @@ import json, sys
 gpu = json.load(sys.stdin)["gpu"]
 print(gpu["state"] if sys.argv[1] == "state" else "{capability} {name}".format(**gpu["devices"][0]))' "$1" 2>/dev/null
 }
-first_of() { nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1; }
+first_of() { timeout 20 nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1; }
 diagnosis=$(diagnosis_by_wheel)
 gpu=$(gpu_of name <<<"$diagnosis")
-[ -n "$gpu" ] || gpu=$("${int8q[@]}" doctor --json 2>/dev/null | gpu_of name)
+[ -n "$gpu" ] || gpu=$(timeout 30 "${int8q[@]}" doctor --json 2>/dev/null | gpu_of name)
 [ -n "$gpu" ] || gpu=$(timeout 30 "${test_cuda:-false}" --gtest_filter=CudaStateless.LongerRowsAreRefused 2>/dev/null |
   sed -n 's/^[0-9]* tests ran on \(.*\), capability \([0-9.]*\), image .*/\2 \1/p')
 [ -n "$gpu" ] || gpu="$(first_of compute_cap) $(first_of name)"
 read -r capability name <<<"$gpu"
 name=$(tr '[:upper:]' '[:lower:]' <<<"$name" | tr -cs '[:alnum:]\n' '-' | sed 's/^-*//; s/-*$//')
-results=${2:-$root/bench/results/cuda-${name:-unknown}}
-mkdir -p "$results"
-results=$(realpath "$results")
-rm -f "$results"{,/sm_90a}/{bench_linear,compare_cuda,test_cuda}.json # of a run before, which would be taken for this one's
+into=${2:-$root/bench/results/cuda-${name:-unknown}}
+if [ -n "$(ls -A "$into" 2>/dev/null)" ]; then # of a run before, which would be taken for this one's
+  [ ! -e "$into.before" ] || { echo "gpu.sh: $into and $into.before have results; move one elsewhere" >&2; exit 2; }
+  mv "$into" "$into.before"
+fi
+mkdir -p "$into"
+results=$(realpath "$into")
 echo "GPU ${name:-that nothing names}; results in $results"
 [ "$capability" != 9.0 ] || export INT8Q_CUDA_IMAGE=sm_90
 if command -v nvidia-smi >/dev/null; then
   fields=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,ecc.mode.current,utilization.gpu
-  nvidia-smi --query-gpu="$fields" --format=csv | tee "$results/nvidia-smi.csv"
+  timeout 20 nvidia-smi --query-gpu="$fields" --format=csv | tee "$results/nvidia-smi.csv"
 else
   note nvidia-smi "not found: clocks and limits are not told"
 fi
@@ -233,20 +240,24 @@ run_comparison() { # STEP FOLDER OPTION...
   finish_rows "$step" $? "$folder/compare_cuda.log" ' us '
 }
 
+run_tensors() { # STEP FOLDER
+  say "$1 of torch"
+  if [ -z "$wheel" ]; then
+    note "$1" "left out: no int8q-*.whl in $given"
+    return
+  elif [ "$has_pytest" != True ]; then
+    note "$1" "left out: torch with CUDA and pytest are not there (${has_pytest:-no answer})"
+    return
+  fi
+  ran=$((ran + 1))
+  timed "$2/test_tensors.log" "$python" -m pytest -q -rs -p no:cacheprovider "$root/tests/python/test_cuda.py"
+  finish "$1" $? "$(tail -n 1 "$2/test_tensors.log")"
+}
+
 begin tests
 run_tests tests "$results"
-
-say "tensors of torch"
 begin tensors
-if [ -z "$wheel" ]; then
-  note tensors "left out: no int8q-*.whl in $given"
-elif [ "$has_pytest" != True ]; then
-  note tensors "left out: torch with CUDA and pytest are not there (${has_pytest:-no answer})"
-else
-  ran=$((ran + 1))
-  timed "$results/test_tensors.log" "$python" -m pytest -q -rs -p no:cacheprovider "$root/tests/python/test_cuda.py"
-  finish tensors $? "$(tail -n 1 "$results/test_tensors.log")"
-fi
+run_tensors tensors "$results"
 
 begin benchmark
 run_benchmark benchmark "$results"
@@ -259,25 +270,57 @@ if [ "$capability" = 9.0 ]; then
   export INT8Q_CUDA_IMAGE=sm_90a
   mkdir -p "$results/sm_90a"
   run_tests "tests of sm_90a" "$results/sm_90a"
+  begin tensors_of_sm_90a
+  run_tensors "tensors of sm_90a" "$results/sm_90a"
   begin benchmark_of_sm_90a
   run_benchmark "benchmark of sm_90a" "$results/sm_90a" --benchmark_filter='bandwidth|/M:(64|128|512|2048|4096)(/|$)'
   begin comparison_of_sm_90a
   run_comparison "comparison of sm_90a" "$results/sm_90a" --rows 2048 4096 512
   export INT8Q_CUDA_IMAGE=sm_90
 else
+  begin tensors_of_sm_90a
   begin benchmark_of_sm_90a
   begin comparison_of_sm_90a
   note sm_90a "left out: this GPU is of capability ${capability:-that nothing tells}, not 9.0"
+fi
+
+# Where the time of a kernel goes, for the bars that it misses: its third launch in the benchmark's rows of this name.
+say "profiles"
+begin profiles
+ncu=$(command -v ncu || ls /usr/local/cuda/bin/ncu 2>/dev/null || true)
+profile() { # NAME KERNEL ROWS: an equal part of what is left
+  local log=$into/$1.csv
+  seconds=$(((until_then - SECONDS) / waiting))
+  waiting=$((waiting - 1))
+  [ "$seconds" -ge 1 ] || seconds=1
+  LD_LIBRARY_PATH=$(joined "$libraries" "${LD_LIBRARY_PATH:-}") timeout -k 5 "$seconds" "$ncu" --csv --page details \
+    --section SpeedOfLight --section WarpStateStats --section Occupancy --kernel-name "regex:$2" --launch-skip 2 \
+    --launch-count 1 --log-file "$log" "$bench" --seconds="$seconds" --benchmark_filter="$3" >/dev/null 2>&1
+  note "profile of $1" "$(grep -c '^"' "$log" 2>/dev/null) lines"
+}
+if [ -z "$ncu" ] || [ -z "$bench" ]; then
+  note profiles "left out: no ncu on this machine, or no cuda_bench_linear in $given"
+else
+  into=$results/profiles
+  mkdir -p "$into"
+  until_then=$((SECONDS + seconds)) waiting=5
+  [ "$capability" != 9.0 ] || export INT8Q_CUDA_IMAGE=sm_90a
+  profile decode '^skinny' 'linear/int8q.*/K:4096/N:4096/M:1/.*bf16/rotated'
+  profile quantize '^quantize_rows' 'linear/int8q.*/K:4096/N:4096/M:2048/'
+  profile product '^gemm_(wgmma_)?s8' 'linear/int8q.*/K:4096/N:4096/M:2048/'
+  profile all_columns '^w8a16' 'linear/int8q.*/K:4096/N:4096/M:2048/.*scope:all'
+  profile backward '^backward' 'backward/int8q.*/K:4096/N:4096/M:2048/'
+  [ "$capability" != 9.0 ] || export INT8Q_CUDA_IMAGE=sm_90
 fi
 
 say "compute-sanitizer"
 begin sanitizers
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
 few_rows='CudaLife.ABlobComesAndGoesWithoutLoss:CudaLife.NanStaysInItsRow:CudaLife.BorrowedWeightsAreUsedInPlace'
-few_rows+=':CudaBackward.*:CudaCapture.*:CudaDispatch.*:CudaLayer.EveryShapeDtypeMode:CudaSplitK.*:CudaStateless.*'
-large_tiles=CudaLayer.LargeTilesFillTheGpu
+few_rows+=':CudaBackward.EveryShapeDtype:CudaCapture.*:CudaDispatch.*:CudaLayer.EveryShapeDtypeMode:CudaSplitK.*:CudaStateless.*'
+each_tile='CudaLayer.EachTile*:CudaBackward.EachTile'
 wrong_lines='^=+ (Error|Invalid|Misaligned|Out-of-range|Uninit|Race|Barrier|Malloc|Program hit)|^\[  FAILED  \]'
-until_then=$((SECONDS + seconds)) waiting=6
+until_then=$((SECONDS + seconds)) waiting=6 # runs
 
 sanitize() { # STEP FOLDER TOOL FILTER: an equal part of what is left
   local step=$1 log=$2/${1// /_}.log status summary errors passed came
@@ -306,15 +349,11 @@ sanitize() { # STEP FOLDER TOOL FILTER: an equal part of what is left
     *) fault "$step" "$came; $errors lines of errors, see $log" ;;
   esac
 }
-[ "$capability" != 9.0 ] || waiting=8
-for tool in memcheck racecheck; do
+[ "$capability" != 9.0 ] || waiting=10
+for tool in memcheck racecheck initcheck synccheck; do
   sanitize $tool "$results" $tool "$few_rows"
-  sanitize "$tool of large tiles" "$results" $tool "$large_tiles"
-  # Its only results that are large enough for wgmma.
-  [ "$capability" != 9.0 ] || INT8Q_CUDA_IMAGE=sm_90a sanitize "$tool of wgmma" "$results/sm_90a" $tool "$large_tiles"
-done
-for tool in initcheck synccheck; do
-  sanitize $tool "$results" $tool "$few_rows"
+  case $tool in memcheck | racecheck) sanitize "$tool of each tile" "$results" $tool "$each_tile" ;; esac
+  [ "$capability" != 9.0 ] || INT8Q_CUDA_IMAGE=sm_90a sanitize "$tool of wgmma" "$results/sm_90a" $tool "$each_tile"
 done
 
 [ $ran -gt 0 ] || fault gpu.sh "no test and no benchmark ran: all were left out"
@@ -324,5 +363,5 @@ begin report
 timed "$results/report.txt" "$python" "$root/bench/report_cuda.py" "$results"
 finish report $? "report.txt"
 say "steps, $SECONDS s"
-printf '%s\n' "${steps[@]}" | tee "$results/steps.txt"
+printf '%s\n' "${steps[@]}"
 exit $failed

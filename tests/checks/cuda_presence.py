@@ -33,7 +33,7 @@ def create(device=0):
 # capability -> what it runs, best first, of what a build has
 CHOICES = {
     "7.0": ["sm_70"], "7.5": ["sm_75", "sm_70"], "8.0": ["sm_80", "compute_80"], "8.6": ["sm_86", "sm_80", "compute_80"],
-    "8.7": ["compute_80"], "8.9": ["sm_89", "sm_86", "sm_80", "compute_80"], "9.0": ["sm_90a", "sm_90", "compute_80"],
+    "8.7": ["compute_80"], "8.9": ["sm_89", "sm_86", "sm_80", "compute_80"], "9.0": ["sm_90", "compute_80"],
     "10.0": ["sm_100", "compute_80"], "10.3": ["sm_100", "compute_80"], "11.0": ["compute_80"],
     "12.0": ["sm_120", "compute_80"], "12.1": ["sm_120", "compute_80"],
 }  # fmt: skip
@@ -97,7 +97,7 @@ print(count("cuModuleLoadData"), count("cuModuleUnload"), held)
 
 
 def broken_gpus():
-    """what, doctor's state, what is played, what doctor and a context's making say of it"""
+    """what (behind a context's status, unless that is NO_DEVICE), doctor's state, what is played, what both say of it"""
     if "compute_80" in IMAGES:
         played = {"INT8Q_STUB_GPUS": "8.7", "INT8Q_STUB_DRIVER": "12000"}
         wanted = re.search(r"takes an NVIDIA driver of CUDA (\d+)\.(\d+) or later", doctor(**played)["why"])
@@ -118,7 +118,12 @@ def broken_gpus():
                         (223, "CUDA_DISABLE_PTX_JIT")):  # fmt: skip
         yield f"module {error}", "fails", {"INT8Q_STUB_FAULT": f"cuModuleLoadData={error}"}, ["does not take", text]
     played = {"INT8Q_STUB_FAULT": "cuDevicePrimaryCtxRetain"}
-    yield "Retain", "fails", played, ["cuDevicePrimaryCtxRetain: CUDA_ERROR_ILLEGAL_ADDRESS"]
+    yield "DEVICE_FAILED: Retain", "fails", played, ["cuDevicePrimaryCtxRetain: CUDA_ERROR_ILLEGAL_ADDRESS"]
+    for call in ("cuDevicePrimaryCtxRetain", "cuModuleLoadData"):
+        played = {"INT8Q_STUB_FAULT": f"{call}=2"}
+        yield f"OUT_OF_MEMORY: {call}", "fails", played, ["GPU 0", "no memory left", call, "nvidia-smi"]
+    played = {"INT8Q_STUB_FAULT": "cuDevicePrimaryCtxRetain=46"}
+    yield "a GPU of another process", "fails", played, ["GPU 0", "another process", "nvidia-smi -c 0"]
 
 
 def compiled(folder, text, *options, name="libcuda.so.1"):
@@ -156,6 +161,8 @@ def broken_drivers(folder, has_driver):
         yield f"{call} of a stub", version, {"INT8Q_STUB_FAULT": f"{call}=34"}, told
         told = ["does not start", f"{call}: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (", "restart"]
         yield f"{call} fails", version, {"INT8Q_STUB_FAULT": f"{call}=803"}, told
+    for error, remedy in ((802, "nvidia-fabricmanager"), (304, "/dev/nvidiactl"), (999, "/dev/nvidiactl")):
+        yield f"cuInit gives {error}", "13.9", {"INT8Q_STUB_FAULT": f"cuInit={error}"}, ["does not start", remedy]
     told = ["does not start", "cuDeviceGetCount: CUDA_ERROR_ILLEGAL_ADDRESS"]
     yield "cuDeviceGetCount fails", "13.9", {"INT8Q_STUB_FAULT": "cuDeviceGetCount"}, told
     stub = compiled(folder / "stubs", TOOLKITS_STUB)
@@ -219,7 +226,7 @@ def main():
         expect((gpu["state"], gpu["devices"][0]["image"]) == (state, None), f"{what}: doctor says {gpu}; expected {state}")
         expect(gpu["devices"][0].get("why") == gpu["why"], f"{what}: doctor gives two reasons, {gpu}")
         status, _, message = create(**played).strip().partition("\n")
-        expected = "INT8Q_DEVICE_FAILED" if "Retain" in what else "INT8Q_NO_DEVICE"
+        expected = "INT8Q_" + (what.split(":")[0] if ": " in what else "NO_DEVICE")
         expect(status == expected, f"{what}: a context gives {status}")
         for text in texts:
             expect(text in gpu["why"], f"{what}: doctor does not say {text!r}: {gpu['why']}")
@@ -231,9 +238,9 @@ def main():
         gpu = doctor(INT8Q_STUB_GPUS=capability)
         found = [(device["capability"], device["image"]) for device in gpu["devices"]]
         expect(gpu["state"] == "works" and found == [(capability, image)], f"{capability}: {gpu}; expected {image}")
-    if "sm_90" in IMAGES:
-        gpu = doctor(INT8Q_STUB_GPUS="9.0", INT8Q_CUDA_IMAGE="sm_90")
-        expect(gpu["devices"][0]["image"] == "sm_90", f"INT8Q_CUDA_IMAGE is not obeyed: {gpu}")
+    if "sm_90a" in IMAGES:
+        gpu = doctor(INT8Q_STUB_GPUS="9.0", INT8Q_CUDA_IMAGE="sm_90a")
+        expect(gpu["devices"][0]["image"] == "sm_90a", f"INT8Q_CUDA_IMAGE is not obeyed: {gpu}")
     runs = next(name for name in CHOICES["8.6"] if name in IMAGES)
     gpu = doctor(INT8Q_STUB_GPUS="5.2,8.6")
     expect([device["image"] for device in gpu["devices"]] == [None, runs], f"of two GPUs: {gpu}")

@@ -113,14 +113,13 @@ constexpr int kOutOfMemory = 2, kUnavailable = 46;  // CUDA_ERROR_OUT_OF_MEMORY,
 void check_opening(int error, const Device& device, const char* what) {
   if (error == kOutOfMemory) {
     fail(INT8Q_OUT_OF_MEMORY,
-         "GPU %d, %s, has no memory left for int8q's context and kernels: %s: %s; see nvidia-smi for "
-         "who has it",
+         "GPU %d, %s, has no memory left for int8q's context and kernels: %s: %s; see nvidia-smi for who has it",
          device.ordinal, device.name.c_str(), what, error_text(error).c_str());
   }
   if (error == kUnavailable) {
     fail(INT8Q_NO_DEVICE,
-         "no usable GPU: GPU %d, %s, belongs to another process: %s: %s; end that, or set the compute mode "
-         "to default by nvidia-smi -c 0",
+         "no usable GPU: GPU %d, %s, belongs to another process: %s: %s; end that, or set the compute mode to default by "
+         "nvidia-smi -c 0",
          device.ordinal, device.name.c_str(), what, error_text(error).c_str());
   }
   check(error, what);
@@ -208,8 +207,8 @@ void Device::expect_reachable(const void* p, const char* argument) const {
   if (driver.cuPointerGetAttribute(&type, kMemoryType, reinterpret_cast<DevicePointer>(p)) == 0) return;
   fail(INT8Q_INVALID_ARGUMENT,
        "%s is %p, which is no memory that CUDA knows; the context's is of GPU %d, %s: expected memory of that; copy it "
-       "there by "
-       "cudaMemcpy, or take a CPU context",
+       "there "
+       "by cudaMemcpy, or take a CPU context",
        argument, p, ordinal, name.c_str());
 }
 

@@ -268,30 +268,29 @@ def check_fp32_products(architecture, loop_of):
 
 
 def check_float_products(architecture, version, loop_of):
-    twice = 1 if version >= 80 else 2  # products of m16n8k8
+    of_16 = 1 if version >= 80 else 2  # products for 16 of the sum
     for product in ("f16", "bf16") if version >= 80 else ("f16",):
         for kernel, products in (("backward", 32), ("w8a16", 32), ("w8a16_small", 8)):
             for tail in ("", "_unaligned")[: 1 if kernel == "w8a16_small" else 2]:
                 where = f"{kernel}_{product}{tail}"
-                expect_counts(f"the loop of {where} of {architecture}", loop_of(where, "HMMA"), {"HMMA": twice * products})
+                expect_counts(f"the loop of {where} of {architecture}", loop_of(where, "HMMA"), {"HMMA": of_16 * products})
     for rows in (16, 48):
         # As skinny_s8, but four products and two loads of 16 bytes of x an eighth of the rows and step; a compiler may have
         # these twice, once for an argument that is 0.
         steps, kernel = 4 if rows == 16 else 2, f"w8a16_skinny_f16_{rows}"
         loop = loop_of(kernel, "HMMA")
-        products = steps * rows // 2 * (1 if version >= 80 else 2)
+        products = steps * rows // 2 * of_16
         copies = 2 if count(loop, "HMMA") == 2 * products else 1
         wanted = {"HMMA": copies * products, "LDG*128": steps * (2 + copies * rows // 4)}
         expect_counts(f"the loop of {kernel} of {architecture}", loop, wanted)
 
 
-def check_whole_kernels(architecture, version, code):
+def check_whole_kernels(architecture, version, suffix, code):
     wanted = {**STATELESS, "finish_s8": from_version(FINISH, version) | {"STG*128": 7}}
     wanted["count_outliers"] = {"LDG*128": 2 + 1 if version < 100 else 2 + 2}
     if version >= 80:  # steps of one term and of three; from sm_100 on a first product stands before the loop of terms
         for rows, products in ((16, 32), (48, 48)):
             wanted[f"w8a16_skinny_bf16_{rows}"] = {"HMMA": 2 * products + (2 if version >= 100 else 0)}
-    suffix = "_" + architecture.replace("_", "")
     for kernel, numbers in wanted.items():
         expect_counts(f"{kernel} of {architecture}", code[kernel + suffix], numbers)
 
@@ -325,14 +324,13 @@ def check_code(architecture, version, code):
 
     for kernel, instructions in code.items():
         expect_counts(kernel, instructions, {"LDL": 0, "STL": 0})
-    product = "IMMA" if version >= 75 else "IDP"
+    product = "IMMA" if version >= 75 else "IDP.4A"
     gemm = loop_of("gemm_s8", product)
     expect_counts(f"the loop of gemm_s8 of {architecture}", gemm, from_version(GEMM_LOOP, version))
     small = loop_of("gemm_small_s8", product)
     expect_counts(f"the loop of gemm_small_s8 of {architecture}", small, from_version(GEMM_SMALL_LOOP, version))
-    opcode = "IMMA" if version >= 75 else "IDP.4A"
     unaligned = loop_of("gemm_s8_unaligned", product)
-    expect_counts(f"the loop of gemm_s8_unaligned of {architecture}", unaligned, {opcode: count(gemm, opcode)})
+    expect_counts(f"the loop of gemm_s8_unaligned of {architecture}", unaligned, {product: count(gemm, product)})
     expect_overlap(f"finish_s8{suffix}", code[f"finish_s8{suffix}"])
     check_skinny(architecture, version, loop_of)
     # 64 bytes of a row ahead for the greatest, eight elements for the codes.
@@ -340,7 +338,7 @@ def check_code(architecture, version, code):
         for tail, wanted in (("", loads), ("_unaligned", 0)):
             kernel = f"quantize_rows_{dtype}{tail}{suffix}"
             expect_counts(kernel, code[kernel], {"LDG*128": wanted})
-    check_whole_kernels(architecture, version, code)
+    check_whole_kernels(architecture, version, suffix, code)
     if version >= 75:
         check_float_products(architecture, version, loop_of)
     if version < 80:

@@ -364,8 +364,8 @@ def kernel_of(mutant):
     file, _, number, _, _ = mutant
     if file not in SEVERAL:
         return file
-    before = (KERNELS / file).read_text().splitlines()[:number]
-    return f"{file} {FUNCTION.findall(chr(10).join(before))[-1]}"
+    before = "\n".join((KERNELS / file).read_text().splitlines()[:number])
+    return f"{file} {FUNCTION.findall(before)[-1]}"
 
 
 def kernels():

@@ -190,6 +190,13 @@ inline Grid repeated(Grid& grid, int64_t rows, int64_t gap) {
   return more;
 }
 
+// That rows from `rows` on are those before, bit for bit.
+inline void expect_repeated(Grid grid, int64_t rows) {
+  for (int64_t i = rows; i < grid.rows(); ++i)
+    ASSERT_EQ(std::memcmp(bytes_of_row(grid, i), bytes_of_row(grid, i % rows), static_cast<size_t>(row_bytes(grid))), 0)
+        << i;
+}
+
 struct DeviceWorkspace {
   DeviceBytes memory;
 

@@ -100,23 +100,18 @@ TEST(CudaCapture, TheFirstCallCanBeCaptured) {
 }
 
 TEST(CudaCapture, StreamsAreChanged) {
-  const cuda::Current current(gpu());
-  const MoreOfDriver& more = more_of_driver();
-  void *stream = nullptr, *graph = nullptr;
-  ASSERT_EQ(more.cuStreamCreate(&stream, 1), 0);
+  Stream stream;
   const ContextPtr there = make_gpu_context();
   const LayerOnDevice layer(there.get(), 16, 32);
   Grid x = activations(INT8Q_F32, 2, 32), y(INT8Q_F32, 2, 16);
   const DeviceGrid x_there(x), y_there(y);
   const DeviceWorkspace workspace(there.get(), layer.linear.get(), 2);
-  ASSERT_EQ(more.cuStreamBeginCapture(stream, 0), 0);
-  ASSERT_CALL(int8q_set_stream(there.get(), stream));
-  ASSERT_CALL(int8q_forward(there.get(), layer.linear.get(), x_there.view(), 0, y_there.view(), workspace.get(),
-                            workspace.bytes()));
-  ASSERT_EQ(more.cuStreamEndCapture(stream, &graph), 0);
-  size_t nodes = 0;
-  ASSERT_EQ(more.cuGraphGetNodes(graph, nullptr, &nodes), 0);
-  EXPECT_EQ(nodes, 1U);
+  stream.capture([&] {
+    ASSERT_CALL(int8q_set_stream(there.get(), stream.get()));
+    ASSERT_CALL(int8q_forward(there.get(), layer.linear.get(), x_there.view(), 0, y_there.view(), workspace.get(),
+                              workspace.bytes()));
+  });
+  EXPECT_EQ(stream.captured().size(), 1U);
 }
 
 // Kernels are loaded while another thread captures. In a process of its own, which has not opened the GPU before.
@@ -143,21 +138,17 @@ TEST(CudaCaptureDeathTest, OpeningDisturbsNoCapture) {
 
 // Scratch memory grows while somebody captures, too.
 TEST(CudaCapture, AllocatingDisturbsNoCapture) {
-  const cuda::Current current(gpu());
-  const MoreOfDriver& more = more_of_driver();
-  void *stream = nullptr, *graph = nullptr, *executable = nullptr;
-  ASSERT_EQ(more.cuStreamCreate(&stream, 1), 0);
-  const ContextPtr there = make_gpu_context(stream);
+  Stream stream;
+  const ContextPtr there = make_gpu_context(stream.get());
   Grid x = activations(INT8Q_F32, 5, 33), q(INT8Q_S8, 5, 33);
   const DeviceGrid x_there(x), q_there(q);
   const DeviceArray<float> stats(std::vector<float>(5, 0.0f));
-  ASSERT_EQ(more.cuStreamBeginCapture(stream, 0), 0);
-  ASSERT_CALL(
-      int8q_quantize_rows(there.get(), x_there.view(), 0, 0, q_there.view(), stats.get(), nullptr, nullptr, nullptr));
-  ASSERT_EQ(more.cuStreamEndCapture(stream, &graph), 0);
-  ASSERT_EQ(more.cuGraphInstantiateWithFlags(&executable, graph, 0), 0);
-  ASSERT_EQ(more.cuGraphLaunch(executable, stream), 0);
-  ASSERT_EQ(gpu().driver.cuStreamSynchronize(stream), 0);
+  stream.capture([&] {
+    ASSERT_CALL(
+        int8q_quantize_rows(there.get(), x_there.view(), 0, 0, q_there.view(), stats.get(), nullptr, nullptr, nullptr));
+  });
+  stream.replay();
+  stream.wait();
   const Quantized want = quantize(x, INT8Q_OUTLIERS_COLUMN, 6.0f);
   const Grid got = q_there.download();
   for (int64_t i = 0; i < 5; ++i) {

@@ -19,8 +19,10 @@ struct OfTile {
 
 inline int64_t blocks_of(int64_t rows, int64_t cols, int m, int n) { return (rows + m - 1) / m * ((cols + n - 1) / n); }
 
-// Of codes, by 128 columns and by 256: where one has a block for each of half of the multiprocessors at least, and the other is
-// not through at once.
+// The oracle is slow: rows beyond these repeat them. A tile has none twice.
+inline constexpr int64_t kRowsOfOracle = 131;
+
+// Of codes: by 128 columns where these are through at once, by 256 where only those are.
 inline std::vector<OfTile> tiles_of_codes() {
   const int64_t sms = gpu().multiprocessors;
   std::vector<OfTile> tiles = {{128 * (sms / 10 + 1) - 3, 260, 0, {}}, {128 * (sms / 4 + 1) - 3, 500, 1, {}}};

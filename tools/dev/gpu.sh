@@ -3,8 +3,8 @@
 #
 # gpu.sh FOLDER [RESULTS]: all that a GPU can tell of int8q, in ten minutes at most, on a machine with a driver, a shell and
 # Python 3.10 or later (PYTHON=): doctor, the tests, the benchmark, the comparison with bitsandbytes and torch where they are,
-# what ncu sees of some kernels and, with what time is left, compute-sanitizer. On a GPU of capability 9.0 all with sm_90's kernels, and then what differs with
-# sm_90a's (wgmma).
+# what ncu sees of some kernels and, with what time is left, compute-sanitizer. On a GPU of capability 9.0 all with sm_90's
+# kernels, and then what differs with sm_90a's (wgmma).
 # FOLDER, or its bin/, lib/ or dist/, holds test_cuda, cuda_bench_linear with libbenchmark.so.1debian beside it, and a wheel,
 # which is not installed but unpacked; the command int8q, too, with libint8q.so.1. Built on Debian 12, they need x86-64 with
 # glibc 2.34 and a libstdc++.so.6 of GCC 12 (GLIBCXX_3.4.30), without the benchmark of GCC 11: Ubuntu 22.04 has both. With all
@@ -64,6 +64,11 @@ begin() {
   reserved=$((reserved - share[$1]))
   seconds=$((whole - SECONDS - reserved * whole / 570))
   [ "$seconds" -ge 1 ] || seconds=1
+}
+# Of what is left until $until_then the part of one of $waiting runs.
+take_part() {
+  seconds=$(((until_then - SECONDS) / waiting))
+  waiting=$((waiting - 1))
 }
 # Runs a command for at most $seconds with its output in the file $1 and on the terminal.
 timed() {
@@ -289,9 +294,8 @@ say "profiles"
 begin profiles
 ncu=$(command -v ncu || ls /usr/local/cuda/bin/ncu 2>/dev/null || true)
 profile() { # NAME KERNEL ROWS: an equal part of what is left
-  local log=$into/$1.csv
-  seconds=$(((until_then - SECONDS) / waiting))
-  waiting=$((waiting - 1))
+  local log=$results/profiles/$1.csv
+  take_part
   [ "$seconds" -ge 1 ] || seconds=1
   LD_LIBRARY_PATH=$(joined "$libraries" "${LD_LIBRARY_PATH:-}") timeout -k 5 "$seconds" "$ncu" --csv --page details \
     --section SpeedOfLight --section WarpStateStats --section Occupancy --kernel-name "regex:$2" --launch-skip 2 \
@@ -301,8 +305,7 @@ profile() { # NAME KERNEL ROWS: an equal part of what is left
 if [ -z "$ncu" ] || [ -z "$bench" ]; then
   note profiles "left out: no ncu on this machine, or no cuda_bench_linear in $given"
 else
-  into=$results/profiles
-  mkdir -p "$into"
+  mkdir -p "$results/profiles"
   until_then=$((SECONDS + seconds)) waiting=5
   [ "$capability" != 9.0 ] || export INT8Q_CUDA_IMAGE=sm_90a
   profile decode '^skinny' 'linear/int8q.*/K:4096/N:4096/M:1/.*bf16/rotated'
@@ -324,8 +327,7 @@ until_then=$((SECONDS + seconds)) waiting=6 # runs
 
 sanitize() { # STEP FOLDER TOOL FILTER: an equal part of what is left
   local step=$1 log=$2/${1// /_}.log status summary errors passed came
-  seconds=$(((until_then - SECONDS) / waiting))
-  waiting=$((waiting - 1))
+  take_part
   if [ -z "$sanitizer" ]; then
     note "$step" "left out: no compute-sanitizer on this machine"
     return

@@ -144,8 +144,8 @@ if(TARGET int8q_cuda_emulation AND INT8Q_HAS_KERNELS)
       sm_80:80:8.0
       sm_86:86:8.6
       sm_89:86:8.9
-      sm_90:90:9.0
-      sm_90a:901:9.0-sm_90a
+      sm_90:90:9.0-sm_90
+      sm_90a:901:9.0
       sm_100:90:10.0
       sm_120:120:12.0
       compute_80:86:8.7

@@ -53,7 +53,7 @@ const Image* image_for(int major, int minor) {
     if (!runs_on(image, major, minor)) continue;
     if (forced != nullptr) {
       if (std::strcmp(image.name, forced) == 0) return &image;
-    } else if (image.runs == Runs::kOnMajor || (image.runs == Runs::kLater && best == nullptr)) {
+    } else if (image.runs != Runs::kLater || best == nullptr) {  // what is for it alone comes behind what others run, too
       best = &image;
     }
   }

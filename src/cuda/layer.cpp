@@ -17,8 +17,8 @@ constexpr int kQuantizingBlocksPerSm = 4;  // of which each waits for a row at a
 // Codes up to which each block quantizes X for itself, instead of a launch more. An SM's two blocks then take 16 instructions an
 // element twice, of which it issues 128 threads' a cycle, that is bytes / 4 cycles; and read 2 bytes an element twice from L2, at
 // some 25 bytes a cycle (5.5 TB/s, 132 SMs), bytes / 6. 16 KiB: 4096 cycles, 2.3 us at 1.75 GHz, where the launch costs 2 to 3 us.
-// Counted in sm_80's code. On an H100 five rows of K=4096 by two launches take 1.5 us less than four by one, two of K=14336 8.5 us
-// more than one.
+// Counted in sm_80's code. On an H100 five rows of K=4096 take by two launches what four take by one, two of K=14336 6.7 us more than
+// one.
 constexpr int64_t kFusedBytes = 16 << 10;
 
 constexpr auto dtype_of(int32_t abi) { return static_cast<gpu::Dtype>(kernel_index(abi)); }

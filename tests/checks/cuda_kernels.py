@@ -236,28 +236,28 @@ def from_version(numbers, version):
 
 def check_skinny(architecture, version, loop_of):
     for rows in (8, 16, 32, 64) if version >= 75 else (8, 16):
-        # Of four steps at once, from 64 rows on of two: two loads of 16 bytes of W, one of codes an eighth of the rows, and
-        # two products. With dp4a of two steps, of 16 rows one: two rows of W and each of x, 16 bytes of both.
+        # Of four steps at once, of 64 rows two, fused one: two loads of 16 bytes of W, one of codes an eighth of the rows,
+        # and two products. With dp4a of two steps, of 16 rows one: two rows of W and each of x, 16 bytes of both.
         steps = (2 if rows == 64 else 4) if version >= 75 else (2 if rows == 8 else 1)
-        products = {"IMMA": steps * rows // 4 * (4 if version < 80 else 1)}
-        codes = steps * rows // 8
-        if version < 75:
-            products, codes = {"IDP.4A": steps * 2 * rows * 4}, steps * rows
+        fused = 1 if rows == 64 else steps
+        of_a_step = {"IMMA": rows // 4 * (4 if version < 80 else 1)} if version >= 75 else {"IDP.4A": 2 * rows * 4}
+        codes = rows // 8 if version >= 75 else rows
+        products = {opcode: steps * number for opcode, number in of_a_step.items()}
         expect_counts(
             f"the loop of skinny_s8_{rows} of {architecture}",
             loop_of(f"skinny_s8_{rows}", next(iter(products))),
-            {**products, "LDG*128": steps * 2 + codes},
+            {**products, "LDG*128": steps * (2 + codes)},
         )
         expect_counts(
             f"the loop of skinny_fused_{rows} of {architecture}",
             loop_of(f"skinny_fused_{rows}", next(iter(products))),
-            {**products, "LDG*128": steps * 2, "LDS*128": codes},
+            {opcode: fused * number for opcode, number in {**of_a_step, "LDG*128": 2, "LDS*128": codes}.items()},
         )
         at_once = 2 if version >= 75 and rows < 64 else 1
         expect_counts(
             f"the loop of skinny_s8_{rows}_unaligned of {architecture}",
             loop_of(f"skinny_s8_{rows}_unaligned", next(iter(products))),
-            {product: number // steps * at_once for product, number in products.items()},
+            {opcode: at_once * number for opcode, number in of_a_step.items()},
         )
 
 

@@ -29,6 +29,7 @@ TESTS = {
     "finish_products.h": ("test_gemm.cpp", "*FinishesSums*"),
     "gemm_wgmma.h": ("test_gemm_wgmma.cpp", "*"),
     "skinny.h": ("test_skinny.cpp", "*"),
+    "weight_stream.h": [("test_skinny.cpp", "*"), ("test_w8a16.cpp", "*Skinny*")],
     "backward.h": ("test_backward.cpp", "*"),
     "halves.h": [("test_w8a16.cpp", "*"), ("test_backward_wgmma.cpp", "*")],
     "w8a16.h": ("test_w8a16.cpp", "*"),
@@ -43,17 +44,18 @@ TESTS = {
         ("entries.cpp", "CudaStateless.QuantizeRows*"),
     ],
 }
-OF_ALL = ("elements.h", "halves.h", "outlier_columns.h", "results.h", "kept_columns.h", "shapes.h")  # what kernels share
+# What kernels share.
+OF_ALL = ("elements.h", "halves.h", "outlier_columns.h", "results.h", "kept_columns.h", "shapes.h", "weight_stream.h")
 # rule -> (expression, what takes its place)
 RULES = {
     "no barrier": (r"\bblock_barrier\(\);", ";"),
     "no wait": (r"\bptx::wait_copies<[^>]*>\(\);", ";"),
     "a wait for one stage too few": (r"kStages - 2>", "kStages - 1>"),
     "one row, column or k too many": (
-        r"(?<=[\w)] )<(?= (?:p_?\.(?:m|n|k|rows)|rows_of_w_|rows_|rows|words|columns_?\.count|count)\b)",
+        r"(?<=[\w)] )<(?= (?:p_?\.(?:m|n|k|rows)|m_|k_|left_of_\w+|rows_of_w_|rows_|rows|words|columns_?\.count|count)\b)",
         "<=",
     ),
-    "one too few": (r"(?<=[\w)] )<(?= (?:p_?\.(?:m|n|k|rows)|rows_of_w_|rows_|columns_?\.count)\b)", "+ 1 <"),
+    "one too few": (r"(?<=[\w)] )<(?= (?:p_?\.(?:m|n|k|rows)|m_|k_|rows_of_w_|rows_|columns_?\.count)\b)", "+ 1 <"),
     "codes beyond K": (r"valid_codes\(left\)", "kCodeChunk"),
     "chunks beyond K": (r" && left > 0 \? kCodeChunk", " ? kCodeChunk"),
     "a row of results more": (r"(exchange(?:<kApart>)?)\(p_\.m - row_,", r"\1(p_.m - row_ + 1,"),
@@ -71,8 +73,8 @@ RULES = {
     "an outlier column's float for its neighbour's": (r"fma\(x, w\[j\]\[1\]", "fma(x, w[j][0]"),
     "no room for the list": (r"return list > kStagesBytes \? list : kStagesBytes;", "return kStagesBytes;"),
     "no room for sums": (
-        r"columns_at\(int rows\) \{ return rows \* kRowsOfW \* 4;",
-        "columns_at(int rows) { return rows * kRowsOfW * 2;",
+        r"columns_at\(int rows\) \{ return 2 \* rows \* kRowsOfW \* 4;",
+        "columns_at(int rows) { return rows * kRowsOfW * 4;",
     ),
     "no room for how many were gathered": (r"2 \* kGathered \* 4 \+ 4;", "2 * kGathered * 4;"),
     "elements beyond a row": (r"if \(i \+ e < k\)", "if (i + e <= k)"),
@@ -136,7 +138,7 @@ RULES = {
     "another bias": (r"0x64806480", "0x64806481"),
     "another term": (r"(bf16_term\([^;]*?), term\)", r"\1, 0)"),
     "the first term alone": (r"for \(; term > 0; --term\)", "for (; false;)"),
-    "the first chunk again": (r"bits\[a\]\[w\] = bits\[a \+ 1\]\[w\]", "bits[a][w] = bits[a][w]"),
+    "the first chunk again": (r"bits\[a\]\[w\] = chunks\.bits\[a \+ 1\]\[w\]", "bits[a][w] = chunks.bits[a][w]"),
     "no bias": (r"value\[e\] \+= bias\[e\];", ";"),
     "a sign": (r"\(0 - code\) & 0xffu", "code"),
     "rank of another word": (r"low \* 32 \+ lowest_bit", "low * 32 + 1 + lowest_bit"),
@@ -196,7 +198,12 @@ RULES = {
     "kept halves stay": (r"if \(kept != 0\) \{", "if (false) {"),
     "halves of another order": (r"0x4140", "0x4041"),
     "a chunk in its own order": (r"byte_permute\(w\.x, w\.z, 0x5410\)", "w.x"),
-    "one half of the rows of W": (r"col \+ g \+ 8, k", "col + g, k"),
+    "one half of the rows of W": (r"\*high = low \+ 8 \* p_\.w_stride", "*high = low"),
+    "no last chunk": (r"if \(last && whole_k_ < k_\)", "if (false)"),
+    "the last chunk of another lane": (r"s \* kStride == until", "s == 0"),
+    "the same place for each 16 rows": (r"other_ = !other_", "other_ = false"),
+    "sums that stay": (r"if \(row\(r\) < m_\) store_shared<int32_t>\(sum_at\(row\(r\), n\), 0\);", ";"),
+    "columns' codes of 16 rows before": (r"if \(kEarly\) load_column_codes\(next_col, codes\);", ";"),
     "sums of one warp": (r"warp < Shape::kWarps; \+\+warp", "warp < 1; ++warp"),
     "sums of other lanes": (r"shuffle_xor\(bits_of\(sum\), 2\)", "shuffle_xor(bits_of(sum), 1)"),
     "the other four floats": (r"upper \? v\[4\] : v\[0\]", "upper ? v[0] : v[4]"),
@@ -208,7 +215,7 @@ RULES = {
     "kept columns in the product": (r"!kCodes && column >= 0 && is_kept\(p_, column\)", "false"),
     "ratios of another stage": (r"store_ratio\(step \+ 1", "store_ratio(step"),
     "words of a lane alike": (r"before \+= static_cast<uint32_t>\(count_bits\(bits\)\);", ";"),
-    "the first rows of W again": (r"same_rows \? col : next_col", "col"),
+    "the first rows of W again": (r"begin_rows\(next_col\)", "begin_rows(col)"),
     "no row's scale": (r"load\(p_\.row_stats \+ row\)", "load(p_.row_stats)"),
 }
 # (file, rule, a part of the line) -> why it changes nothing
@@ -217,12 +224,14 @@ EQUIVALENT = {
     ("outlier_columns.h", "one row, column or k too many", "const int last"): "both are the same there",
     ("epilogue.h", "one row, column or k too many", "first < columns.count"): ZEROS,
     ("skinny.h", "one row, column or k too many", "for (int64_t col"): "nothing of it is stored",
-    ("skinny.h", "one row, column or k too many", "for (int64_t first"): ZEROS,
-    ("w8a16_skinny.h", "one row, column or k too many", "for (int64_t col"): "nothing of it is stored",
-    ("w8a16_skinny.h", "one row, column or k too many", "for (int64_t first"): ZEROS,
-    ("skinny.h", "one row, column or k too many", "multiply_step(now"): ZEROS,
+    ("w8a16_skinny.h", "one row, column or k too many", "for (; col"): "nothing of it is stored",
+    ("weight_stream.h", "one row, column or k too many", "load_rest"): "there is no rest to load",
+    ("weight_stream.h", "one row, column or k too many", "multiply("): ZEROS,
+    ("weight_stream.h", "one row, column or k too many", "while"): "of a round without steps",
     ("skinny.h", "one row, column or k too many", "first < columns_.count"): ZEROS,
-    ("skinny.h", "one row, column or k too many", "acc[r] = row(r) < p_.m"): "of a row that is not stored",
+    ("skinny.h", "one row, column or k too many", "acc[r] = row(r) < m_"): "of a row that is not stored",
+    ("skinny.h", "one row, column or k too many", "store_shared<int32_t>(sum_at"): "of a row that is not stored",
+    ("skinny.h", "one too few", "chunks.template load"): "what is not loaded ahead is loaded later",
     ("skinny.h", "one row, column or k too many", "atomic_add_shared(sum_at"): "the sums have rows for whole eights",
 }
 

@@ -33,7 +33,7 @@ def create(device=0):
 # capability -> what it runs, best first, of what a build has
 CHOICES = {
     "7.0": ["sm_70"], "7.5": ["sm_75", "sm_70"], "8.0": ["sm_80", "compute_80"], "8.6": ["sm_86", "sm_80", "compute_80"],
-    "8.7": ["compute_80"], "8.9": ["sm_89", "sm_86", "sm_80", "compute_80"], "9.0": ["sm_90", "compute_80"],
+    "8.7": ["compute_80"], "8.9": ["sm_89", "sm_86", "sm_80", "compute_80"], "9.0": ["sm_90a", "sm_90", "compute_80"],
     "10.0": ["sm_100", "compute_80"], "10.3": ["sm_100", "compute_80"], "11.0": ["compute_80"],
     "12.0": ["sm_120", "compute_80"], "12.1": ["sm_120", "compute_80"],
 }  # fmt: skip
@@ -238,9 +238,9 @@ def main():
         gpu = doctor(INT8Q_STUB_GPUS=capability)
         found = [(device["capability"], device["image"]) for device in gpu["devices"]]
         expect(gpu["state"] == "works" and found == [(capability, image)], f"{capability}: {gpu}; expected {image}")
-    if "sm_90a" in IMAGES:
-        gpu = doctor(INT8Q_STUB_GPUS="9.0", INT8Q_CUDA_IMAGE="sm_90a")
-        expect(gpu["devices"][0]["image"] == "sm_90a", f"INT8Q_CUDA_IMAGE is not obeyed: {gpu}")
+    if "sm_90" in IMAGES:
+        gpu = doctor(INT8Q_STUB_GPUS="9.0", INT8Q_CUDA_IMAGE="sm_90")
+        expect(gpu["devices"][0]["image"] == "sm_90", f"INT8Q_CUDA_IMAGE is not obeyed: {gpu}")
     runs = next(name for name in CHOICES["8.6"] if name in IMAGES)
     gpu = doctor(INT8Q_STUB_GPUS="5.2,8.6")
     expect([device["image"] for device in gpu["devices"]] == [None, runs], f"of two GPUs: {gpu}")

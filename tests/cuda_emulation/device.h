@@ -68,6 +68,7 @@ inline void atomic_add_shared(uint32_t at, int32_t value, const Site& site = Sit
       at, 4, [value](uint64_t word) { return word + static_cast<uint32_t>(value); }, site);
 }
 
+inline U32x4 load_once(const U32x4* p, const Site& site = Site::current()) { return load(p, site); }
 inline U32x4 load_from_l2(const U32x4* p, const Site& site = Site::current()) { return load(p, site); }
 inline uint32_t atomic_add(uint32_t* p, uint32_t value, const Site& site = Site::current()) {
   const auto [memory, at] = emulation::global_place(p, 4, site);

@@ -58,6 +58,18 @@ INT8Q_DEVICE void atomic_add_shared(uint32_t at, int32_t value) {
   atomicAdd(reinterpret_cast<int32_t*>(shared_bytes + at), value);
 }
 
+// What this launch does not write, and no other thread of the SM reads; L2 may ask for the 256 bytes around it.
+INT8Q_DEVICE U32x4 load_once(const U32x4* p) {
+  U32x4 v;
+#if __CUDA_ARCH__ >= 800
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+#else
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+#endif
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
 // What another block wrote in this launch is not in L1 as it was before.
 INT8Q_DEVICE U32x4 load_from_l2(const U32x4* p) {
   const uint4 v = __ldcg(reinterpret_cast<const uint4*>(p));

@@ -92,25 +92,38 @@ INT8Q_DEVICE uint32_t block_maximum(uint32_t value, uint32_t at) {
   return value;
 }
 
-// body(i, v) of a thread's chunks of a row of k elements, elements [i, i + 8) for i = first, first + step, ... below `padded`; those
-// from k on are 0. kAhead of them are on their way before the first is looked at.
-template <bool kAligned, int kAhead, class T, class Body>
-INT8Q_DEVICE void for_each_chunk(Dtype dtype, const T* row, int64_t first, int64_t step, int64_t k, int64_t padded,
-                                 const Body& body) {
-#pragma unroll 1
-  for (int64_t i = first; i < padded; i += kAhead * step) {
-    uint32_t bits[kAhead][kChunkWords<T>] = {};
+// A thread's next chunks of a row, elements [i, i + 8) for i = first, first + step, ...: those that are whole, if rows are aligned.
+template <class T, int kAhead>
+struct ChunksAhead {
+  uint32_t bits[kAhead][kChunkWords<T>] = {};
+  bool loaded = false;
+
+  template <bool kAligned>
+  INT8Q_DEVICE void load(const T* row, int64_t first, int64_t step, int64_t k) {
+    loaded = true;
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
-      if (kAligned && i + a * step + kChunk <= k) load_words(row + i + a * step, bits[a]);
+      if (kAligned && first + a * step + kChunk <= k) load_words(row + first + a * step, bits[a]);
     }
+  }
+};
+
+// body(i, v) of a thread's chunks of a row of k elements, for i below `padded`; elements from k on are 0. `chunks`: the first of
+// them, if it is loaded.
+template <bool kAligned, int kAhead, class T, class Body>
+INT8Q_DEVICE void for_each_chunk(Dtype dtype, const T* row, int64_t first, int64_t step, int64_t k, int64_t padded,
+                                 ChunksAhead<T, kAhead>& chunks, const Body& body) {
+#pragma unroll 1
+  for (int64_t i = first; i < padded; i += kAhead * step) {
+    if (!chunks.loaded) chunks.template load<kAligned>(row, i, step, k);
+    chunks.loaded = false;
 #pragma unroll 1
     for (int t = 0; t < kAhead; ++t) {
       const int64_t at = i + t * step;
       if (at >= padded) break;
       float v[kChunk];
       if (kAligned && at + kChunk <= k) {
-        floats_of<T>(dtype, bits[0], v);
+        floats_of<T>(dtype, chunks.bits[0], v);
       } else {
         load_chunk(dtype, row, at, k, false, v);
       }
@@ -118,18 +131,24 @@ INT8Q_DEVICE void for_each_chunk(Dtype dtype, const T* row, int64_t first, int64
 #pragma unroll
       for (int a = 0; a + 1 < kAhead; ++a) {  // so that the body is there once
 #pragma unroll
-        for (int w = 0; w < kChunkWords<T>; ++w) bits[a][w] = bits[a + 1][w];
+        for (int w = 0; w < kChunkWords<T>; ++w) chunks.bits[a][w] = chunks.bits[a + 1][w];
       }
     }
   }
+}
+template <bool kAligned, int kAhead, class T, class Body>
+INT8Q_DEVICE void for_each_chunk(Dtype dtype, const T* row, int64_t first, int64_t step, int64_t k, int64_t padded,
+                                 const Body& body) {
+  ChunksAhead<T, kAhead> chunks;
+  for_each_chunk<kAligned>(dtype, row, first, step, k, padded, chunks, body);
 }
 
 // absmax of the inliers among them; mark(i, bits) hears of the outliers.
 template <bool kAligned, int kAhead, class T, class Mark>
 INT8Q_DEVICE uint32_t scan_row(Dtype dtype, const T* row, int64_t first, int64_t step, int64_t k, uint32_t limit,
-                               const Mark& mark) {
+                               ChunksAhead<T, kAhead>& chunks, const Mark& mark) {
   uint32_t absmax = 0;
-  for_each_chunk<kAligned, kAhead>(dtype, row, first, step, k, k, [&](int64_t i, const float(&v)[kChunk]) {
+  for_each_chunk<kAligned>(dtype, row, first, step, k, k, chunks, [&](int64_t i, const float(&v)[kChunk]) {
     const ChunkScan scan = scan_chunk(v, limit);
     absmax = scan.absmax > absmax ? scan.absmax : absmax;
     if (scan.outliers != 0) mark(i, scan.outliers);
@@ -152,8 +171,9 @@ INT8Q_DEVICE void quantize_rows(const QuantizeRows& p) {
     const auto* x = reinterpret_cast<const BitsOf<D>*>(p.x + row * p.x_stride);
     int8_t* codes = p.codes + row * p.codes_stride;
     const int64_t first = thread_index() * kChunk, step = kThreads * kChunk;
-    const uint32_t absmax = scan_row<kAligned, kAhead>(
-        D, x, first, step, p.k, p.limit, [&](int64_t k, uint32_t outliers) { mark_columns(bitmap, k, outliers); });
+    ChunksAhead<BitsOf<D>, kAhead> chunks;
+    const uint32_t absmax = scan_row<kAligned>(D, x, first, step, p.k, p.limit, chunks,
+                                               [&](int64_t k, uint32_t outliers) { mark_columns(bitmap, k, outliers); });
     const RowScale scale(block_maximum<kThreads>(absmax, maxima));
     for_each_chunk<kAligned, 1>(D, x, first, step, p.k, p.padded, [&](int64_t k, const float(&v)[kChunk]) {
       store(reinterpret_cast<U32x2*>(codes + k), encode_chunk(v, scale, p.limit));

@@ -109,21 +109,28 @@ struct WgmmaTile : TileOfWgmma<N> {
   static_assert(Base::kMostBytes + kBytesOfBarriers <= Sm90::kSharedBytes);
 };
 
-// ---------------------------------------------------------------------------------------------------- skinny.h
+// ---------------------------------------------------------------------------------------------------- weight_stream.h
 
-struct SkinnyShape {
+struct WeightStreamShape {
   static constexpr int kThreads = 256, kWarps = kThreads / kWarp;
   static constexpr int kRowsOfW = 16;
-  static constexpr int kStep = 64;        // k's of a warp's step
+  static constexpr int kStep = 64;  // k's of a warp's step
+};
+
+// ---------------------------------------------------------------------------------------------------- skinny.h
+
+struct SkinnyShape : WeightStreamShape {
   static constexpr int kColumns = kWarp;  // outlier columns at once
 
   INT8Q_CONSTEXPR static int code_stride(int64_t k) { return static_cast<int>(((k + kStep - 1) / kStep | 1) * kStep); }
   // Multiples of 16 bytes, in the order of the file's comment.
-  INT8Q_CONSTEXPR static int columns_at(int rows) { return rows * kRowsOfW * 4; }
+  INT8Q_CONSTEXPR static int columns_at(int rows) { return 2 * rows * kRowsOfW * 4; }
   INT8Q_CONSTEXPR static int maxima_at(int rows, int64_t k) { return columns_at(rows) + (list_bytes(k) + 15) / 16 * 16; }
   INT8Q_CONSTEXPR static int stats_at(int rows, int64_t k) { return maxima_at(rows, k) + kWarps * 4; }
   INT8Q_CONSTEXPR static int group_at(int rows, int64_t k) { return stats_at(rows, k) + rows * 4; }
-  INT8Q_CONSTEXPR static int codes_at(int rows, int64_t k) { return group_at(rows, k) + (rows * 5 + kRowsOfW) * kColumns; }
+  INT8Q_CONSTEXPR static int codes_at(int rows, int64_t k) {
+    return group_at(rows, k) + (rows * 5 + 2 * kRowsOfW) * kColumns;
+  }
   // rows: M up to eights.
   INT8Q_CONSTEXPR static int shared_bytes(int rows, int64_t m, int64_t k, bool fused) {
     return codes_at(rows, k) + (fused ? static_cast<int>(m) * code_stride(k) : 0);
@@ -148,10 +155,7 @@ struct BackwardTile {
 
 // ---------------------------------------------------------------------------------------------------- w8a16_skinny.h
 
-struct W8a16SkinnyShape {
-  static constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-  static constexpr int kRowsOfW = 16;
-  static constexpr int kStep = 64;  // k's of a warp's step
+struct W8a16SkinnyShape : WeightStreamShape {
   static constexpr int kFew = 16, kMost = 48;
 
   INT8Q_CONSTEXPR static int most_rows(Multiply how) { return how == Multiply::kF32 ? kFew : kMost; }

@@ -10,27 +10,27 @@
 //
 // With element scope that is gemm.h's expression: a row does not depend on how many there are.
 //
-// Sixteen rows of W are an MMA's rows, eight rows of activations its columns. Lane (g, q) = (l / 4, l % 4) takes 16 bytes of rows
-// g and g + 8 of W at k = 64 j + 16 q, and of each eight activations row g at the same k: those are operands of two MMAs, whose k
-// is permuted, alike for both. A warp takes every kWarps-th j, eight loads of 16 bytes before it touches one: 8 warps of two
-// blocks have 64 KiB on their way (from 64 rows on half of that). Warps' sums meet in shared memory. Before sm_75 a lane
-// multiplies the same bytes by dp4a, for M <= 16.
+// Sixteen rows of W are an MMA's rows, eight rows of activations its columns. Lane (g, q) takes 16 bytes of rows g and g + 8 of W
+// at k = 64 j + 16 q (weight_stream.h), and of each eight activations row g at the same k: those are operands of two MMAs, whose k
+// is permuted, alike for both. Warps' sums meet in shared memory, one barrier for 16 rows: each other 16 have sums of their own.
+// Before sm_75 a lane multiplies the same bytes by dp4a, for M <= 16.
 //
 // kFused: x is quantized by each block into its shared memory, M * K <= 16 KiB; else quantize_rows did it, and codes come
 // through L1.
 //
 // Outlier columns are taken kColumns = 32 at a time, lane l of each warp the l-th of them: what activations have there is brought
-// once a block, where there are no more, and W's 16 codes of each are asked for before the product and stored behind it. A thread
-// then has a result to itself, or four: it subtracts by 8 dp4a and adds by 32 fma, all from shared memory.
+// once a block, where there are no more, and W's 16 codes of each are asked for 16 rows ahead and stored beside the product. A
+// thread then has a result to itself, or four: it subtracts by 8 dp4a and adds by 32 fma, all from shared memory.
 //
-// Shared memory: sums [M up to eights][16], the list of columns, maxima a warp, row_stats, outlier columns (160 bytes a row, 512
-// of W: 10.5 KiB at M = 64), and the codes of kFused, M rows of an odd number of 64 bytes, so that two rows lie in all 32 banks.
+// Shared memory: sums [2][M up to eights][16], the list of columns, maxima a warp, row_stats, outlier columns (160 bytes a row,
+// twice 512 of W: 11 KiB at M = 64), and the codes of kFused, M rows of an odd number of 64 bytes, so that two rows lie in all 32
+// banks.
 #pragma once
 
 #include "cuda/kernels/kept_columns.h"
 #include "cuda/kernels/ptx.h"
 #include "cuda/kernels/quantize_rows.h"
-#include "cuda/kernels/shapes.h"
+#include "cuda/kernels/weight_stream.h"
 
 namespace int8q::gpu {
 
@@ -40,9 +40,10 @@ class SkinnyBlock {
   static constexpr int kRows = kEights * 8, kThreads = Shape::kThreads, kColumns = Shape::kColumns;
   static constexpr int kWRowsOfAWarp = Shape::kRowsOfW / Shape::kWarps;
   static constexpr int kResults = (kRows * Shape::kRowsOfW + kThreads - 1) / kThreads;  // of a thread
-  // Steps whose loads are issued together: sums of 64 rows leave registers for two, without tensor cores those of 8 for two and of
-  // 16 for one, which is 16 KiB an SM, where 900 GB/s of V100 for .7 us are 8. Bytes one by one are slow in any case.
-  static constexpr int kMostAhead = kHasInt8Mma<Arch> ? (kEights == 8 ? 2 : 4) : kEights == 1 ? 2 : 1;
+  // Steps of W ahead: sums of 64 rows leave registers for two, without tensor cores those of 8 for two and of 16 for one, which is
+  // 16 KiB an SM, where 900 GB/s of V100 for .7 us are 8. A warp has one step of what 64 rows quantize here, K < 512. Bytes one by
+  // one are slow in any case.
+  static constexpr int kMostAhead = kHasInt8Mma<Arch> ? (kEights < 8 ? 4 : kFused ? 1 : 2) : kEights == 1 ? 2 : 1;
   static constexpr int kAhead = kAligned ? kMostAhead : (kMostAhead + 1) / 2;
   // The first loads are on their way while activations are prepared, those of the next 16 rows while results are finished: more
   // rows have no registers for it.
@@ -59,63 +60,70 @@ class SkinnyBlock {
         stats_(static_cast<uint32_t>(Shape::stats_at(kRows, p.k))),
         group_(static_cast<uint32_t>(Shape::group_at(kRows, p.k))),
         codes_(static_cast<uint32_t>(Shape::codes_at(kRows, p.k))),
-        code_stride_(static_cast<uint32_t>(Shape::code_stride(p.k))) {}
+        code_stride_(static_cast<uint32_t>(Shape::code_stride(p.k))),
+        m_(static_cast<int>(p.m)),
+        k_(static_cast<int>(p.k)),
+        w_(p) {}
 
   INT8Q_DEVICE void run() {
-    Ahead ahead;
-    if (kEarly) load_ahead(block_index() * int64_t{Shape::kRowsOfW}, first_k(), ahead);
+    const int64_t first_col = block_index() * int64_t{Shape::kRowsOfW};
+    if (kEarly && !kFused) w_.begin(first_col);
+    for (int i = thread_index(); i < 2 * kRows * Shape::kRowsOfW; i += kThreads)
+      store_shared<int32_t>(static_cast<uint32_t>(i) * 4, 0);
     columns_.clear(kThreads);
     if constexpr (kFused) {
-      quantize();
-      columns_.close();
+      quantize(first_col);
     } else {
-      for (int m = thread_index(); m < p_.m && !p_.accumulators; m += kThreads)
+      for (int m = thread_index(); m < m_ && !p_.accumulators; m += kThreads)
         store_shared(stats_ + static_cast<uint32_t>(m) * 4, load(p_.row_stats + m));
       if (p_.found != nullptr) columns_.merge(p_.found, p_.bitmaps, p_.found_blocks, kThreads);
-      columns_.close();
     }
-    const bool one_group = columns_.count <= kColumns;
-    if (one_group) bring_columns(0);
+    columns_.close();
+    uint32_t codes[kWRowsOfAWarp];
+    if (one_group()) {
+      bring_columns(0);
+      if (kEarly) load_column_codes(first_col, codes);
+    }
     const int64_t stride = static_cast<int64_t>(block_count()) * Shape::kRowsOfW;
-    for (int64_t col = block_index() * Shape::kRowsOfW; col < p_.n; col += stride) {
-      for (int i = thread_index(); i < kRows * Shape::kRowsOfW; i += kThreads)
-        store_shared<int32_t>(static_cast<uint32_t>(i) * 4, 0);
-      uint32_t codes[kWRowsOfAWarp];
-      if (one_group) load_column_codes(col, codes);
+    for (int64_t col = first_col; col < p_.n; col += stride, other_ = !other_) {
       float scale = 0.0f, bias = 0.0f;
       const int64_t n = col + thread_index() % Shape::kRowsOfW;
       if (kEarly) load_column(n, scale, bias);
+      multiply(col, col + stride, codes);
       block_barrier();
-      multiply(col, col + stride, ahead);
-      if (one_group) store_column_codes(codes);
-      block_barrier();
-      finish(col, scale, bias);  // each thread reads the sums that it clears
+      finish(col, scale, bias);  // each thread clears the sums that it reads: they are the next 16 rows but one's
     }
   }
 
  private:
   // ---- Codes
 
-  INT8Q_DEVICE void quantize() { p_.x_dtype == Dtype::kF32 ? quantize<uint32_t>() : quantize<uint16_t>(); }
+  INT8Q_DEVICE void quantize(int64_t first_col) {
+    p_.x_dtype == Dtype::kF32 ? quantize<uint32_t>(first_col) : quantize<uint16_t>(first_col);
+  }
 
   // A warp takes a row, whose second reading comes from L1; where there are fewer rows than warps, all of them share what there
-  // is in one turn, and learn of each other's maxima behind the only barrier.
+  // is in one turn, and learn of each other's maxima behind the only barrier. kEarly: W is asked for behind the first of X, which
+  // would wait for it.
   template <class X>
-  INT8Q_DEVICE void quantize() {
-    constexpr int kChunksAhead = sizeof(X) == 4 ? 2 : 4;  // 64 bytes a lane
+  INT8Q_DEVICE void quantize(int64_t first_col) {
+    constexpr int kChunksAhead = kEights == 8 ? 1 : sizeof(X) == 4 ? 2 : 4;  // 64 bytes a lane; of K < 512 one
     const auto maximum_at = [this](int warp) { return static_cast<uint32_t>(Shape::maxima_at(kRows, p_.k) + warp * 4); };
     int sharers = Shape::kWarps;
-    while (sharers > 1 && p_.m * sharers > Shape::kWarps) sharers /= 2;
+    while (sharers > 1 && m_ * sharers > Shape::kWarps) sharers /= 2;
     const int part = warp_index() % sharers;
     const int64_t first = (part * kWarp + lane_index()) * kChunk, step = sharers * kWarp * kChunk;
 #pragma unroll 1
-    for (int turn = 0; turn < p_.m; turn += Shape::kWarps / sharers) {
+    for (int turn = 0; turn < m_; turn += Shape::kWarps / sharers) {
       const int row = turn + warp_index() / sharers;
       const auto* x = reinterpret_cast<const X*>(p_.x + row * p_.x_stride);
+      ChunksAhead<X, kChunksAhead> chunks;
+      if (row < m_) chunks.template load<true>(x, first, step, p_.k);
+      if (kEarly && turn == 0) w_.begin(first_col);
       uint32_t absmax = 0;
-      if (row < p_.m) {
-        absmax = warp_maximum(scan_row<true, kChunksAhead>(
-            p_.x_dtype, x, first, step, p_.k, p_.limit, [&](int64_t k, uint32_t outliers) { columns_.mark(k, outliers); }));
+      if (row < m_) {
+        absmax = warp_maximum(scan_row<true>(p_.x_dtype, x, first, step, p_.k, p_.limit, chunks,
+                                             [&](int64_t k, uint32_t outliers) { columns_.mark(k, outliers); }));
       }
       if (sharers > 1) {
         if (lane_index() == 0) store_shared(maximum_at(warp_index()), absmax);
@@ -125,7 +133,7 @@ class SkinnyBlock {
           absmax = other > absmax ? other : absmax;
         }
       }
-      if (row >= p_.m) continue;
+      if (row >= m_) continue;
       const RowScale scale(absmax);
       for_each_chunk<true, kChunksAhead>(
           p_.x_dtype, x, first, step, p_.k, code_stride_, [&](int64_t k, const float(&v)[kChunk]) {
@@ -139,8 +147,8 @@ class SkinnyBlock {
   }
 
   // 16 codes of an activation. Behind M and K there are zeros.
-  INT8Q_DEVICE U32x4 activations(int row, int64_t k) const {
-    if (row >= p_.m || k >= p_.k) return {0, 0, 0, 0};
+  INT8Q_DEVICE U32x4 activations(int row, int k) const {
+    if (row >= m_ || k >= k_) return {0, 0, 0, 0};
     if constexpr (kFused) return load_shared<U32x4>(code_at(row, static_cast<uint32_t>(k)));
     return load(reinterpret_cast<const U32x4*>(p_.codes + row * p_.codes_stride + k));
   }
@@ -149,55 +157,29 @@ class SkinnyBlock {
     return load(p_.codes + row * p_.codes_stride + k);
   }
 
-  INT8Q_DEVICE U32x4 weights(int64_t n, int64_t k) const {
-    return load_codes<kAligned>(p_.w, p_.w_stride, p_.n, p_.k, n, k);
-  }
-
   // ---- The product of 16 rows of W
-
-  static constexpr int kStride = Shape::kWarps * Shape::kStep;  // of a warp's steps
-  INT8Q_DEVICE static int64_t first_k() { return warp_index() * Shape::kStep; }
-
-  // Steps of W that are on their way, of rows g and g + 8.
-  struct Ahead {
-    U32x4 low[kAhead], high[kAhead];
-  };
-  INT8Q_DEVICE void load_ahead(int64_t col, int64_t k, Ahead& ahead) const {
-#pragma unroll
-    for (int s = 0; s < kAhead; ++s) {
-      const int64_t at = k + s * kStride + lane_index() % 4 * kCodeChunk;
-      ahead.low[s] = weights(col + lane_index() / 4, at);
-      ahead.high[s] = weights(col + lane_index() / 4 + 8, at);
-    }
-  }
-
-  // kEarly: begins with what is on its way, and leaves the first steps of the 16 rows from next_col on their way.
-  INT8Q_DEVICE void multiply(int64_t col, int64_t next_col, Ahead& ahead) const {
-    int32_t acc[kEights][kPerEight] = {};
-    for (int64_t first = first_k(); first < p_.k; first += kStride * kAhead) {
-      Ahead now;
-      if constexpr (kEarly) {
-        now = ahead;
-      } else {
-        load_ahead(col, first, now);
-      }
-#pragma unroll
-      for (int s = 0; s < kAhead; ++s) {
-        const int64_t k = first + s * kStride;
-        if (k < p_.k) multiply_step(now.low[s], now.high[s], k + lane_index() % 4 * kCodeChunk, acc);
-      }
-      const int64_t next = first + kStride * kAhead;
-      const bool same_rows = next < p_.k;
-      if (kEarly) load_ahead(same_rows ? col : next_col, same_rows ? next : first_k(), ahead);
-    }
-    add_sums(acc);
-  }
 
   // C fragments of the tensor cores, or sums of a lane: of rows g and g + 8 of W with eight activations.
   static constexpr int kPerEight = kHasInt8Mma<Arch> ? 4 : 16;
 
-  INT8Q_DEVICE void multiply_step(const U32x4& low, const U32x4& high, int64_t k,
-                                  int32_t (&acc)[kEights][kPerEight]) const {
+  // codes: of W's outlier columns, which are stored, then for kEarly those of next_col.
+  INT8Q_DEVICE void multiply(int64_t col, int64_t next_col, uint32_t (&codes)[kWRowsOfAWarp]) {
+    int32_t acc[kEights][kPerEight] = {};
+    if (!kEarly) {
+      w_.begin(col);
+      if (one_group()) load_column_codes(col, codes);
+    }
+    w_.run(
+        col, next_col, [&](const U32x4& low, const U32x4& high, int k) { multiply_step(low, high, k, acc); },
+        [&] {
+          if (!one_group()) return;
+          store_column_codes(codes);
+          if (kEarly) load_column_codes(next_col, codes);
+        });
+    add_sums(acc);
+  }
+
+  INT8Q_DEVICE void multiply_step(const U32x4& low, const U32x4& high, int k, int32_t (&acc)[kEights][kPerEight]) const {
     if constexpr (kHasInt8Mma<Arch>) {
       const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
@@ -209,6 +191,7 @@ class SkinnyBlock {
     } else {
 #pragma unroll
       for (int m = 0; m < kRows; ++m) {
+        if (!kAligned && m % 8 == 0) warp_barrier();  // x of more rows would be asked for at once: there are no registers
         const U32x4 x = activations(m, k);
         int32_t& a = acc[m / 8][m % 8 * 2];
         int32_t& b = acc[m / 8][m % 8 * 2 + 1];
@@ -226,17 +209,24 @@ class SkinnyBlock {
       for (int i = 0; i < kPerEight; ++i) {
         const int m = kHasInt8Mma<Arch> ? t * 8 + q * 2 + i % 2 : t * 8 + i / 2;
         const int n = kHasInt8Mma<Arch> ? g + i / 2 * 8 : g + i % 2 * 8;
-        if (m < p_.m) atomic_add_shared(sum_at(m, n), acc[t][i]);
+        if (m < m_) atomic_add_shared(sum_at(m, n), acc[t][i]);
       }
     }
   }
-  INT8Q_DEVICE static uint32_t sum_at(int m, int n) { return static_cast<uint32_t>((m * Shape::kRowsOfW + n) * 4); }
+  INT8Q_DEVICE uint32_t sum_at(int m, int n) const {
+    return static_cast<uint32_t>(((other_ * kRows + m) * Shape::kRowsOfW + n) * 4);
+  }
 
   // ---- Outlier columns
 
   INT8Q_DEVICE uint32_t x_of(int m) const { return group_ + static_cast<uint32_t>(m * kColumns * 4); }
   INT8Q_DEVICE uint32_t codes_of(int m) const { return x_of(kRows) + static_cast<uint32_t>(m * kColumns); }
-  INT8Q_DEVICE uint32_t w_of(int n) const { return codes_of(kRows) + static_cast<uint32_t>(n * kColumns); }
+  INT8Q_DEVICE uint32_t w_of(int n) const {
+    return codes_of(kRows) + static_cast<uint32_t>((other_ * Shape::kRowsOfW + n) * kColumns);
+  }
+
+  // Whether what activations have there stays in shared memory.
+  INT8Q_DEVICE bool one_group() const { return columns_.count <= kColumns; }
 
   // What activations have in columns [first, first + kColumns) of the list; 0 beyond it.
   INT8Q_DEVICE void bring_columns(uint32_t first) {
@@ -245,7 +235,7 @@ class SkinnyBlock {
     const bool subtracts = column_ >= 0 && p_.scope == OutlierScope::kColumns;
     const bool adds = column_ >= 0 && !p_.accumulators && !is_kept(p_, column_);
 #pragma unroll 1
-    for (int m = warp_index(); m < p_.m; m += Shape::kWarps) {
+    for (int m = warp_index(); m < m_; m += Shape::kWarps) {
       const auto lane = static_cast<uint32_t>(lane_index());
       const auto q = static_cast<int8_t>(subtracts ? code(m, column_) : 0);
       const float x = adds ? outlier_of(p_, m, column_) : 0.0f;
@@ -324,11 +314,14 @@ class SkinnyBlock {
     int32_t acc[kResults];
     float f[kResults];
 #pragma unroll
-    for (int r = 0; r < kResults; ++r) acc[r] = row(r) < p_.m ? load_shared<int32_t>(sum_at(row(r), n)) : 0;
+    for (int r = 0; r < kResults; ++r) {
+      acc[r] = row(r) < m_ ? load_shared<int32_t>(sum_at(row(r), n)) : 0;
+      if (row(r) < m_) store_shared<int32_t>(sum_at(row(r), n), 0);
+    }
     const auto subtract = [&](uint32_t count) {
 #pragma unroll
       for (int r = 0; r < kResults; ++r) {
-        if (row(r) < p_.m) acc[r] -= sum_of_columns(row(r), n, count);
+        if (row(r) < m_) acc[r] -= sum_of_columns(row(r), n, count);
       }
     };
     if (p_.scope == OutlierScope::kColumns) for_each_group(col, subtract);
@@ -336,25 +329,25 @@ class SkinnyBlock {
 #pragma unroll
       for (int r = 0; r < kResults; ++r) {
         auto* y = reinterpret_cast<int32_t*>(p_.y + row(r) * p_.y_stride) + col;
-        if (row(r) < p_.m && col + n < p_.n) store(y + n, acc[r]);
+        if (row(r) < m_ && col + n < p_.n) store(y + n, acc[r]);
       }
       return;
     }
 #pragma unroll
     for (int r = 0; r < kResults; ++r) {
       const uint32_t stat = stats_ + static_cast<uint32_t>(row(r)) * 4;
-      f[r] = row(r) < p_.m ? static_cast<float>(acc[r]) * (load_shared<float>(stat) * (1.0f / 127.0f)) : 0.0f;
+      f[r] = row(r) < m_ ? static_cast<float>(acc[r]) * (load_shared<float>(stat) * (1.0f / 127.0f)) : 0.0f;
     }
     for_each_group(col, [&](uint32_t count) {
 #pragma unroll
       for (int r = 0; r < kResults; ++r) {
-        if (row(r) < p_.m) f[r] = add_columns(row(r), n, count, f[r]);
+        if (row(r) < m_) f[r] = add_columns(row(r), n, count, f[r]);
       }
     });
     if (!kEarly) load_column(col + n, scale, bias);
 #pragma unroll
     for (int r = 0; r < kResults; ++r) {
-      if (row(r) < p_.m && col + n < p_.n) store_result(row(r), col + n, f[r], scale, bias);
+      if (row(r) < m_ && col + n < p_.n) store_result(row(r), col + n, f[r], scale, bias);
     }
   }
 
@@ -370,7 +363,10 @@ class SkinnyBlock {
   const Gemm& p_;
   ColumnList columns_;
   const uint32_t stats_, group_, codes_, code_stride_;
-  int column_ = -1;  // this lane's, of those in shared memory; -1 beyond them
+  const int m_, k_;
+  WeightStream<kAhead, kAligned, kEarly> w_;
+  int column_ = -1;     // this lane's, of those in shared memory; -1 beyond them
+  bool other_ = false;  // which of the two places 16 rows' sums and codes of outlier columns have
 };
 
 template <class Arch, int kEights, bool kFused, bool kAligned>

@@ -3,12 +3,9 @@
 // w8a16.h's product for few rows of activations, M <= 48, or 16 where it is by fp32: W is read once, at the speed of
 // memory.
 //
-// As in skinny.h sixteen rows of W are an MMA's rows, eight rows of activations its columns, and lane (g, q), which is l /
-// 4 and l % 4, takes 16 bytes of rows g and g + 8 of W at k = 64 j + 16 q. Four of these bytes and the four activations
-// beside them are a lane's share of one m16n8k16: its k is permuted, alike for both operands, and neither is shuffled. X
-// comes through L1: of row g 32 bytes of 16-bit elements, or 64 of fp32, which three MMAs take. A warp takes every
-// kWarps-th j, and issues eight loads of 16 bytes before it touches one, so that 8 warps of two blocks have 64 KiB on their
-// way (above 16 rows, and by fp32, half of that).
+// Sixteen rows of W (weight_stream.h) are an MMA's rows, eight rows of activations its columns. Four of a lane's bytes of W and
+// the four activations beside them are its share of one m16n8k16: its k is permuted, alike for both operands, and neither is
+// shuffled. X comes through L1: of row g 32 bytes of 16-bit elements, or 64 of fp32, which three MMAs take.
 //
 // By fp32 a lane multiplies the same bytes, and four lanes add up.
 //
@@ -17,6 +14,7 @@
 #pragma once
 
 #include "cuda/kernels/w8a16.h"
+#include "cuda/kernels/weight_stream.h"
 
 namespace int8q::gpu {
 
@@ -25,19 +23,22 @@ class W8a16SkinnyBlock {
   using Shape = W8a16SkinnyShape;
   static constexpr int kRows = kEights * 8;
   static constexpr bool kMma = kHow != Multiply::kF32;
-  // Steps whose loads are issued together, as in skinny.h.
+  // Steps of W ahead, as in skinny.h.
   static constexpr int kMostAhead = kEights > 2 || !kMma ? 2 : 4;
   static constexpr int kAhead = kAligned ? kMostAhead : kMostAhead / 2;
   static constexpr int kPerEight = kMma ? 4 : 16;  // sums of a lane
 
  public:
-  INT8Q_DEVICE explicit W8a16SkinnyBlock(const Gemm& p) : p_(p) {}
+  INT8Q_DEVICE explicit W8a16SkinnyBlock(const Gemm& p) : p_(p), w_(p) {}
 
   INT8Q_DEVICE void run() {
-    for (int64_t col = block_index() * Shape::kRowsOfW; col < p_.n;
-         col += static_cast<int64_t>(block_count()) * Shape::kRowsOfW) {
+    const int64_t stride = static_cast<int64_t>(block_count()) * Shape::kRowsOfW;
+    int64_t col = block_index() * int64_t{Shape::kRowsOfW};
+    w_.begin(col);
+    for (; col < p_.n; col += stride) {
       float f[kEights][kPerEight] = {};
-      multiply(col, f);
+      w_.run(
+          col, col + stride, [&](const U32x4& low, const U32x4& high, int k) { multiply_step(low, high, k, f); }, [] {});
       store_sums(f);
       block_barrier();
       finish(col);
@@ -48,27 +49,11 @@ class W8a16SkinnyBlock {
  private:
   // ---- The product of 16 rows of W
 
-  INT8Q_DEVICE void multiply(int64_t col, float (&f)[kEights][kPerEight]) const {
-    const int g = lane_index() / 4, q = lane_index() % 4;
-    constexpr int kStride = Shape::kWarps * Shape::kStep;
-    for (int64_t first = warp_index() * Shape::kStep; first < p_.k; first += kStride * kAhead) {
-      U32x4 low[kAhead], high[kAhead];
-#pragma unroll
-      for (int s = 0; s < kAhead; ++s) {
-        const int64_t k = first + s * kStride + q * kCodeChunk;
-        low[s] = load_codes<kAligned>(p_.w, p_.w_stride, p_.n, p_.k, col + g, k);
-        high[s] = load_codes<kAligned>(p_.w, p_.w_stride, p_.n, p_.k, col + g + 8, k);
-      }
-#pragma unroll
-      for (int s = 0; s < kAhead; ++s) {
-        const int64_t k = first + s * kStride;
-        if (k >= p_.k) continue;
-        if constexpr (kMma) {
-          multiply_halves(low[s], high[s], k + q * kCodeChunk, f);
-        } else {
-          multiply_floats(low[s], high[s], k + q * kCodeChunk, f);
-        }
-      }
+  INT8Q_DEVICE void multiply_step(const U32x4& low, const U32x4& high, int k, float (&f)[kEights][kPerEight]) const {
+    if constexpr (kMma) {
+      multiply_halves(low, high, k, f);
+    } else {
+      multiply_floats(low, high, k, f);
     }
   }
 
@@ -167,6 +152,7 @@ class W8a16SkinnyBlock {
   }
 
   const Gemm& p_;
+  WeightStream<kAhead, kAligned, true> w_;
 };
 
 template <class Arch, Multiply kHow, int kEights, bool kAligned>

@@ -10,7 +10,7 @@ namespace int8q::cuda {
 
 enum class Runs {
   kOnMajor,  // cubin: GPUs of its major version and no earlier minor one
-  kAlone,    // cubin of an architecture with "a" behind it: GPUs of that capability, by force alone
+  kAlone,    // cubin of an architecture with "a" behind it: GPUs of that capability
   kLater,    // PTX: any GPU from its capability on
 };
 
@@ -24,7 +24,7 @@ struct Image {
   const uint8_t* data;
 };
 
-// In ascending order of capability, PTX last. Empty in a build without kernels.
+// In ascending order of capability, one with "a" behind its namesake, PTX last. Empty in a build without kernels.
 std::span<const Image> images();
 
 bool runs_on(const Image& image, int major, int minor);

@@ -229,8 +229,6 @@ EQUIVALENT = {
     ("weight_stream.h", "one row, column or k too many", "multiply("): ZEROS,
     ("weight_stream.h", "one row, column or k too many", "while"): "of a round without steps",
     ("skinny.h", "one row, column or k too many", "first < columns_.count"): ZEROS,
-    ("skinny.h", "one row, column or k too many", "acc[r] = row(r) < m_"): "of a row that is not stored",
-    ("skinny.h", "one row, column or k too many", "store_shared<int32_t>(sum_at"): "of a row that is not stored",
     ("skinny.h", "one too few", "chunks.template load"): "what is not loaded ahead is loaded later",
     ("skinny.h", "one row, column or k too many", "atomic_add_shared(sum_at"): "the sums have rows for whole eights",
 }

@@ -223,6 +223,31 @@ Draw::Cell aligned_cell(size_t seed, size_t mode, size_t dtype) {
   return drawn;
 }
 
+// Blocks of the kernels for few rows take 16 rows of W twice and more.
+TEST(CudaLayer, FewRowsOfManyColumns) {
+  enum : size_t { kColumn, kOff, kElement, kAll };  // of kModes
+  enum : size_t { kF32, kF16, kBf16 };
+  enum : size_t { kUsual = 0, kLow = 2 };  // of kThresholds: few outlier columns, or more than are brought at once
+  struct OfCell {
+    int64_t rows;
+    size_t mode, dtype, threshold;
+  };
+  const int64_t blocks = 2 * gpu().multiprocessors, cols = 16 * (2 * blocks + 1) + 5;
+  size_t seed = 200;
+  for (const OfCell& cell :
+       {OfCell{1, kColumn, kBf16, kUsual}, OfCell{8, kColumn, kF16, kUsual}, OfCell{8, kColumn, kBf16, kLow},
+        OfCell{16, kOff, kF32, kUsual}, OfCell{16, kElement, kF16, kUsual}, OfCell{40, kColumn, kBf16, kUsual},
+        OfCell{8, kAll, kBf16, kUsual}, OfCell{40, kAll, kF16, kUsual}}) {
+    Draw::Cell drawn = aligned_cell(++seed, cell.mode, cell.dtype);
+    drawn[kThreshold] = cell.threshold;
+    SCOPED_TRACE(::testing::Message() << cell.rows << " rows, drawn " << ::testing::PrintToString(drawn));
+    Case c({cell.rows, cols, 560}, seed, drawn);
+    const bool few = cell.rows <= 16;  // for any architecture
+    expect_many_rows(c, cell.rows, few ? std::optional(Launch{gpu::SkinnyShape::kThreads, blocks, 0}) : std::nullopt);
+    if (HasFatalFailure()) return;
+  }
+}
+
 constexpr int64_t kStagesComeRound = 10 * 128 + 16;  // steps and a tail
 
 // Where a GPU is full of tiles those of sm_80 are large, too.

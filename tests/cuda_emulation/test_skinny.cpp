@@ -61,12 +61,26 @@ TYPED_TEST(SkinnyOnGpu, AccumulatorsAreExact) {
   }
 }
 
-// A block takes the next 16 rows of W while it finishes those before, where K ends with a warp's steps or one k later.
+// A block takes the next 16 rows of W while it finishes those before, where K ends with a warp's steps or one k later; M that is
+// less than eights and that is all of them, whose sums lie side by side with those of the next 16 rows.
 TYPED_TEST(SkinnyOnGpu, OneBlockTakesAllRows) {
-  for (const int64_t k : {1024, 1025, 2048, 2049}) {
-    for (const bool fused : {true, false}) {
-      const Case c{.m = 2, .n = 40, .k = k, .mode = INT8Q_OUTLIERS_OFF, .accumulators = true, .seed = 3};  // % 3 is 0
-      check<TypeParam>(c, skinny_gemm<TypeParam, 1>(c, fused));
+  constexpr uint64_t kSeed = 3;  // % 3 is 0
+  for (const bool fused : {true, false}) {
+    for (const int64_t k : {1024, 1025, 2048, 2049}) {
+      for (const int64_t m : {2, 8}) {
+        Case c{.m = m, .n = 40, .k = k, .mode = INT8Q_OUTLIERS_OFF, .accumulators = true, .seed = kSeed};
+        check<TypeParam>(c, skinny_gemm<TypeParam, 1>(c, fused));
+        c.mode = INT8Q_OUTLIERS_COLUMN, c.accumulators = false, c.outlier_cols = m == 2 ? 5 : 40, c.kept = 2;
+        check<TypeParam>(c, skinny_gemm<TypeParam, 1>(c, fused));
+      }
+    }
+    const Case c{.m = 16, .n = 90, .k = 600, .outlier_cols = 7, .seed = kSeed, .kept = 2};
+    check<TypeParam>(c, skinny_gemm<TypeParam, 2>(c, fused));
+    if constexpr (kHasInt8Mma<TypeParam>) {
+      const Case of_32{.m = 32, .n = 40, .k = fused ? 510 : 2570, .outlier_cols = 7, .seed = kSeed, .kept = 2};
+      check<TypeParam>(of_32, skinny_gemm<TypeParam, 4>(of_32, fused));
+      const Case of_64{.m = fused ? 33 : 64, .n = 40, .k = fused ? 496 : 2570, .outlier_cols = 7, .seed = kSeed, .kept = 2};
+      check<TypeParam>(of_64, skinny_gemm<TypeParam, 8>(of_64, fused));
     }
   }
 }

@@ -321,7 +321,7 @@ begin sanitizers
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
 few_rows='CudaLife.ABlobComesAndGoesWithoutLoss:CudaLife.NanStaysInItsRow:CudaLife.BorrowedWeightsAreUsedInPlace'
 few_rows+=':CudaBackward.EveryShapeDtype:CudaCapture.*:CudaDispatch.*:CudaLayer.EveryShapeDtypeMode:CudaSplitK.*:CudaStateless.*'
-each_tile='CudaLayer.EachTile*:CudaBackward.EachTile'
+each_tile='CudaLayer.FewRows*:CudaLayer.EachTile*:CudaBackward.EachTile'
 wrong_lines='^=+ (Error|Invalid|Misaligned|Out-of-range|Uninit|Race|Barrier|Malloc|Program hit)|^\[  FAILED  \]'
 until_then=$((SECONDS + seconds)) waiting=6 # runs
 

@@ -58,7 +58,7 @@ INT8Q_DEVICE void atomic_add_shared(uint32_t at, int32_t value) {
   atomicAdd(reinterpret_cast<int32_t*>(shared_bytes + at), value);
 }
 
-// What this launch does not write, and no other thread of the SM reads; L2 may ask for the 256 bytes around it.
+// What this launch does not write, and hardly another thread of the SM reads; from sm_80 on L2 asks for the 256 bytes around it.
 INT8Q_DEVICE U32x4 load_once(const U32x4* p) {
   U32x4 v;
 #if __CUDA_ARCH__ >= 800

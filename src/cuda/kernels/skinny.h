@@ -19,8 +19,9 @@
 // through L1.
 //
 // Outlier columns are taken kColumns = 32 at a time, lane l of each warp the l-th of them: what activations have there is brought
-// once a block, where there are no more, and W's 16 codes of each are asked for 16 rows ahead and stored beside the product. A
-// thread then has a result to itself, or four: it subtracts by 8 dp4a and adds by 32 fma, all from shared memory.
+// once a block, where there are no more, and W's 16 codes of each are asked for before the product (kEarly: 16 rows ahead) and
+// stored beside it. A thread then has a result to itself, or four: it subtracts by 8 dp4a and adds by 32 fma, all from shared
+// memory.
 //
 // Shared memory: sums [2][M up to eights][16], the list of columns, maxima a warp, row_stats, outlier columns (160 bytes a row,
 // twice 512 of W: 11 KiB at M = 64), and the codes of kFused, M rows of an odd number of 64 bytes, so that two rows lie in all 32
@@ -107,7 +108,7 @@ class SkinnyBlock {
   // would wait for it.
   template <class X>
   INT8Q_DEVICE void quantize(int64_t first_col) {
-    constexpr int kChunksAhead = kEights == 8 ? 1 : sizeof(X) == 4 ? 2 : 4;  // 64 bytes a lane; of K < 512 one
+    constexpr int kChunksAhead = kEights == 8 ? 1 : sizeof(X) == 4 ? 2 : 4;  // 64 bytes a lane; of K < 512 one of two
     const auto maximum_at = [this](int warp) { return static_cast<uint32_t>(Shape::maxima_at(kRows, p_.k) + warp * 4); };
     int sharers = Shape::kWarps;
     while (sharers > 1 && m_ * sharers > Shape::kWarps) sharers /= 2;

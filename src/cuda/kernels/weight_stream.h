@@ -3,9 +3,10 @@
 // W for few rows of activations, read once, at the speed of memory: sixteen rows at a time, by the eight warps of a block.
 //
 // Lane (g, q) = (l / 4, l % 4) takes 16 bytes of rows g and g + 8 at k = 64 j + 16 q, and a warp every eighth j: a step. 2 * kAhead
-// loads of a lane are on their way, each of which makes room for one of the next round, those of the last for the next sixteen
-// rows: with four steps, 8 warps of two blocks have 64 KiB on their way, where 3 TB/s for a microsecond are 23 KiB of each of 132
-// SMs. Nobody else needs these bytes: they pass L1 by, and L2 asks for 256 bytes where it is asked for 64.
+// loads of a lane are on their way, each of which makes room for one of the next round, with kGoesOn those of the last for the next
+// sixteen rows: with four steps, 8 warps of two blocks have 64 KiB on their way, where 3 TB/s for a microsecond are 22 KiB of each
+// of 132 SMs. But for what outlier columns have of them nobody else needs these bytes: they pass L1 by, and from sm_80 on L2 asks
+// for 256 where it is asked for 64.
 #pragma once
 
 #include "cuda/kernels/elements.h"

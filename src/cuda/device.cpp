@@ -206,9 +206,8 @@ void Device::expect_reachable(const void* p, const char* argument) const {
   if (reads_pageable_memory || p == nullptr) return;
   if (driver.cuPointerGetAttribute(&type, kMemoryType, reinterpret_cast<DevicePointer>(p)) == 0) return;
   fail(INT8Q_INVALID_ARGUMENT,
-       "%s is %p, which is no memory that CUDA knows; the context's is of GPU %d, %s: expected memory of that; copy it "
-       "there "
-       "by cudaMemcpy, or take a CPU context",
+       "%s is %p, which is no memory that CUDA knows; the context's is of GPU %d, %s: expected memory of that; "
+       "copy it there by cudaMemcpy, or take a CPU context",
        argument, p, ordinal, name.c_str());
 }
 

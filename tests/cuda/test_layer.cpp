@@ -32,6 +32,9 @@ enum : size_t {
   kBorrow
 };
 
+enum : size_t { kColumn, kOff, kElement, kAll };  // of kModes
+enum : size_t { kF32, kF16, kBf16 };              // of kFloatDtypes
+
 constexpr float kThresholds[] = {0.0f, 1e-30f, 1.5f};
 constexpr size_t kS8Weight = 3, kNoBias = 3;
 
@@ -225,8 +228,6 @@ Draw::Cell aligned_cell(size_t seed, size_t mode, size_t dtype) {
 
 // Blocks of the kernels for few rows take 16 rows of W twice and more.
 TEST(CudaLayer, FewRowsOfManyColumns) {
-  enum : size_t { kColumn, kOff, kElement, kAll };  // of kModes
-  enum : size_t { kF32, kF16, kBf16 };
   enum : size_t { kUsual = 0, kLow = 2 };  // of kThresholds: few outlier columns, or more than are brought at once
   struct OfCell {
     int64_t rows;
@@ -252,8 +253,6 @@ constexpr int64_t kStagesComeRound = 10 * 128 + 16;  // steps and a tail
 
 // Where a GPU is full of tiles those of sm_80 are large, too.
 TEST(CudaLayer, EachTileOfCodes) {
-  enum : size_t { kColumn, kOff, kElement };  // of kModes
-  enum : size_t { kF32, kF16, kBf16 };
   size_t seed = 0;
   for (const OfTile& tile : tiles_of_codes()) {
     std::vector<std::pair<size_t, size_t>> cells = {
@@ -271,11 +270,10 @@ TEST(CudaLayer, EachTileOfCodes) {
 }
 
 TEST(CudaLayer, EachTileOfFloats) {
-  constexpr size_t kAll = 3;  // of kModes
   size_t seed = 100;
   for (const OfTile& tile : tiles_of_halves()) {
-    for (const size_t dtype : {1, 2, 0}) {
-      const bool halves = dtype != 0;
+    for (const size_t dtype : {kF16, kBf16, kF32}) {
+      const bool halves = dtype != kF32;
       if (!halves && (small_grid() || tile.index == 0)) continue;
       Draw::Cell drawn = aligned_cell(++seed, kAll, dtype);
       if (halves) drawn[kKept] = 0;

@@ -103,7 +103,8 @@ class GpuScript(unittest.TestCase):
         self.assertEqual(played.status, 0, played.output)
         both = [("test_cuda", "sm_90"), ("cuda_bench_linear", "sm_90")]
         both += [("test_cuda", "sm_90a"), ("cuda_bench_linear", "sm_90a")]
-        by_image = 2 * ("sm_90", "sm_90", "sm_90a") + 2 * ("sm_90", "sm_90a")
+        of_each_tile, of_others = ("sm_90", "sm_90", "sm_90a"), ("sm_90", "sm_90a")
+        by_image = of_each_tile + 2 * of_others + of_each_tile
         sanitized = [("compute-sanitizer", image) for image in by_image]
         self.assertEqual(played.programs(), both + 5 * [("ncu", "sm_90a")] + sanitized)
         self.assertEqual(played.step("profile of product"), ["profile of product: 1 lines"])
@@ -113,7 +114,7 @@ class GpuScript(unittest.TestCase):
         options = [rest for name, image, rest in played.calls if (name, image) == ("cuda_bench_linear", "sm_90a")][0]
         self.assertRegex(options, r"--seconds=\d+ .*--benchmark_filter=\S*128\|512\|2048\|4096")
         of_wgmma = [rest for name, image, rest in played.calls if (name, image) == ("compute-sanitizer", "sm_90a")]
-        for tool, rest in zip(("memcheck", "racecheck", "initcheck", "synccheck"), of_wgmma):
+        for tool, rest in zip(("memcheck", "initcheck", "synccheck", "racecheck"), of_wgmma):
             self.assertIn(f"--tool {tool}", rest)
         self.assertIn("beside sm_90", played.output)
 

@@ -352,7 +352,7 @@ sanitize() { # STEP FOLDER TOOL FILTER: an equal part of what is left
   esac
 }
 [ "$capability" != 9.0 ] || waiting=10
-for tool in memcheck racecheck initcheck synccheck; do
+for tool in memcheck initcheck synccheck racecheck; do # the slowest last: it has what time the others leave
   sanitize $tool "$results" $tool "$few_rows"
   case $tool in memcheck | racecheck) sanitize "$tool of each tile" "$results" $tool "$each_tile" ;; esac
   [ "$capability" != 9.0 ] || INT8Q_CUDA_IMAGE=sm_90a sanitize "$tool of wgmma" "$results/sm_90a" $tool "$each_tile"

@@ -502,6 +502,8 @@ INT8Q_API int32_t int8q_query_workspace(int8q_context* context, const int8q_line
  *   y = fmaf(float(acc), (row_stats * col_stats) * (1/16129), o) + bias, with o as in int8q_mixed_scaled_multiply
  *   y = o + bias, with o over all columns, in mode ALL
  *
+ * On a GPU y has the expression and bounds of docs/cuda.
+ *
  * x          F32, F16 or BF16 [M,K]
  * flags      0 or INT8Q_ACCUMULATE: y = y_before + (the above), added in fp32, rounded once
  * y          F32, F16 or BF16 [M,N], not necessarily x's type

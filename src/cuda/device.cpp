@@ -109,7 +109,7 @@ std::string remedy_of(int error, const Image& image) {
 
 constexpr int kOutOfMemory = 2, kUnavailable = 46;  // CUDA_ERROR_OUT_OF_MEMORY, CUDA_ERROR_DEVICE_UNAVAILABLE
 
-// For a GPU may have no room for a context or for kernels, or belong to another process.
+// For a GPU may have no room for a context or for kernels, belong to another process, or be in no state to work.
 void check_opening(int error, const Device& device, const char* what) {
   if (error == kOutOfMemory) {
     fail(INT8Q_OUT_OF_MEMORY,
@@ -122,7 +122,12 @@ void check_opening(int error, const Device& device, const char* what) {
          "nvidia-smi -c 0",
          device.ordinal, device.name.c_str(), what, error_text(error).c_str());
   }
-  check(error, what);
+  if (error != 0) {
+    fail(INT8Q_DEVICE_FAILED,
+         "GPU %d, %s, does not start: %s: %s; start this process again, for an error of a kernel lasts as long as it does; "
+         "if that does not help, see what dmesg says of NVRM",
+         device.ordinal, device.name.c_str(), what, error_text(error).c_str());
+  }
 }
 
 struct Opened {
@@ -202,13 +207,32 @@ void Device::start() {
 }
 
 void Device::expect_reachable(const void* p, const char* argument) const {
-  unsigned type = 0;
-  if (reads_pageable_memory || p == nullptr) return;
-  if (driver.cuPointerGetAttribute(&type, kMemoryType, reinterpret_cast<DevicePointer>(p)) == 0) return;
+  if (p == nullptr) return;
+  const auto knows = [&](PointerAttribute attribute, int& value) {
+    return driver.cuPointerGetAttribute(&value, attribute, reinterpret_cast<DevicePointer>(p)) == 0;
+  };
+  int type = 0, owner = ordinal, managed = 0;
+  if (!knows(kMemoryType, type)) {
+    if (reads_pageable_memory) return;
+    fail(INT8Q_INVALID_ARGUMENT,
+         "%s is %p, which is no memory that CUDA knows; the context's is of GPU %d, %s: expected memory of that; "
+         "copy it there by cudaMemcpy, or take a CPU context",
+         argument, p, ordinal, name.c_str());
+  }
+  if (type != static_cast<int>(Copy2D::kDevice) || !knows(kDeviceOrdinal, owner) || owner == ordinal)
+    return;  // any GPU reads the host's
+  if (knows(kIsManaged, managed) && managed != 0) return;
   fail(INT8Q_INVALID_ARGUMENT,
-       "%s is %p, which is no memory that CUDA knows; the context's is of GPU %d, %s: expected memory of that; "
-       "copy it there by cudaMemcpy, or take a CPU context",
-       argument, p, ordinal, name.c_str());
+       "%s is %p, memory of GPU %d; the context's is of GPU %d, %s: expected memory of that; copy it there by "
+       "cudaMemcpyPeer, or take a context of GPU %d",
+       argument, p, owner, ordinal, name.c_str(), owner);
+}
+
+void Device::expect_shared(int bytes) const {
+  if (bytes >= 0 && bytes <= shared_bytes) return;
+  fail(INT8Q_SIZE_OVERFLOW,
+       "a row is too long for GPU %d, %s: it takes more than its %d bytes of shared memory; pass fewer columns", ordinal,
+       name.c_str(), shared_bytes);
 }
 
 void Device::close() {
@@ -338,11 +362,7 @@ void Queue::launch_with(Function function, int64_t blocks, int threads, int shar
     fail(INT8Q_SIZE_OVERFLOW, "the result takes %lld blocks of a GPU; expected at most 2^31 - 1; pass fewer rows",
          static_cast<long long>(blocks));
   }
-  if (shared_bytes < 0 || shared_bytes > device.shared_bytes) {
-    fail(INT8Q_SIZE_OVERFLOW,
-         "a row is too long for GPU %d, %s: it takes more than its %d bytes of shared memory; pass fewer columns",
-         device.ordinal, device.name.c_str(), device.shared_bytes);
-  }
+  device.expect_shared(shared_bytes);
   check(device.driver.cuLaunchKernel(function, static_cast<unsigned>(blocks), 1, 1, static_cast<unsigned>(threads), 1, 1,
                                      static_cast<unsigned>(shared_bytes), stream, parameters, nullptr),
         "cuLaunchKernel");

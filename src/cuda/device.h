@@ -67,8 +67,10 @@ class Device {
   std::unique_ptr<CublasLt> cublaslt;  // NULL: our own kernels multiply
 
   bool has_wgmma() const { return shapes.wgmma[0].m != 0; }
-  // INVALID_ARGUMENT for host memory that this GPU cannot read. The device is current.
+  // INVALID_ARGUMENT for memory of the host or of another GPU that this one cannot read. The device is current.
   void expect_reachable(const void* p, const char* argument) const;
+  // SIZE_OVERFLOW where a block of a kernel has not so much shared memory.
+  void expect_shared(int bytes) const;
 
   // cuMemAlloc and cuMemFree, or theirs, called with this device current.
   Allocator allocator(const int8q_allocator* theirs);

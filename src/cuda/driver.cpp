@@ -62,14 +62,24 @@ std::string error_text(const Driver& driver, int error) {
          (text == nullptr ? "" : std::string(" (") + text + ")");
 }
 
+constexpr char kForked[] =
+    "this process was forked from one that had used CUDA, which does not outlive a fork; start it by exec (\"spawn\" in "
+    "Python)";
+
 std::string remedy_of_start(int error) {
   switch (error) {
-    case 304:  // CUDA_ERROR_OPERATING_SYSTEM
-    case 999:  // CUDA_ERROR_UNKNOWN
+    case 3: return kForked;  // CUDA_ERROR_NOT_INITIALIZED, where others than int8q had used it
+    case 304:                // CUDA_ERROR_OPERATING_SYSTEM
+    case 999:                // CUDA_ERROR_UNKNOWN
       return "see whether this user, in a container too, may open /dev/nvidiactl and /dev/nvidia0; else restart the "
              "machine";
     case 802:  // CUDA_ERROR_SYSTEM_NOT_READY
       return "start the service nvidia-fabricmanager, which GPUs behind NVSwitches need";
+    case 804:  // CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
+      return "the libcuda.so.1 that was found is of the package cuda-compat, which this GPU does not take: take its folder "
+             "out of LD_LIBRARY_PATH, so that the driver's own is found";
+    case 805:  // CUDA_ERROR_MPS_CONNECTION_FAILED
+      return "start the service that shares GPUs by nvidia-cuda-mps-control -d, or unset CUDA_MPS_PIPE_DIRECTORY";
     default: return "restart the machine if the driver has been updated since, else reinstall it";
   }
 }
@@ -203,9 +213,7 @@ const Driver& require_driver() {
   const Presence& found = look_for_driver();
   if (found.state != Presence::kPresent) fail(INT8Q_NO_DEVICE, "no usable GPU: %s", found.why.c_str());
   if (generation_of_driver != fork_generation()) {
-    fail(INT8Q_NO_DEVICE,
-         "no usable GPU: this process was forked from one that had used CUDA, which does not outlive a fork; start it by "
-         "exec (\"spawn\" in Python)");
+    fail(INT8Q_NO_DEVICE, "no usable GPU: %s", kForked);
   }
   return found.driver;
 }

@@ -23,7 +23,8 @@ enum Attribute : int {
   kCapabilityMinor = 76,
   kSharedBytesOptin = 97,
 };
-inline constexpr int kMemoryType = 2;  // of cuPointerGetAttribute, which fails where CUDA knows nothing of the memory
+// Of cuPointerGetAttribute, which fails where CUDA knows nothing of the memory.
+enum PointerAttribute : int { kMemoryType = 2, kIsManaged = 8, kDeviceOrdinal = 9 };
 // Of cuFuncSetAttribute: the most dynamic shared memory of a block, and the percentage of an SM's that all shall have.
 inline constexpr int kFunctionSharedBytes = 8, kFunctionCarveout = 9;
 

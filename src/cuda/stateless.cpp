@@ -48,7 +48,8 @@ void quantize_rows(Queue& queue, ScratchLease& scratch, const FloatRows& x, uint
   }
   const bool asks = mask != nullptr || cols != nullptr || count != nullptr;
   const bool finds = limit != gpu::kNoOutliers && (!element || asks);
-  const bool copies = !in_place(q, q_stride, x.cols);
+  const bool copies = !in_place(q, q_stride, x.cols), finishes = asks || (finds && x.rows > 0);
+  if (finishes) queue.device.expect_shared(gpu::FinishColumns::shared_bytes(x.cols));  // before anything is written
   QuantizedRows to{.codes = q,
                    .stride = copies ? round_up(x.cols, 16) : q_stride,
                    .row_stats = row_stats,
@@ -79,7 +80,7 @@ void quantize_rows(Queue& queue, ScratchLease& scratch, const FloatRows& x, uint
                          .to_cols = x.cols});
     }
   }
-  if (!asks && (!finds || x.rows == 0)) return;
+  if (!finishes) return;
   const gpu::FinishColumns p{.rows = x.rows,
                              .k = x.cols,
                              .found = to.found,

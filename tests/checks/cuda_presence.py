@@ -118,7 +118,8 @@ def broken_gpus():
                         (223, "CUDA_DISABLE_PTX_JIT")):  # fmt: skip
         yield f"module {error}", "fails", {"INT8Q_STUB_FAULT": f"cuModuleLoadData={error}"}, ["does not take", text]
     played = {"INT8Q_STUB_FAULT": "cuDevicePrimaryCtxRetain"}
-    yield "DEVICE_FAILED: Retain", "fails", played, ["cuDevicePrimaryCtxRetain: CUDA_ERROR_ILLEGAL_ADDRESS"]
+    told = ["GPU 0", "does not start: cuDevicePrimaryCtxRetain: CUDA_ERROR_ILLEGAL_ADDRESS", "start this process again"]
+    yield "DEVICE_FAILED: Retain", "fails", played, told
     for call in ("cuDevicePrimaryCtxRetain", "cuModuleLoadData"):
         played = {"INT8Q_STUB_FAULT": f"{call}=2"}
         yield f"OUT_OF_MEMORY: {call}", "fails", played, ["GPU 0", "no memory left", call, "nvidia-smi"]
@@ -161,7 +162,8 @@ def broken_drivers(folder, has_driver):
         yield f"{call} of a stub", version, {"INT8Q_STUB_FAULT": f"{call}=34"}, told
         told = ["does not start", f"{call}: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (", "restart"]
         yield f"{call} fails", version, {"INT8Q_STUB_FAULT": f"{call}=803"}, told
-    for error, remedy in ((802, "nvidia-fabricmanager"), (304, "/dev/nvidiactl"), (999, "/dev/nvidiactl")):
+    for error, remedy in ((802, "nvidia-fabricmanager"), (304, "/dev/nvidiactl"), (999, "/dev/nvidiactl"), (3, "fork"),
+                          (804, "cuda-compat"), (805, "nvidia-cuda-mps-control")):  # fmt: skip
         yield f"cuInit gives {error}", "13.9", {"INT8Q_STUB_FAULT": f"cuInit={error}"}, ["does not start", remedy]
     told = ["does not start", "cuDeviceGetCount: CUDA_ERROR_ILLEGAL_ADDRESS"]
     yield "cuDeviceGetCount fails", "13.9", {"INT8Q_STUB_FAULT": "cuDeviceGetCount"}, told
@@ -249,7 +251,8 @@ def main():
     expect(f"0: emulated GPU of capability 8.6, capability 8.6, runs {runs}\n" in text, text)
     expect(f"kernels for {', '.join(IMAGES)}\n" in text, text)
     text = run([COMMAND, "doctor"], INT8Q_STUB_GPUS="8.6", INT8Q_STUB_FAULT="cuModuleLoadData")
-    expect("fails: cuModuleLoadData: CUDA_ERROR_ILLEGAL_ADDRESS" in text and "runs nothing that is here" in text, text)
+    for said in ("does not start: cuModuleLoadData: CUDA_ERROR_ILLEGAL_ADDRESS", "runs nothing that is here"):
+        expect(said in text, text)
     told = create(DIAGNOSED, INT8Q_STUB_GPUS="8.6").splitlines()
     expect(told[:2] == ["INT8Q_NO_DEVICE", "True"], f"diagnosis changed the last error: {told}")
     expect(told[2] == "1 1 0", f"loaded, unloaded and still retained contexts after a diagnosis: {told[2]}; expected 1 1 0")

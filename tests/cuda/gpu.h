@@ -38,6 +38,7 @@ struct MoreOfDriver {
   int (*cuGraphInstantiateWithFlags)(void** executable, void* graph, unsigned long long flags);
   int (*cuGraphLaunch)(void* executable, void* stream);
   int64_t (*stub_count)(const char* function);  // or of launches of a kernel; NULL on a GPU
+  const char* (*stub_idle_kernels)();           // likewise
 };
 
 inline const MoreOfDriver& more_of_driver() {
@@ -58,6 +59,7 @@ inline const MoreOfDriver& more_of_driver() {
     resolve("cuGraphInstantiateWithFlags", m.cuGraphInstantiateWithFlags);
     resolve("cuGraphLaunch", m.cuGraphLaunch);
     m.stub_count = reinterpret_cast<int64_t (*)(const char*)>(dlsym(library, "int8q_stub_count"));
+    m.stub_idle_kernels = reinterpret_cast<const char* (*)()>(dlsym(library, "int8q_stub_idle_kernels"));
     return m;
   }();
   return more;

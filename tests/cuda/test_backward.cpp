@@ -65,7 +65,7 @@ TEST(CudaBackward, EveryShapeDtype) {
   for (size_t i = 0; i < list.size(); ++i) {
     const Shape& s = list[i];
     for (size_t d = 0; d < std::size(kFloatDtypes); ++d) {
-      if (emulated && d != i % 3) continue;
+      if (emulated && s.n != 0 && d != i % 3) continue;
       const int32_t in = kFloatDtypes[d], out = kFloatDtypes[(i / 3 + d) % 3];
       const uint64_t seed = i * 3 + d;
       SCOPED_TRACE(::testing::Message() << "M " << s.m << " N " << s.n << " K " << s.k << " in " << in << " out " << out);

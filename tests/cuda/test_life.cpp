@@ -291,6 +291,13 @@ TEST(CudaLife, TwoGpusAreApart) {
   ASSERT_CALL(int8q_forward(first.get(), layer.linear.get(), x_there.view(), 0, y_there.view(), workspace.get(),
                             workspace.bytes()));
   const OnGpu on_second(1);
+  Grid w = activations(INT8Q_F32, 16, 32);
+  const DeviceGrid w_second(w);
+  int8q_linear* none = nullptr;
+  EXPECT_STATUS(INT8Q_INVALID_ARGUMENT,
+                int8q_create_linear(first.get(), w_second.view(), nullptr, nullptr, nullptr, &none));
+  EXPECT_NE(std::string(int8q_last_error()).find("memory of GPU 1; the context's is of GPU 0"), std::string::npos)
+      << int8q_last_error();
   const LayerOnDevice other(raw, 16, 32);
   const DeviceGrid x_second(x), y_second(y);
   const DeviceWorkspace own(raw, other.linear.get(), 2);

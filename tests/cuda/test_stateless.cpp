@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cuda/gpu.h"
+#include "cuda/kernels/arguments.h"
 #include "cuda/shapes.h"
 
 namespace int8q::test {
@@ -108,6 +109,27 @@ TEST(CudaStateless, LongerRowsAreRefused) {
     const DeviceArray<int64_t> count(std::vector<int64_t>{-1});
     EXPECT_STATUS(INT8Q_SIZE_OVERFLOW,
                   int8q_quantize_rows(context.get(), &x, 0, 6.0f, &q, stats.get(), nullptr, nullptr, count.get()));
+  }
+}
+
+// A row of which a block holds the bitmap, but not the list of its columns, is refused before anything is written.
+TEST(CudaStateless, ARowThatCannotBeFinishedIsLeftAlone) {
+  const ContextPtr context = make_gpu_context();
+  const int64_t k = int64_t{gpu().shared_bytes} * 6;
+  ASSERT_LT(gpu::QuantizeRows::shared_bytes(k), gpu().shared_bytes);
+  ASSERT_GT(gpu::FinishColumns::shared_bytes(k), gpu().shared_bytes);
+  const std::vector<uint8_t> before(static_cast<size_t>(k), 0x5a);
+  const DeviceArray<uint16_t> x_there(std::vector<uint16_t>(static_cast<size_t>(k), 0));
+  const DeviceArray<uint8_t> q_there(before);
+  const DeviceArray<float> stats(std::vector<float>(1, -7.0f));
+  const DeviceArray<int64_t> count(std::vector<int64_t>{-1});
+  const int8q_matrix x = matrix(INT8Q_F16, 1, k, x_there.get()), q = matrix(INT8Q_S8, 1, k, q_there.get());
+  for (const int32_t mode : {INT8Q_OUTLIERS_COLUMN, INT8Q_OUTLIERS_ELEMENT}) {
+    EXPECT_STATUS(INT8Q_SIZE_OVERFLOW,
+                  int8q_quantize_rows(context.get(), &x, mode, 6.0f, &q, stats.get(), nullptr, nullptr, count.get()));
+    EXPECT_EQ(stats.values(), std::vector<float>{-7.0f});
+    EXPECT_EQ(count.values(), std::vector<int64_t>{-1});
+    EXPECT_TRUE(q_there.values() == before);
   }
 }
 

@@ -11,7 +11,7 @@
 // A stream that captures takes launches alone: what would wait or copy fails, as it would on a GPU, and so do allocating,
 // freeing and loading by a thread that has not relaxed its mode. A function, stream or memory of one GPU is refused where
 // another's context is current, and by another's kernels. int8q_stub_count tells how often a function was called, or a kernel
-// launched.
+// launched; int8q_stub_idle_kernels names those that were loaded and never launched.
 #include <algorithm>
 #include <chrono>
 
@@ -27,7 +27,17 @@ extern "C" {
 
 STUB int64_t int8q_stub_count(const char* function) {
   const std::lock_guard lock(state().mutex);
-  return state().calls[function];
+  const auto found = state().calls.find(function);
+  return found == state().calls.end() ? 0 : found->second;
+}
+STUB const char* int8q_stub_idle_kernels() {
+  static std::string names;
+  const std::lock_guard lock(state().mutex);
+  names.clear();
+  for (const auto& [name, count] : state().calls) {
+    if (count == 0) names += (names.empty() ? "" : ", ") + name;
+  }
+  return names.c_str();
 }
 
 STUB int cuDriverGetVersion(int* version) {
@@ -132,6 +142,7 @@ STUB int cuModuleGetFunction(void** function, void* module, const char* name) {
   ENTER(kSafe);
   const auto found = entries().find(key_of(name));
   if (found == entries().end()) return kNotFound;
+  state().calls.try_emplace(found->first.first, 0);
   *function = new Kernel{static_cast<FakeModule*>(module)->context, found->second, found->first.first};  // likewise
   return kSuccess;
 }
@@ -228,9 +239,16 @@ STUB int cuStreamSynchronize(void* stream) {
 }
 STUB int cuPointerGetAttribute(void* value, int attribute, Pointer pointer) {
   ENTER(kContext);
-  if (attribute != int8q::cuda::kMemoryType || allocation_of(pointer, 1) == nullptr) return kInvalidValue;
-  *static_cast<unsigned*>(value) = Copy2D::kDevice;
-  return kSuccess;
+  const Allocation* allocation = allocation_of(pointer, 1);
+  if (allocation == nullptr) return kInvalidValue;
+  switch (attribute) {
+    case int8q::cuda::kMemoryType: *static_cast<unsigned*>(value) = Copy2D::kDevice; return kSuccess;
+    case int8q::cuda::kIsManaged: *static_cast<int*>(value) = 0; return kSuccess;
+    case int8q::cuda::kDeviceOrdinal:
+      *static_cast<int*>(value) = static_cast<int>(static_cast<const Gpu*>(allocation->context) - state().gpus.data());
+      return kSuccess;
+    default: return kInvalidValue;
+  }
 }
 
 // ---- What tests call beside that

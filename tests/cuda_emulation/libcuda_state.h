@@ -104,7 +104,7 @@ struct Allocation {
 
 struct State {
   std::mutex mutex;
-  std::map<std::string, int64_t> calls;
+  std::map<std::string, int64_t> calls;  // of functions, and launches of kernels that were loaded
   bool initialized = false;
   std::vector<Gpu> gpus;
   std::map<uint64_t, Allocation> memory;

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # gpu.sh FOLDER [RESULTS]: all that a GPU can tell of int8q, in ten minutes at most, on a machine with a driver, a shell and
-# Python 3.10 or later (PYTHON=): doctor, the tests, the benchmark, the comparison with bitsandbytes and torch where they are,
-# what ncu sees of some kernels and, with what time is left, compute-sanitizer. On a GPU of capability 9.0 all with sm_90's
-# kernels, and then what differs with sm_90a's (wgmma).
+# Python 3.10 or later (PYTHON=): doctor, the tests, those of the layer once more by cuBLASLt's products where it is, the
+# benchmark, the comparison with bitsandbytes and torch where they are, what ncu sees of some kernels and, with what time is
+# left, compute-sanitizer. cuBLASLt is looked for in Python's packages and, as ncu and compute-sanitizer are, in CUDA_HOME or
+# /usr/local/cuda. On a GPU of capability 9.0 all with sm_90's kernels, and then what differs with sm_90a's (wgmma).
 # FOLDER, or its bin/, lib/ or dist/, holds test_cuda, cuda_bench_linear with libbenchmark.so.1debian beside it, and a wheel,
 # which is not installed but unpacked; the command int8q, too, with libint8q.so.1. Built on Debian 12, they need x86-64 with
 # glibc 2.34 and a libstdc++.so.6 of GCC 12 (GLIBCXX_3.4.30), without the benchmark of GCC 11: Ubuntu 22.04 has both. With all
@@ -24,6 +25,7 @@ fi
 given=$(realpath "$1")
 root=$(realpath "$(dirname "$0")/../..")
 python=${PYTHON:-python3}
+cuda=${CUDA_HOME:-/usr/local/cuda}
 whole=${SECONDS_IN_ALL:-570}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -53,9 +55,9 @@ file_named() {
   find -L "$given" "$given/bin" "$given/lib" "$given/dist" -maxdepth 1 -type f -name "$1" 2>/dev/null | sort | head -n 1
 }
 # Seconds that each step has for certain, of 570; it may use besides what those before it have left.
-declare -A share=([doctor]=40 [command]=10 [torch]=20 [tests]=80 [tensors]=40 [benchmark]=70 [comparison]=50
-  [tests_of_sm_90a]=40 [tensors_of_sm_90a]=40 [benchmark_of_sm_90a]=30 [comparison_of_sm_90a]=40 [profiles]=30 [sanitizers]=70
-  [report]=10)
+declare -A share=([doctor]=40 [command]=10 [torch]=20 [tests]=50 [tensors]=40 [tests_of_cublaslt]=20 [benchmark]=70
+  [comparison]=50 [tests_of_sm_90a]=30 [tensors_of_sm_90a]=40 [benchmark_of_sm_90a]=30 [comparison_of_sm_90a]=40 [profiles]=50
+  [sanitizers]=70 [report]=10)
 reserved=0
 for step in "${!share[@]}"; do reserved=$((reserved + share[$step])); done
 [ "$reserved" -eq 570 ] || { echo "gpu.sh: the shares of the steps are $reserved seconds; expected 570" >&2; exit 2; }
@@ -106,15 +108,16 @@ if [ -n "$wheel" ]; then
   unset INT8Q_LIBRARY
 fi
 # cuBLASLt may lie in Python's packages alone.
-libraries=$("$python" - 2>/dev/null <<'PYTHON'
+libraries=$("$python" - "$cuda" 2>/dev/null <<'PYTHON'
 import glob, sys
 found = []
-for folder in [*sys.path, "/usr/local/cuda"]:
+for folder in [*sys.path, sys.argv[1]]:
     for pattern in ("nvidia/cublas/lib", "nvidia/cu*/lib", "lib64", "targets/*/lib"):
         found += [f for f in sorted(glob.glob(f"{folder}/{pattern}")) if glob.glob(f"{f}/libcublasLt.so.1[23]")]
 print(":".join(dict.fromkeys(found)))
 PYTHON
 )
+with_libraries=$(joined "$libraries" "${LD_LIBRARY_PATH:-}")
 library=$(file_named libint8q.so.1)
 int8q=(env "LD_LIBRARY_PATH=$(joined "${library%/*}" "${LD_LIBRARY_PATH:-}")" "${command:-false}")
 diagnosis_by_wheel() {
@@ -188,21 +191,36 @@ torch_sees_a_gpu() { # [MODULE that is needed, too]: True, or why not
 has_torch=$(torch_sees_a_gpu)
 has_pytest=$(torch_sees_a_gpu pytest)
 
-run_tests() { # STEP FOLDER
-  say "$1"
+run_tests() { # STEP RESULTS OPTION...: into RESULTS.log and RESULTS.json
+  local step=$1 log=$2.log json=$2.json status where passed skipped wrong
+  shift 2
+  say "$step"
   if [ -z "$test_cuda" ]; then
-    note "$1" "left out: no test_cuda in $given"
+    note "$step" "left out: no test_cuda in $given"
     return
   fi
   ran=$((ran + 1))
-  timed "$2/test_cuda.log" "$test_cuda" "--gtest_output=json:$2/test_cuda.json" --gtest_brief=0
-  local status=$? where passed skipped wrong
-  where=$(grep -E 'tests ran on' "$2/test_cuda.log" | tail -n 1)
-  passed=$(grep -cE '^\[       OK \]' "$2/test_cuda.log")
-  skipped=$(grep -cE '^\[  SKIPPED \] .*\(' "$2/test_cuda.log")
-  wrong=$(grep -cE '^\[  FAILED  \] .*\(' "$2/test_cuda.log")
-  finish "$1" $status "${where:-where they ran is not told}; $passed passed, $skipped skipped, $wrong failed"
-  [ "$passed" -gt 0 ] || fault "$1" "none passed"
+  timed "$log" "$test_cuda" "--gtest_output=json:$json" --gtest_brief=0 "$@"
+  status=$?
+  where=$(grep -E 'tests ran on' "$log" | tail -n 1)
+  passed=$(grep -cE '^\[       OK \]' "$log")
+  skipped=$(grep -cE '^\[  SKIPPED \] .*\(' "$log")
+  wrong=$(grep -cE '^\[  FAILED  \] .*\(' "$log")
+  finish "$step" $status "${where:-where they ran is not told}; $passed passed, $skipped skipped, $wrong failed"
+  [ "$passed" -gt 0 ] || fault "$step" "none passed"
+}
+
+# The layer's products by cuBLASLt. Results are the same by either, so what tells is the room for cuBLASLt's sums, which one
+# test asks for. That sums lie there is told by the profile of finish_s8, which takes them on.
+run_tests_of_cublaslt() {
+  local step="tests of cublaslt" to=$results/test_cuda_cublaslt telling=CudaDispatch.SeveralLinearsTakeTheLargestWorkspace
+  if [ -z "$libraries" ]; then
+    note "$step" "left out: no libcublasLt.so.12 or .13 in Python's packages or $cuda"
+    return
+  fi
+  INT8Q_CUDA_GEMM=cublaslt LD_LIBRARY_PATH=$with_libraries run_tests "$step" "$to" "--gtest_filter=CudaLayer.*:$telling"
+  [ -z "$test_cuda" ] || grep -qF "[       OK ] $telling " "$to.log" ||
+    fault "$step" "that cuBLASLt multiplies is not told: $telling did not pass"
 }
 
 run_benchmark() { # STEP FOLDER OPTION...
@@ -214,7 +232,7 @@ run_benchmark() { # STEP FOLDER OPTION...
     return
   fi
   ran=$((ran + 1))
-  LD_LIBRARY_PATH=$(joined "$libraries" "${LD_LIBRARY_PATH:-}") timed "$folder/bench_linear.log" "$bench" \
+  LD_LIBRARY_PATH=$with_libraries timed "$folder/bench_linear.log" "$bench" \
     --seconds="$(told_to_end 20)" --benchmark_out="$folder/bench_linear.json" --benchmark_out_format=json \
     --benchmark_enable_random_interleaving=true --benchmark_repetitions=7 --benchmark_display_aggregates_only=true \
     --benchmark_counters_tabular=true --benchmark_context=program_sha256="$(sha256sum <"$bench" | cut -d ' ' -f 1)" \
@@ -260,9 +278,11 @@ run_tensors() { # STEP FOLDER
 }
 
 begin tests
-run_tests tests "$results"
+run_tests tests "$results/test_cuda"
 begin tensors
 run_tensors tensors "$results"
+begin tests_of_cublaslt
+run_tests_of_cublaslt
 
 begin benchmark
 run_benchmark benchmark "$results"
@@ -274,7 +294,7 @@ begin tests_of_sm_90a
 if [ "$capability" = 9.0 ]; then
   export INT8Q_CUDA_IMAGE=sm_90a
   mkdir -p "$results/sm_90a"
-  run_tests "tests of sm_90a" "$results/sm_90a"
+  run_tests "tests of sm_90a" "$results/sm_90a/test_cuda"
   begin tensors_of_sm_90a
   run_tensors "tensors of sm_90a" "$results/sm_90a"
   begin benchmark_of_sm_90a
@@ -289,36 +309,70 @@ else
   note sm_90a "left out: this GPU is of capability ${capability:-that nothing tells}, not 9.0"
 fi
 
-# Where the time of a kernel goes, for the bars that it misses: its third launch in the benchmark's rows of this name.
+# Where the time of a kernel goes, for the bars that it misses, and what its warps wait for: its third launch in the benchmark's
+# rows of this name. NAME|IMAGE|KERNEL|ROWS[|GEMM]: images are those of a GPU of capability 9.0; another has the lines of sm_90a
+# by its own.
+square=K:4096/N:4096/M
+profiles=(
+  "decode|sm_90a|^skinny|linear/int8q.*/$square:1/.*bf16/rotated"
+  "quantize|sm_90a|^quantize_rows|linear/int8q.*/$square:2048/"
+  "product|sm_90a|^gemm_(wgmma_)?s8|linear/int8q.*/$square:2048/"
+  "product_sm_90|sm_90|^gemm_s8|linear/int8q.*/$square:2048/"
+  "columns_64|sm_90a|^gemm_(wgmma_)?s8|sweep/int8q.*/$square:2048/.*/outliers:64/scope:column/"
+  "columns_all|sm_90a|^gemm_(wgmma_)?s8|sweep/int8q.*/$square:2048/.*/outliers:4096/scope:column/"
+  "mode_all|sm_90a|^w8a16|linear/int8q.*/$square:2048/.*scope:all"
+  "backward_sm_90|sm_90|^backward|backward/int8q.*/$square:2048/"
+  "backward|sm_90a|^backward|backward/int8q.*/$square:2048/"
+  "finish|sm_90a|^finish_s8|linear/int8q.*:cublaslt/$square:2048/.*/eager|cublaslt"
+)
+stall_reasons='regex:smsp__average_warps_issue_stalled_.*_per_issue_active\.ratio'
 say "profiles"
 begin profiles
-ncu=$(command -v ncu || ls /usr/local/cuda/bin/ncu 2>/dev/null || true)
-profile() { # NAME KERNEL ROWS: an equal part of what is left
-  local log=$results/profiles/$1.csv
+ncu=$(command -v ncu || ls "$cuda/bin/ncu" 2>/dev/null || true)
+profile() { # NAME KERNEL ROWS GEMM: an equal part of what is left
+  local step="profile of $1" log=$results/profiles/$1.csv status lines came
   take_part
+  if [ "$SECONDS" -ge "$until_then" ]; then
+    note "$step" "left out: no time is left"
+    return
+  fi
   [ "$seconds" -ge 1 ] || seconds=1
-  LD_LIBRARY_PATH=$(joined "$libraries" "${LD_LIBRARY_PATH:-}") timeout -k 5 "$seconds" "$ncu" --csv --page details \
-    --section SpeedOfLight --section WarpStateStats --section Occupancy --kernel-name "regex:$2" --launch-skip 2 \
-    --launch-count 1 --log-file "$log" "$bench" --seconds="$seconds" --benchmark_filter="$3" >/dev/null 2>&1
-  note "profile of $1" "$(grep -c '^"' "$log" 2>/dev/null) lines"
+  INT8Q_CUDA_GEMM=$4 LD_LIBRARY_PATH=$with_libraries timeout -k 5 "$seconds" "$ncu" --csv --page details \
+    --section SpeedOfLight --section WarpStateStats --section Occupancy --metrics "$stall_reasons" \
+    --kernel-name "regex:$2" --launch-skip 2 --launch-count 1 --log-file "$log" \
+    "$bench" --benchmark_filter="$3" --shapes=4096x4096 >/dev/null 2>&1
+  status=$?
+  lines=$(grep -c '^"[0-9]' "$log" 2>/dev/null)
+  came="${lines:-0} lines"
+  [ $status -eq 0 ] || came+="; $(why $status)"
+  case $status,${lines:-0} in
+    124,0 | 137,0 | *,[1-9]*) note "$step" "$came" ;;
+    *) fault "$step" "$came; $(grep -m 1 -E '^==(ERROR|WARNING)==' "$log" 2>/dev/null || echo "ncu does not say why")" ;;
+  esac
 }
 if [ -z "$ncu" ] || [ -z "$bench" ]; then
   note profiles "left out: no ncu on this machine, or no cuda_bench_linear in $given"
 else
   mkdir -p "$results/profiles"
-  until_then=$((SECONDS + seconds)) waiting=5
-  [ "$capability" != 9.0 ] || export INT8Q_CUDA_IMAGE=sm_90a
-  profile decode '^skinny' 'linear/int8q.*/K:4096/N:4096/M:1/.*bf16/rotated'
-  profile quantize '^quantize_rows' 'linear/int8q.*/K:4096/N:4096/M:2048/'
-  profile product '^gemm_(wgmma_)?s8' 'linear/int8q.*/K:4096/N:4096/M:2048/'
-  profile all_columns '^w8a16' 'linear/int8q.*/K:4096/N:4096/M:2048/.*scope:all'
-  profile backward '^backward' 'backward/int8q.*/K:4096/N:4096/M:2048/'
+  todo=()
+  for line in "${profiles[@]}"; do
+    case $capability,$libraries,$line in
+      *,,*\|cublaslt) note "profile of ${line%%|*}" "left out: no cuBLASLt, as above" ;;
+      9.0,* | *\|sm_90a\|*) todo+=("$line") ;;
+    esac
+  done
+  until_then=$((SECONDS + seconds)) waiting=${#todo[@]}
+  for line in "${todo[@]}"; do
+    IFS='|' read -r what image kernel rows gemm <<<"$line"
+    [ "$capability" != 9.0 ] || export INT8Q_CUDA_IMAGE=$image
+    profile "$what" "$kernel" "$rows" "$gemm"
+  done
   [ "$capability" != 9.0 ] || export INT8Q_CUDA_IMAGE=sm_90
 fi
 
 say "compute-sanitizer"
 begin sanitizers
-sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
+sanitizer=$(command -v compute-sanitizer || ls "$cuda/bin/compute-sanitizer" 2>/dev/null || true)
 few_rows='CudaLife.ABlobComesAndGoesWithoutLoss:CudaLife.NanStaysInItsRow:CudaLife.BorrowedWeightsAreUsedInPlace'
 few_rows+=':CudaBackward.EveryShapeDtype:CudaCapture.*:CudaDispatch.*:CudaLayer.EveryShapeDtypeMode:CudaSplitK.*:CudaStateless.*'
 each_tile='CudaLayer.FewRows*:CudaLayer.EachTile*:CudaBackward.EachTile'

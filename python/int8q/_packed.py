@@ -27,6 +27,7 @@ CODES = {
     torch.bfloat16: _abi.INT8Q_BF16,
     torch.int8: _abi.INT8Q_S8,
 }
+_CODE_OF = {**CODES, torch.int32: _abi.INT8Q_S32}
 MATRIX_BYTES = ctypes.sizeof(int8q_matrix)
 _MAGIC = int.from_bytes(b"int8qrow", "little")
 _HEADER_BYTES, _ALIGNMENT = 64, 64
@@ -36,7 +37,7 @@ def matrix(rows):
     """An int8q_matrix over a tensor [M,N] whose elements of a row lie side by side; the tensor must outlive it."""
     count, cols = rows.shape
     stride = rows.stride(0) if count > 1 else cols
-    return int8q_matrix(MATRIX_BYTES, CODES[rows.dtype], count, cols, stride, rows.data_ptr())
+    return int8q_matrix(MATRIX_BYTES, _CODE_OF[rows.dtype], count, cols, stride, rows.data_ptr())
 
 
 def floats(tensor):

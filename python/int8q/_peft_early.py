@@ -58,14 +58,15 @@ class LoraLinear8bit(Linear8bit, lora.LoraLayer):
         if self.merged:
             warnings.warn("Already merged. Nothing to do.", stacklevel=2)
         elif _active(self):
-            packed = self.packed
+            packed = self._kept()
             self.requantize(self.dequantize() + delta(self))
             self.unmerged = packed
 
     def unmerge(self):
         """Takes the merged adapters out: the weights are bit for bit those of before."""
         if self.merged:
-            self.packed, self.unmerged = self.unmerged, None
+            self._put(self.unmerged)
+            self.unmerged = None
         else:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
 
@@ -99,7 +100,7 @@ def _spread(layer, B, y):
 
 def delta(layer):
     """sum of scaling * B A over the active adapters, float32 [N,K]."""
-    total = torch.zeros(layer.out_features, layer.in_features)
+    total = torch.zeros(layer.out_features, layer.in_features, device=next(layer.parameters()).device)
     for A, B, _, scaling in _active(layer):
         a = A.weight.float()
         if hasattr(layer, "enable_lora"):

@@ -53,7 +53,7 @@ def float_dtype(dtype, name="dtype"):
     try:
         found = bfloat16 if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype)
     except TypeError:
-        raise TypeError(f"{name} is {dtype!r}; expected {_dtype_names(FLOATS)}") from None
+        raise TypeError(f"{name} is {dtype!r}; expected {dtype_names(FLOATS)}") from None
     _check_dtype(found, name, FLOATS)
     return found
 
@@ -86,15 +86,15 @@ def as_array(value, name, writable=False):
 
 def check_shape(array, name, shape):
     if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}; expected {shape}")
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected {shape}")
 
 
 def _check_dtype(dtype, name, dtypes):
     if dtype not in dtypes:
-        raise TypeError(f"{name} is {_dtype_name(dtype)}; expected {_dtype_names(dtypes)}")
+        raise TypeError(f"{name} is {_dtype_name(dtype)}; expected {dtype_names(dtypes)}")
 
 
-def _dtype_names(dtypes):
+def dtype_names(dtypes):
     return " or ".join(map(_dtype_name, dtypes))
 
 
@@ -139,15 +139,6 @@ def optional_matrix(value, name, dtypes=FLOATS):
     return None if value is None else matrix(value, name, dtypes)
 
 
-def bias_matrix(value, length):
-    """The same for a bias [length], which is [1,N] in C, or None."""
-    if value is None:
-        return None
-    array = as_array(value, "bias")
-    check_shape(array, "bias", (length,))
-    return matrix(array[np.newaxis], "bias")
-
-
 def fold(array, name, cols):
     """array [..., cols] as [M, cols]; without a copy if its strides allow that."""
     if array.ndim == 0 or array.shape[-1] != cols:
@@ -155,24 +146,50 @@ def fold(array, name, cols):
     return array if array.ndim == 2 else array.reshape(prod(array.shape[:-1]), cols)
 
 
-def vector(value, name, dtype, length):
-    """A pointer to the elements of value [length], which it keeps alive; copied unless contiguous and aligned."""
-    array = as_array(value, name)
+def vector(value, name, dtype, length, writable=False):
+    """A pointer to the elements of value [length], which it keeps alive.
+
+    An input that is not contiguous and aligned is copied; an output (writable) that is not is a ValueError.
+    """
+    array = as_array(value, name, writable)
     dtype = np.dtype(dtype)
     _check_dtype(array.dtype, name, (dtype,))
     check_shape(array, name, (length,))
+    if writable and not array.flags.writeable:
+        raise ValueError(f"{name} is read-only; expected a writable array")
+    if writable and not (array.flags.c_contiguous and array.flags.aligned):
+        at = f"strides {array.strides} and address {array.ctypes.data:#x}"
+        raise ValueError(f"{name} has {at}; expected elements side by side, at a multiple of {array.itemsize}")
     array = np.require(array, requirements=["C", "A"])
     pointer = array.ctypes.data_as(ctypes.POINTER(np.ctypeslib.as_ctypes_type(dtype)))
     pointer.array = array
     return pointer
 
 
-def col_numbers(value, name, cols):
-    """The same for numbers of columns, int64 [at most cols]. An empty list, which has no dtype, is none."""
-    array = np.empty(0, np.int64) if isinstance(value, (list, tuple)) and not value else as_array(value, name)
-    if array.ndim != 1 or array.size > cols:
-        raise ValueError(f"{name} has shape {array.shape}; expected one dimension, of at most {cols}")
-    return vector(array, name, np.int64, array.size)
+class Host:
+    """What the stateless operations ask of the place where they run, here the CPU; the other is _tensors.Gpu."""
+
+    as_array, matrix, vector = staticmethod(as_array), staticmethod(matrix), staticmethod(vector)
+    float_dtype, empty, copy = staticmethod(float_dtype), staticmethod(np.empty), staticmethod(np.copy)
+
+    def bias_matrix(self, value, length):
+        """The matrix of a bias [length], which is [1,N] in C, or None."""
+        if value is None:
+            return None
+        array = self.as_array(value, "bias")
+        check_shape(array, "bias", (length,))
+        return self.matrix(array[np.newaxis], "bias")
+
+    def col_numbers(self, value, name, cols):
+        """The vector of numbers of columns, int64 [at most cols]. An empty list, which has no dtype, is none."""
+        none = isinstance(value, (list, tuple)) and not value
+        array = self.empty((0,), np.int64) if none else self.as_array(value, name)
+        if array.ndim != 1 or len(array) > cols:
+            raise ValueError(f"{name} has shape {tuple(array.shape)}; expected one dimension, of at most {cols}")
+        return self.vector(array, name, np.int64, len(array))
+
+
+HOST = Host()
 
 
 class _Memory:
@@ -290,7 +307,7 @@ def _from_dlpack(exporter, name):
     if device not in (_DL_CPU, _DL_CUDA_HOST):
         raise ValueError(
             f"{name} is on DLPack device type {int(device)}; expected host memory, where {name}.cpu() or its like copies "
-            "it; on a CUDA device int8q.nn.Linear8bit works"
+            "it; on a CUDA device int8q.nn.Linear8bit works, and stateless operations do where all arrays are torch's there"
         )
     kind = next((kind for kind in _CAPSULES if _capsule_is(capsule, kind)), None)
     if kind is None:

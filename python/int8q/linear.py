@@ -10,7 +10,7 @@ import numpy as np
 
 from . import _abi, arrays
 from ._abi import library
-from .arrays import S8, fold, matrix, vector
+from .arrays import HOST, S8, fold, matrix, vector
 from .context import aligned_bytes, check, default_context
 from .operations import OUTLIER_MODES, outlier_mode
 
@@ -61,7 +61,7 @@ class Linear:
     ):
         mode = outlier_mode(outliers, threshold)
         weight = matrix(weight, "weight", S8 if col_stats is not None else arrays.FLOATS)
-        kept_cols = arrays.col_numbers([] if kept_cols is None else kept_cols, "kept_cols", weight.cols)
+        kept_cols = HOST.col_numbers([] if kept_cols is None else kept_cols, "kept_cols", weight.cols)
         kept_count = kept_cols.array.size
         kept_weights = arrays.optional_matrix(kept_weights, "kept_weights", _F16)
         if kept_weights is not None:
@@ -82,7 +82,7 @@ class Linear:
             library().int8q_create_linear,
             weight,
             None if col_stats is None else vector(col_stats, "col_stats", np.float32, weight.rows),
-            arrays.bias_matrix(bias, weight.rows),
+            HOST.bias_matrix(bias, weight.rows),
             options,
             handle,
         )
@@ -199,7 +199,7 @@ class Linear:
         if not self._has_bias:
             return None
         bias = np.empty(self.out_features, np.float32)
-        self._export(bias=arrays.bias_matrix(bias, self.out_features))
+        self._export(bias=HOST.bias_matrix(bias, self.out_features))
         return bias
 
     @property

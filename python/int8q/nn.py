@@ -285,12 +285,29 @@ class Linear8bit(torch.nn.Linear):
     def requantize(self, weight):
         """Replaces the weights by floats [N,K], quantized row by row; all else stays. SCB is the new absmax of each row.
 
-        The packed weights get new memory: who holds the old `packed` has the old weights, and may set it again. Raises
+        On a CPU the packed weights get new memory: who holds the old `packed` has the old weights, and may set it again. On
+        a GPU they are written in place, on torch's current stream: a graph that was captured with this layer has the new
+        weights from its next replay on, as load_state_dict does it; keep packed.clone() to have the old ones. Raises
         ValueError of another shape and of NaN or Inf, TypeError of another dtype; the layer is unchanged then.
         """
         if weight.dtype not in _FLOATS:
             raise TypeError(f"weight is {weight.dtype}; expected float32, float16 or bfloat16")
-        self._pack(weight.detach())
+        self._put(self._packed_of(weight.detach(), None, None))
+
+    def _put(self, packed):
+        """Takes packed weights of this shape; a GPU's into the memory of the old ones, which captured graphs read."""
+        if packed.is_cuda and self.packed.is_cuda:
+            packed = fitting(packed)
+            if packed.shape == self.packed.shape:
+                with torch.inference_mode(self.packed.is_inference()):
+                    self.packed.copy_(packed)
+                layer_of(self.packed, self._parameters["bias"])
+                return
+        self.packed = packed
+
+    def _kept(self):
+        """The packed weights, for _put; they stay as they are when others are put."""
+        return self.packed.clone() if self.packed.is_cuda else self.packed
 
     # ------------------------------------------------------------------------------------------------ State
 
@@ -319,11 +336,6 @@ class Linear8bit(torch.nn.Linear):
             if (metadata or {}).get("assign_to_params_buffers"):
                 self._pack(weight.detach(), col_stats, place=weight)
                 return
-            packed = self._packed_of(weight.detach(), col_stats, None)
-            if packed.is_cuda and packed.shape == self.packed.shape:  # captured graphs read this memory
-                self.packed.copy_(packed)
-                layer_of(self.packed, self._parameters["bias"])
-            else:
-                self.packed = packed
+            self._put(self._packed_of(weight.detach(), col_stats, None))
         except (TypeError, ValueError) as error:
             error_msgs.append(f"{prefix[:-1] or type(self).__name__}: {error}")

@@ -6,18 +6,26 @@ SCA and SCB): a code q stands for q * stat / 127. Floats are float32, float16 or
 any library that exports DLPack in host memory; results are new NumPy arrays. Any thread may call any function. Each takes
 the Context to run on by the keyword context (None: the process' own). The GIL is released while it computes.
 
+Where the first array is a torch tensor on a CUDA device, all must be, and so are results: new tensors of torch's allocator,
+with the same shapes and dtypes. dtype may be torch's; context is None. Work is put on torch's current stream of the device,
+and no call waits for it but quantize_rows. Integers and what is quantized are the CPU's bits, floats are within the bounds
+of docs/cuda.md. What memory there holds is not looked at: products with K > 131071 are a ValueError whatever a and b are,
+and numbers in outlier_cols that name no column are passed over. Capture no operation in a CUDA graph: the memory that it
+works in is int8q's, and a later call with larger arrays frees it.
+
 Wrong dtypes are a TypeError, wrong shapes and values a ValueError; both name the argument, its value and what was expected.
 """
 
 import ctypes
 import operator
+import sys
 from typing import NamedTuple
 
 import numpy as np
 
 from . import _abi, arrays
 from ._abi import library
-from .arrays import S8, S32, matrix, vector
+from .arrays import DTYPE_OF, HOST, S8, S32, vector
 from .context import check, default_context
 
 OUTLIER_MODES = {
@@ -39,6 +47,16 @@ def outlier_mode(outliers, threshold):
     return OUTLIER_MODES[outliers]
 
 
+def _place(first, context):
+    """(where an operation runs whose first array this is, the call(function, *arguments) of there)"""
+    if isinstance(first, getattr(sys.modules.get("torch"), "Tensor", ())) and first.is_cuda:
+        from ._tensors import Gpu
+
+        gpu = Gpu(first, context)
+        return gpu, gpu.call
+    return HOST, (context or default_context()).call
+
+
 class QuantizedRows(NamedTuple):
     """q int8 [M,K]; row_stats float32 [M]; outlier_cols int64 [number of columns that hold an outlier], ascending."""
 
@@ -55,25 +73,34 @@ def quantize_rows(x, threshold=6.0, outliers="column", *, context=None):
     outliers: "column": q is 0 in every column that holds an outlier; "element": q is 0 at the outliers alone; "off": none;
         "all": whatever threshold is, all are but 0 and NaN, so that q and row_stats are 0
 
-    Returns QuantizedRows. A row with NaN gets the stat NaN and zeros, alone. A row of zeros gets the stat 0.
+    Returns QuantizedRows. A row with NaN gets the stat NaN and zeros, alone. A row of zeros gets the stat 0. On a CUDA
+    device the call waits, to learn how many outlier columns there are.
     Source: LLM.int8() (arXiv 2208.07339) section 3.1; bitsandbytes' int8_vectorwise_quant.
     """
     mode = outlier_mode(outliers, threshold)
-    x = matrix(x, "x")
-    q, row_stats = np.empty((x.rows, x.cols), np.int8), np.empty(x.rows, np.float32)
-    cols, count = np.empty(x.cols, np.int64), ctypes.c_int64()
-    (context or default_context()).call(
+    at, call = _place(x, context)
+    x = at.matrix(x, "x")
+    cols = at.empty((x.cols,), np.int64)
+    q, row_stats, count = _quantize_rows(at, call, x, mode, threshold, cols)
+    return QuantizedRows(q, row_stats, at.copy(cols[: count.item()]))
+
+
+def _quantize_rows(at, call, x, mode, threshold, cols):
+    """(q, row_stats, count) of a matrix; cols [K] receives the outlier columns, count [1] how many there are."""
+    q, row_stats = at.empty((x.rows, x.cols), np.int8), at.empty((x.rows,), np.float32)
+    count = at.empty((1,), np.int64)
+    call(
         library().int8q_quantize_rows,
         x,
         mode,
         threshold,
-        matrix(q, "q", S8),
-        vector(row_stats, "row_stats", np.float32, x.rows),
+        at.matrix(q, "q", S8),
+        at.vector(row_stats, "row_stats", np.float32, x.rows),
         None,
-        vector(cols, "outlier_cols", np.int64, x.cols),
-        count,
+        at.vector(cols, "outlier_cols", np.int64, x.cols),
+        at.vector(count, "outlier_count", np.int64, 1),
     )
-    return QuantizedRows(q, row_stats, cols[: count.value].copy())
+    return q, row_stats, count
 
 
 def dequantize_rows(q, stats, dtype=np.float32, *, context=None):
@@ -82,10 +109,11 @@ def dequantize_rows(q, stats, dtype=np.float32, *, context=None):
     q: int8 [M,K]; stats: float32 [M]; dtype: float32, float16 or bfloat16. Returns [M,K] of dtype.
     Source: bitsandbytes' int8_vectorwise_dequant.
     """
-    q = matrix(q, "q", S8)
-    y = np.empty((q.rows, q.cols), arrays.float_dtype(dtype))
-    stats = vector(stats, "stats", np.float32, q.rows)
-    (context or default_context()).call(library().int8q_dequantize_rows, q, stats, matrix(y, "y"))
+    at, call = _place(q, context)
+    q = at.matrix(q, "q", S8)
+    y = at.empty((q.rows, q.cols), at.float_dtype(dtype))
+    stats = at.vector(stats, "stats", np.float32, q.rows)
+    call(library().int8q_dequantize_rows, q, stats, at.matrix(y, "y"))
     return y
 
 
@@ -95,9 +123,10 @@ def multiply(a, b, *, context=None):
     a: int8 [M,K]; b: int8 [N,K]. Returns int32 [M,N]; zeros for K = 0. K > 133144, or > 131071 where a or b holds -128,
     could overflow and is a ValueError. Source: bitsandbytes' int8_linear_matmul.
     """
-    a, b = matrix(a, "a", S8), matrix(b, "b", S8)
-    c = np.empty((a.rows, b.rows), np.int32)
-    (context or default_context()).call(library().int8q_multiply, a, b, matrix(c, "c", S32))
+    at, call = _place(a, context)
+    a, b = at.matrix(a, "a", S8), at.matrix(b, "b", S8)
+    c = at.empty((a.rows, b.rows), np.int32)
+    call(library().int8q_multiply, a, b, at.matrix(c, "c", S32))
     return c
 
 
@@ -107,15 +136,16 @@ def dequantize_accumulators(acc, row_stats, col_stats, bias=None, dtype=np.float
     acc: int32 [M,N]; row_stats: float32 [M]; col_stats: float32 [N]; bias: floats [N] or None. Returns [M,N] of dtype.
     Source: bitsandbytes' int8_mm_dequant.
     """
-    acc = matrix(acc, "acc", S32)
-    y = np.empty((acc.rows, acc.cols), arrays.float_dtype(dtype))
-    (context or default_context()).call(
+    at, call = _place(acc, context)
+    acc = at.matrix(acc, "acc", S32)
+    y = at.empty((acc.rows, acc.cols), at.float_dtype(dtype))
+    call(
         library().int8q_dequantize_accumulators,
         acc,
-        vector(row_stats, "row_stats", np.float32, acc.rows),
-        vector(col_stats, "col_stats", np.float32, acc.cols),
-        arrays.bias_matrix(bias, acc.cols),
-        matrix(y, "y"),
+        at.vector(row_stats, "row_stats", np.float32, acc.rows),
+        at.vector(col_stats, "col_stats", np.float32, acc.cols),
+        at.bias_matrix(bias, acc.cols),
+        at.matrix(y, "y"),
     )
     return y
 
@@ -126,16 +156,17 @@ def scaled_multiply(a, row_stats, b, col_stats, bias=None, dtype=np.float32, *, 
     a: int8 [M,K]; row_stats: float32 [M]; b: int8 [N,K]; col_stats: float32 [N]; bias: floats [N] or None. Returns [M,N] of
     dtype. Source: bitsandbytes' int8_scaled_mm.
     """
-    a, b = matrix(a, "a", S8), matrix(b, "b", S8)
-    y = np.empty((a.rows, b.rows), arrays.float_dtype(dtype))
-    (context or default_context()).call(
+    at, call = _place(a, context)
+    a, b = at.matrix(a, "a", S8), at.matrix(b, "b", S8)
+    y = at.empty((a.rows, b.rows), at.float_dtype(dtype))
+    call(
         library().int8q_scaled_multiply,
         a,
-        vector(row_stats, "row_stats", np.float32, a.rows),
+        at.vector(row_stats, "row_stats", np.float32, a.rows),
         b,
-        vector(col_stats, "col_stats", np.float32, b.rows),
-        arrays.bias_matrix(bias, b.rows),
-        matrix(y, "y"),
+        at.vector(col_stats, "col_stats", np.float32, b.rows),
+        at.bias_matrix(bias, b.rows),
+        at.matrix(y, "y"),
     )
     return y
 
@@ -155,22 +186,23 @@ def mixed_scaled_multiply(
     mode = outlier_mode(outliers, threshold)
     if outliers == "off":
         raise ValueError("outliers is 'off'; expected 'column', 'element' or 'all' (scaled_multiply has none)")
-    x, a, b = matrix(x, "x"), matrix(a, "a", S8), matrix(b, "b", S8)
-    y = np.empty((a.rows, b.rows), x.array.dtype if dtype is None else arrays.float_dtype(dtype))
-    cols = arrays.col_numbers(outlier_cols, "outlier_cols", a.cols)
-    (context or default_context()).call(
+    at, call = _place(x, context)
+    x, a, b = at.matrix(x, "x"), at.matrix(a, "a", S8), at.matrix(b, "b", S8)
+    y = at.empty((a.rows, b.rows), DTYPE_OF[x.dtype] if dtype is None else at.float_dtype(dtype))
+    cols = at.col_numbers(outlier_cols, "outlier_cols", a.cols)
+    call(
         library().int8q_mixed_scaled_multiply,
         x,
         a,
-        vector(row_stats, "row_stats", np.float32, a.rows),
+        at.vector(row_stats, "row_stats", np.float32, a.rows),
         b,
-        vector(col_stats, "col_stats", np.float32, b.rows),
+        at.vector(col_stats, "col_stats", np.float32, b.rows),
         mode,
         threshold,
         cols,
-        cols.array.size,
-        arrays.bias_matrix(bias, b.rows),
-        matrix(y, "y"),
+        len(cols.array),
+        at.bias_matrix(bias, b.rows),
+        at.matrix(y, "y"),
     )
     return y
 
@@ -182,34 +214,36 @@ def matmul(x, weight, col_stats, bias=None, dtype=None, *, threshold=6.0, outlie
     None for x's. Returns [M,N] of dtype. A layer that is used again is faster as a Linear, which gives the same bits.
     Source: bitsandbytes' matmul.
     """
-    x, weight = arrays.as_array(x, "x"), matrix(weight, "weight", S8).array
-    a, row_stats, cols = quantize_rows(x, threshold, outliers, context=context)
-    if a.shape[1] != weight.shape[1]:
-        raise ValueError(f"weight has shape {weight.shape}; expected (N, {a.shape[1]}), to match x")
+    mode = outlier_mode(outliers, threshold)
+    at, call = _place(x, context)
+    x, weight = at.matrix(x, "x"), at.matrix(weight, "weight", S8)
+    if weight.cols != x.cols:
+        raise ValueError(f"weight has shape {(weight.rows, weight.cols)}; expected (N, {x.cols}), to match x")
+    cols = at.empty((x.cols,), np.int64)
+    cols[:] = -1  # which names no column: a GPU takes all of them, so that nobody waits to learn how many are outliers
+    a, row_stats, count = _quantize_rows(at, call, x, mode, threshold, cols)
+    dtype = DTYPE_OF[x.dtype] if dtype is None else dtype
     if outliers == "off":
-        return scaled_multiply(a, row_stats, weight, col_stats, bias, x.dtype if dtype is None else dtype, context=context)
-    return mixed_scaled_multiply(
-        x, a, row_stats, weight, col_stats, cols, bias, dtype, threshold=threshold, outliers=outliers, context=context
-    )
+        return scaled_multiply(a, row_stats, weight.array, col_stats, bias, dtype, context=context)
+    if at is HOST:
+        cols = cols[: count.item()]
+    options = {"threshold": threshold, "outliers": outliers, "context": context}
+    return mixed_scaled_multiply(x.array, a, row_stats, weight.array, col_stats, cols, bias, dtype, **options)
 
 
 def count_outliers(x, threshold=6.0, counts=None, *, context=None):
     """Calibration, step 1: adds to counts[k] the number of rows of x in which |x[i,k]| >= threshold.
 
-    x: floats [M,K]; counts: int64 [K], NumPy's or exported by DLPack, writable, contiguous and aligned, changed in place;
-    None: zeros. Returns counts.
+    x: floats [M,K]; counts: int64 [K], NumPy's or exported by DLPack, or a tensor beside x on a CUDA device; writable,
+    contiguous and aligned, changed in place; None: zeros. Returns counts.
     """
     outlier_mode("column", threshold)
-    x = matrix(x, "x")
-    counts = np.zeros(x.cols, np.int64) if counts is None else counts
-    array = arrays.as_array(counts, "counts", writable=True)
-    pointer = vector(array, "counts", np.int64, x.cols)
-    if not array.flags.writeable:
-        raise ValueError("counts is read-only; expected a writable array")
-    if not (array.flags.c_contiguous and array.flags.aligned):
-        at = f"strides {array.strides} and address {array.ctypes.data:#x}"
-        raise ValueError(f"counts has {at}; expected elements side by side, at a multiple of {array.itemsize}")
-    (context or default_context()).call(library().int8q_count_outliers, x, threshold, pointer)
+    at, call = _place(x, context)
+    x = at.matrix(x, "x")
+    if counts is None:
+        counts = at.empty((x.cols,), np.int64)
+        counts[:] = 0
+    call(library().int8q_count_outliers, x, threshold, at.vector(counts, "counts", np.int64, x.cols, writable=True))
     return counts
 
 
@@ -217,8 +251,8 @@ def select_outlier_cols(counts, rows, min_fraction=0.06):
     """Calibration, step 2: the columns to keep in fp16 (Linear's kept_cols): those with an outlier in at least min_fraction
     of the rows, and in at least one.
 
-    counts: int64 [K] of count_outliers; rows: how many rows were counted in all, > 0; min_fraction: 0 ... 1, the paper's
-    .06. Returns int64, ascending. Source: LLM.int8() section 3.2.
+    counts: int64 [K] of count_outliers, on the host; rows: how many rows were counted in all, > 0; min_fraction: 0 to 1,
+    the paper's .06. Returns int64, ascending. Source: LLM.int8() section 3.2.
     """
     counts = arrays.as_array(counts, "counts")
     try:

@@ -99,7 +99,7 @@ if _WRAPS:
                     weight = variants[name].merge_safe(self, name, weight)
                 else:
                     weight += self.scaling[name] * (self.lora_B[name].weight.float() @ self.lora_A[name].weight.float())
-            packed = base.packed
+            packed = base._kept()
             base.requantize(weight)
             if not self.merged:
                 self.unmerged = packed
@@ -114,7 +114,8 @@ if _WRAPS:
                 warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
                 return
             base = self.get_base_layer()
-            base.packed, self.unmerged = self.unmerged, None
+            base._put(self.unmerged)
+            self.unmerged = None
             if self.unmerged_bias is not None:
                 base.bias.data, self.unmerged_bias = self.unmerged_bias, None
             self.merged_adapters.clear()

@@ -97,7 +97,7 @@ set(
   no:cacheprovider
 )
 int8q_add_check(python ${INT8Q_TEST_PYTHON} ${run_pytest} --ignore=${PROJECT_SOURCE_DIR}/tests/python/test_doctor.py
-  --ignore=${PROJECT_SOURCE_DIR}/tests/python/test_cuda.py ${without_torch} ${PROJECT_SOURCE_DIR}/tests/python
+  --ignore-glob=${PROJECT_SOURCE_DIR}/tests/python/test_cuda*.py ${without_torch} ${PROJECT_SOURCE_DIR}/tests/python
 )
 set_tests_properties(check_python PROPERTIES ENVIRONMENT "${python_environment}")
 foreach(name IN LISTS torch_tests)
@@ -133,7 +133,9 @@ endif()
 
 # torch's tensors on a GPU that a driver plays.
 if(plays_86)
-  int8q_add_check(cuda_tensors ${INT8Q_TORCH_PYTHON} ${run_pytest} ${PROJECT_SOURCE_DIR}/tests/python/test_cuda.py)
+  int8q_add_check(cuda_tensors ${INT8Q_TORCH_PYTHON} ${run_pytest} ${PROJECT_SOURCE_DIR}/tests/python/test_cuda.py
+    ${PROJECT_SOURCE_DIR}/tests/python/test_cuda_operations.py
+  )
   set_tests_properties(
     check_cuda_tensors
     PROPERTIES ENVIRONMENT "${python_environment};LD_LIBRARY_PATH=${libcuda_folder};INT8Q_STUB_GPUS=8.6"

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * int8q.h: the whole stable C ABI of int8q, LLM.int8() on the CPU and on CUDA GPUs (arXiv 2208.07339).
+ * int8q.h: the whole stable C ABI of int8q, LLM.int8() on the CPU and on CUDA GPUs (arXiv 2208.07339). In one file, which
+ * whoever binds it can read alone.
  *
  * Notation. X[M,K] activations, W[N,K] weights, Y[M,N] = X . W^T + bias. row_stats[M] and col_stats[N] are absmax in
  * input units (bitsandbytes' SCA and SCB), not scales: a code q stands for q * stat / 127.

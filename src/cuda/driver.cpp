@@ -212,9 +212,7 @@ const Presence& look_for_driver() {
 const Driver& require_driver() {
   const Presence& found = look_for_driver();
   if (found.state != Presence::kPresent) fail(INT8Q_NO_DEVICE, "no usable GPU: %s", found.why.c_str());
-  if (generation_of_driver != fork_generation()) {
-    fail(INT8Q_NO_DEVICE, "no usable GPU: %s", kForked);
-  }
+  if (generation_of_driver != fork_generation()) fail(INT8Q_NO_DEVICE, "no usable GPU: %s", kForked);
   return found.driver;
 }
 

@@ -273,7 +273,7 @@ run_tensors() { # STEP FOLDER
     return
   fi
   ran=$((ran + 1))
-  timed "$2/test_tensors.log" "$python" -m pytest -q -rs -p no:cacheprovider "$root/tests/python/test_cuda.py"
+  timed "$2/test_tensors.log" "$python" -m pytest -q -rs -p no:cacheprovider "$root"/tests/python/test_cuda*.py
   finish "$1" $? "$(tail -n 1 "$2/test_tensors.log")"
 }
 
